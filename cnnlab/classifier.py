@@ -1,0 +1,174 @@
+"""Training and testing a network with one or more heads: the loss, the metrics, the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric, MetricCollection
+from torchmetrics import classification as tm
+
+from cnnlab import UserError
+from cnnlab.data.splits import Batch
+from cnnlab.heads import Head
+from cnnlab.nets import Net
+from cnnlab.schedules import Schedule
+
+
+class Tally(Metric):
+    """Means over all images of an epoch of several numbers at once: one small addition a step."""
+
+    sums: Tensor
+    images: Tensor
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, means: Tensor, images: int) -> None:
+        """`means` float (names,) over a batch of `images` images."""
+        self.sums += means.detach().double() * images
+        self.images += images
+
+    def compute(self) -> dict[str, float]:
+        """{name: mean over all images}."""
+        means = (self.sums / self.images.clamp(min=1)).tolist()
+        return dict(zip(self.names, means, strict=True))
+
+
+def test_metrics(classes: int) -> MetricCollection:
+    """The metrics of one head on the test split, from predictions and targets int64 (B,)."""
+    each: dict[str, Any] = {"num_classes": classes, "average": "none"}
+    macro: dict[str, Any] = {"num_classes": classes, "average": "macro"}
+    return MetricCollection(
+        {
+            "accuracy": tm.MulticlassAccuracy(num_classes=classes, average="micro"),
+            "f1": tm.MulticlassF1Score(**macro),
+            "precision": tm.MulticlassPrecision(**macro),
+            "recall": tm.MulticlassRecall(**macro),
+            "class_f1": tm.MulticlassF1Score(**each),
+            "class_precision": tm.MulticlassPrecision(**each),
+            "class_recall": tm.MulticlassRecall(**each),
+            "confusion": tm.MulticlassConfusionMatrix(num_classes=classes),
+        }
+    )
+
+
+class Classifier(L.LightningModule):
+    """A network with its heads, trained on the weighted sum of the heads' losses.
+
+    `weights` are {head: weight}, 1 where nothing is said. `l2` times the sum of squares of every head's
+    last kernel is added to the loss (Keras's `kernel_regularizer`). `optimizer` takes the parameters;
+    `schedule` takes the optimizer and the number of steps. Whatever is random in a training step
+    (dropout) is a function of (seed, step), so a resumed run needs no random state.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        heads: tuple[Head, ...],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[Optimizer, int], Schedule],
+        weights: Mapping[str, float],
+        l2: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net, self.heads = net, heads
+        self.weights = _checked_weights(heads, weights)
+        if l2 < 0:
+            raise UserError(f"l2={l2} must be at least 0")
+        self.make_optimizer, self.make_schedule, self.l2, self.seed = optimizer, schedule, l2, seed
+        names = ["loss", "joint_accuracy"]
+        names += [f"{head.name}_{what}" for what in ("loss", "accuracy") for head in heads]
+        self.tallies = nn.ModuleDict({f"{stage}_tally": Tally(names) for stage in ("train", "val", "test")})
+        self.metrics = nn.ModuleDict({head.name: test_metrics(len(head.classes)) for head in heads})
+        self.predictions: list[tuple[dict[str, Tensor], Tensor]] = []  # of the test split, batch by batch
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.net(images)  # type: ignore[no-any-return]
+
+    def tally(self, stage: str) -> Tally:
+        """The running means of "train", "val" or "test"."""
+        tally = self.tallies[f"{stage}_tally"]
+        assert isinstance(tally, Tally)
+        return tally
+
+    def step(self, batch: Batch, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss, a scalar, and {head: logits}; the unweighted numbers go to the tally."""
+        images, targets = batch
+        logits = self(images)
+        losses = [head.loss(logits[head.name], targets[head.name]) for head in self.heads]
+        loss = sum(
+            (self.weights[head.name] * part for head, part in zip(self.heads, losses, strict=True)), 0.0
+        )
+        if self.l2:
+            loss = loss + self.l2 * sum(kernel.square().sum() for kernel in self.net.last_kernels())
+        assert isinstance(loss, Tensor)
+        with torch.no_grad():
+            right = [head.predict(logits[head.name]) == targets[head.name] for head in self.heads]
+            stacked = torch.stack(right).float()  # (heads, B)
+            means = torch.stack([loss, stacked.amin(dim=0).mean(), *losses])
+            self.tally(stage).update(torch.cat([means, stacked.mean(dim=1)]), len(images))
+        return loss, logits
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.step(batch, "train")[0]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        targets = batch[1]
+        _, logits = self.step(batch, "test")
+        predicted = {head.name: head.predict(logits[head.name]) for head in self.heads}
+        truth = torch.ones(len(batch[0]), device=self.device)  # probability that all heads give to the truth
+        for head in self.heads:
+            probabilities = head.probabilities(logits[head.name])
+            truth = truth * probabilities.gather(1, targets[head.name][:, None])[:, 0]
+            self.metrics[head.name].update(predicted[head.name], targets[head.name])  # type: ignore[operator]
+        self.predictions.append((predicted, truth))
+
+    def on_train_epoch_start(self) -> None:
+        self.tally("train").reset()
+
+    def on_validation_epoch_start(self) -> None:
+        self.tally("val").reset()
+
+    def on_validation_epoch_end(self) -> None:
+        means = self.tally("val").compute()
+        self.log("watched_loss", means["loss"])
+        # Images wrong, and the loss, squashed below one image, to decide between equals.
+        wrong = (1 - means["joint_accuracy"]) * float(self.tally("val").images)
+        self.log("val_errors", round(wrong) + means["loss"] / (1 + means["loss"]))
+
+    def on_train_epoch_end(self) -> None:
+        if not self.trainer.val_dataloaders:
+            self.log("watched_loss", self.tally("train").compute()["loss"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer, steps)}
+
+
+def _checked_weights(heads: tuple[Head, ...], weights: Mapping[str, float]) -> dict[str, float]:
+    names = [head.name for head in heads]
+    for name, weight in weights.items():
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise UserError(f"weighting.weights.{name}: no such head; {hint}heads: {', '.join(names)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise UserError(f"weighting.weights.{name}={weight} is not a number from 0 up")
+    return {name: float(weights.get(name, 1.0)) for name in names}

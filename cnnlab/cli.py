@@ -1,0 +1,165 @@
+"""A Hydra command line whose mistakes are answered in one line.
+
+The YAML files are the schema: a setting exists if they name it, and its type is that of the value there.
+Nothing here imports torch, so a typo is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cnnlab import UserError
+
+CONF = Path(__file__).parent / "conf"
+
+# Mappings whose keys are the user's to name: Hydra itself would ask for a `+` before each.
+OPEN = ("weighting.weights.",)
+
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Run `task` with the configuration that `conf/<config_name>.yaml` and the command line compose.
+
+    A mistake of the user's ends in one line on standard error and exit status 1; HYDRA_FULL_ERROR=1
+    shows the traceback instead.
+    """
+    full = os.environ.get(_FULL_ERROR) == "1"
+    os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would else print
+    sys.argv[1:] = [f"++{word}" if word.startswith(OPEN) else word for word in sys.argv[1:]]
+
+    @wraps(task)
+    def checked(cfg: DictConfig) -> Any:
+        try:
+            _check(cfg, _reference(config_name))
+            return task(cfg)
+        except MISTAKES as error:
+            if full or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep goes on with its other jobs
+                raise
+            sys.exit(f"error: {_one_line(error, config_name)}")
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
+    except MISTAKES as error:
+        if full:
+            raise
+        sys.exit(f"error: {_one_line(error, config_name)}")
+    finally:
+        if not full:
+            del os.environ[_FULL_ERROR]
+
+
+def _reference(config_name: str) -> DictConfig:
+    """The configuration that the chosen groups give by themselves, without experiment or overrides."""
+    choices = HydraConfig.get().runtime.choices
+    groups = {group: option for group, option in choices.items() if "/" not in group}
+    without = ["~experiment"] if groups.pop("experiment", None) else []
+    return compose(config_name, [f"{group}={option}" for group, option in groups.items()] + without)
+
+
+def _check(cfg: DictConfig, reference: DictConfig) -> None:
+    """Raise `UserError` for a setting that does not exist, or whose value is of the wrong type."""
+    known = dict(_leaves(reference))
+    for key, value in _leaves(cfg):
+        if key.startswith(OPEN):
+            continue
+        if key not in known:
+            raise UserError(f"there is no setting '{key}'{_nearest(key, known)}")
+        wanted = known[key]
+        if not _fits(value, wanted):
+            kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[
+                type(wanted)
+            ]
+            raise UserError(f"{key}={value} is not {kind}")
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, dict) and (node or f"{prefix}." not in OPEN):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether `value` may stand where the YAML files have `wanted`. None and lists are left to the code."""
+    if wanted is None or isinstance(wanted, list | dict):
+        return True
+    if isinstance(wanted, bool):
+        return isinstance(value, bool)
+    if isinstance(wanted, int):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(wanted, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, type(wanted))
+
+
+def _nearest(key: str, known: Any) -> str:
+    near = get_close_matches(key, list(known), n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    parent = key.rpartition(".")[0]
+    siblings = [other for other in known if other.rpartition(".")[0] == parent] or list(known)
+    return f"; there are {', '.join(siblings)}"
+
+
+def _one_line(error: BaseException, config_name: str) -> str:
+    """What went wrong, with the nearest right spelling or the options."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for link in chain:
+        if isinstance(link, UserError):
+            return str(link)
+        if isinstance(link, MissingConfigException) and link.options is not None:
+            return _unknown_option(link)
+        if isinstance(link, OSError):
+            return f"cannot write to {link.filename} ({link.strerror}); set hydra.run.dir=<folder>"
+    message = " ".join(str(error).split())
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}': {message}"
+    if isinstance(error, ConfigCompositionException) and message.startswith("Could not override '"):
+        key = message.split("'")[1]
+        return f"there is no setting '{key}'{_nearest(key, _all_keys(config_name))}"
+    return message
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or ())
+    near = get_close_matches(option, options, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"there is no {group} '{option}'{hint} (there are {', '.join(options)})"
+
+
+def _all_keys(config_name: str) -> list[str]:
+    """Every group, and every setting of a command for the groups that its command line chooses."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        chosen = [word for word in sys.argv[1:] if (CONF / word.split("=")[0]).is_dir()]
+        keys = [key for key, _ in _leaves(compose(config_name, chosen))]
+    return keys + [path.name for path in CONF.iterdir() if path.is_dir()]

@@ -1,0 +1,140 @@
+"""What every data set here has: three splits, served in whole batches and counted for leakage."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cnnlab import UserError
+from cnnlab.heads import Head
+
+Batch = tuple[Tensor, dict[str, Tensor]]  # images float32 (B, C, 28, 28) in [0, 1]; {head: int64 (B,)}
+
+COUNT_CHUNK = 4096  # images held at once while a split is counted
+
+
+class Split(Dataset[Batch]):
+    """One part of a data set: image i and its targets are a function of i alone."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def images(self, indices: Tensor) -> Tensor:
+        """The 8-bit images, uint8 (B, C, 28, 28), of `indices` int64 (B,)."""
+
+    @abstractmethod
+    def targets(self, indices: Tensor) -> dict[str, Tensor]:
+        """{head: int64 (B,)} of `indices` int64 (B,)."""
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A whole batch at once: no Python runs for the single image."""
+        rows = torch.as_tensor(indices)
+        return self.images(rows).float() / 255, self.targets(rows)
+
+
+class Shuffle(Sampler[int]):
+    """The order of an epoch, a pure function of (seed, epoch): a resumed run needs no state.
+
+    `fresh` counts the indices on from epoch to epoch instead of beginning again at 0.
+    """
+
+    def __init__(self, size: int, seed: int, fresh: bool = False) -> None:
+        self.size, self.seed, self.fresh, self.epoch = size, seed, fresh, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.size, generator=generator)
+        yield from (order + self.fresh * self.epoch * self.size).tolist()
+
+
+def _as_served(batch: Batch) -> Batch:
+    return batch
+
+
+class LabData(LightningDataModule):
+    """A data set of this lab: its heads, its channels and its three splits.
+
+    A subclass names `heads` and `in_channels` when it is built, and makes the splits in `setup`
+    (`val` may be empty). The network is built from `in_channels` and `heads`.
+    """
+
+    heads: tuple[Head, ...]
+    in_channels: int
+    splits: dict[str, Split]
+    fresh: bool = False
+    names: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+
+    def __init__(self, seed: int, batch_size: int, eval_batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        if min(batch_size, eval_batch_size) < 1:
+            raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed={seed} is not in 0..{2**32 - 1}")
+        if num_workers < 0:
+            raise UserError("data.num_workers must be at least 0")
+        self.seed, self.batch_size, self.eval_batch_size = seed, batch_size, eval_batch_size
+        self.num_workers = num_workers
+
+    @abstractmethod
+    def setup(self, stage: str | None = None) -> None:
+        """Make the splits, once."""
+
+    def _loader(self, name: str, batch_size: int, sampler: Shuffle | None = None) -> DataLoader[Batch]:
+        return DataLoader(
+            self.splits[name],
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_as_served,  # type: ignore[arg-type]
+            # A generator of its own: the loader must not draw from the global random state.
+            generator=torch.Generator().manual_seed(self.seed),
+            persistent_workers=False,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        sampler = Shuffle(len(self.splits["train"]), self.seed, self.fresh)
+        return self._loader("train", self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        return self._loader("val", self.eval_batch_size) if len(self.splits["val"]) else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test", self.eval_batch_size)
+
+    def counts(self, epochs: int = 1) -> dict[str, int]:
+        """How many images each split has, how many are distinct, and how many test images (distinct)
+        also stand in training or validation or the validation ones in training (`overlap`).
+
+        Counted on the 8-bit images as they are served. With `fresh` the training images are those
+        of all `epochs`.
+        """
+        seen = {name: self._fingerprints(name, epochs) for name in self.names}
+        train, val, test = (seen[name] for name in self.names)
+        sizes = {name: len(self.splits[name]) for name in self.names}
+        sizes["train"] *= epochs if self.fresh else 1
+        distinct = {f"distinct_{name}": len(seen[name]) for name in self.names}
+        return {**sizes, **distinct, "overlap": len(test & (train | val)) + len(val & train)}
+
+    def _fingerprints(self, name: str, epochs: int) -> set[bytes]:
+        split = self.splits[name]
+        size = len(split) * (epochs if self.fresh and name == "train" else 1)
+        prints: set[bytes] = set()
+        for rows in torch.arange(size).split(COUNT_CHUNK):
+            flat = split.images(rows).flatten(1).numpy()
+            prints.update(hashlib.blake2b(image, digest_size=16).digest() for image in flat)
+        return prints

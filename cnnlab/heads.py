@@ -1,0 +1,51 @@
+"""A head: one question that a network answers about an image, with the classes it may answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Head:
+    """A name and its class names.
+
+    Two classes share one unit (a sigmoid, its logit is the evidence for the second class);
+    more have one unit each (a softmax). Both reports do so.
+
+    `parts` are the heads whose product this head is: class number i is then the i-th combination
+    in row-major order, as in `Head("class", ..., parts=(length, width, angle, colour))`.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    parts: tuple[Head, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """Number of output units: 1 for two classes, else one a class."""
+        return 1 if len(self.classes) == 2 else len(self.classes)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, a scalar: binary for one unit, categorical for more.
+
+        `logits` float (B, units), `targets` int64 (B,) in [0, classes).
+        """
+        logits = logits.float()
+        if self.units == 1:
+            return F.binary_cross_entropy_with_logits(logits[:, 0], targets.float())
+        return F.cross_entropy(logits, targets)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The most probable class, int64 (B,), of `logits` (B, units)."""
+        return (logits[:, 0] > 0).long() if self.units == 1 else logits.argmax(dim=1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Class probabilities, float32 (B, classes), rows sum to 1, of `logits` (B, units)."""
+        logits = logits.float()
+        if self.units == 1:
+            return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
+        return logits.softmax(dim=1)

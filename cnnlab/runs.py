@@ -1,0 +1,149 @@
+"""Run folders: the only thing that passes between commands. Whoever has one can rebuild the data, the
+network and its weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+from functools import cached_property
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab import UserError
+from cnnlab.classifier import Classifier
+from cnnlab.data.splits import LabData
+from cnnlab.nets import Net
+
+PACKAGES = ("cnnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
+
+
+def build_data(cfg: DictConfig) -> LabData:
+    """The data set of a configuration, ready to serve."""
+    data: LabData = instantiate(cfg.data)
+    return data
+
+
+def build_net(cfg: DictConfig, data: LabData) -> Net:
+    """The untrained network of a configuration, for the heads and channels of `data`."""
+    build = instantiate(cfg.net, _partial_=True, _convert_="all")
+    net: Net = build(in_channels=data.in_channels, heads=data.heads)
+    return net
+
+
+def build_classifier(cfg: DictConfig, data: LabData) -> Classifier:
+    """Network, loss, optimizer and schedule of a configuration. Raises `UserError` for a bad value."""
+    classifier = Classifier(
+        net=build_net(cfg, data),
+        heads=data.heads,
+        optimizer=instantiate(cfg.optimizer),
+        schedule=instantiate(cfg.schedule),
+        weights=OmegaConf.to_container(cfg.weighting.weights),  # type: ignore[arg-type]
+        l2=cfg.l2,
+        seed=cfg.seed,
+    )
+    try:  # a value that they refuse must be known now, not when the training begins
+        classifier.make_schedule(classifier.make_optimizer(classifier.net.parameters()), 1)
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"optimizer or schedule: {error}") from error
+    return classifier
+
+
+class Run:
+    """A run folder that was written before, opened by its path.
+
+    Raises `UserError` where `path` is not a run folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).expanduser().resolve()
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{path} is not a run folder: it holds no config.yaml")
+
+    @cached_property
+    def config(self) -> DictConfig:
+        config = OmegaConf.load(self.path / "config.yaml")
+        assert isinstance(config, DictConfig)
+        return config
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` says; {} while the run has not ended."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.get("status") == "finished"
+
+    def checkpoint(self, name: str) -> Path:
+        """The path of the checkpoint "best" or "last"; `UserError` where there is none."""
+        path = self.path / "checkpoints" / f"{name}.ckpt"
+        if not path.is_file():
+            raise UserError(
+                f"{self.path} has no checkpoints/{name}.ckpt: it stopped before its first epoch ended"
+            )
+        return path
+
+    def data(self) -> LabData:
+        """The run's data set, set up."""
+        data = build_data(self.config)
+        data.setup()
+        return data
+
+    def net(self, data: LabData) -> Net:
+        """The run's network with its best weights, in evaluation mode."""
+        net = build_net(self.config, data)
+        state = load_checkpoint(self.checkpoint("best"))["state_dict"]
+        prefix = "net."
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return net.eval()
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content: plain tensors and numbers, never code."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step: a reader sees the old one or the new one, never half of one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as CSV text with a header."""
+    text = StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a result depends on."""
+    return {package: version(package) for package in PACKAGES}
+
+
+def commit() -> str | None:
+    """The git commit of this checkout, with "-dirty" where it was edited; None for an installed wheel."""
+    package = Path(__file__).parent
+    if not (package.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

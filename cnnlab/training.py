@@ -1,0 +1,217 @@
+"""One configuration, trained and tested into one run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from cnnlab import UserError, hardware, report
+from cnnlab.classifier import Classifier
+from cnnlab.data.splits import LabData
+from cnnlab.nets import parameter_counts
+from cnnlab.progress import Display, Journal
+from cnnlab.runs import Run, build_classifier, build_data, commit, load_checkpoint, versions, write_whole
+
+
+def train_run(cfg: DictConfig) -> float:
+    """Train and test `cfg` as one Hydra job; returns the best joint accuracy on the validation split
+    (on the training split where there is no validation).
+
+    Raises `UserError` for what the user can mend; then no folder is left that was not there before.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        if cfg.resume is None:
+            _claim(folder)
+            cfg = _named(cfg)
+            ckpt = None
+        else:
+            run = Run(cfg.resume)
+            cfg, ckpt = _resumed(run, cfg), run.checkpoint("last")
+            _drop_if_empty(folder)
+            folder = run.path
+        _quiet()
+        data = build_data(cfg)
+        _seed(cfg.seed)
+        classifier = build_classifier(cfg, data)
+        return _Job(cfg, folder, data, classifier).run(ckpt)
+    except Exception:
+        _drop_if_empty(folder)
+        raise
+
+
+class _Job:
+    """A run while it goes on."""
+
+    def __init__(self, cfg: DictConfig, folder: Path, data: LabData, classifier: Classifier) -> None:
+        self.cfg, self.folder, self.data, self.classifier = cfg, folder, data, classifier
+        self.console = Console()
+        self.journal = Journal(folder)
+        if cfg.trainer.keep_memory:
+            hardware.keep_memory()
+        if cfg.trainer.channels_last:
+            classifier.net.to(memory_format=torch.channels_last)
+        self.trainer = _trainer(cfg, folder, data, [self.journal, Display(self.console, self.journal)])
+
+    def run(self, ckpt: Path | None) -> float:
+        self.data.setup()
+        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
+        write_whole(self.folder / "model.txt", report.model_text(self.classifier.net, self.data.in_channels))
+        self.console.print(
+            f"{self.cfg.experiment}, seed {self.cfg.seed}: {_machine(self.trainer)}", highlight=False
+        )
+        try:
+            self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=ckpt, weights_only=True)
+            best = load_checkpoint(self.folder / "checkpoints" / "best.ckpt")
+            self.classifier.load_state_dict(best["state_dict"])
+            self.trainer.test(self.classifier, datamodule=self.data, verbose=False)
+        except (KeyboardInterrupt, SystemExit):
+            self._end("interrupted")
+            self.console.print(
+                f"\ninterrupted; go on with: python -m cnnlab.train resume={self.folder}", soft_wrap=True
+            )
+            raise
+        except Exception as error:
+            self._end("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        summary = self._summary("finished", best_epoch=best["epoch"] + 1)
+        summary["test"] = report.test_summary(self.classifier)
+        report.write(self.folder, summary, self.journal.rows, self.data, self.classifier)
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        report.closing_lines(self.console, self.folder, summary)
+        return self._best_accuracy()
+
+    def _best_accuracy(self) -> float:
+        rows = self.journal.rows
+        name = "val_joint_accuracy" if "val_joint_accuracy" in rows[0] else "train_joint_accuracy"
+        return max(row[name] for row in rows)
+
+    def _summary(self, status: str, **more: Any) -> dict[str, Any]:
+        rows = self.journal.rows
+        images = len(self.data.splits["train"]) * len(rows)
+        steps = sum(row["seconds"] for row in rows)
+        return {
+            "status": status,
+            "experiment": self.cfg.experiment,
+            "seed": self.cfg.seed,
+            "versions": versions(),
+            "commit": commit(),
+            "machine": _machine(self.trainer),
+            "parameters": parameter_counts(self.classifier.net),
+            "data": self.data.counts(epochs=max(1, len(rows))),
+            "epochs": len(rows),
+            "train_seconds": round(sum(row["seconds"] + row["val_seconds"] for row in rows), 1),
+            "images_per_second": round(images / steps) if steps else None,
+            **more,
+        }
+
+    def _end(self, status: str, **more: Any) -> None:
+        summary = self._summary(status, **more)
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _trainer(cfg: DictConfig, folder: Path, data: LabData, callbacks: list[L.Callback]) -> L.Trainer:
+    data.setup()
+    checkpoints = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="best",
+        monitor="val_errors" if len(data.splits["val"]) else None,  # without validation the last is the best
+        mode="min",
+        save_last=True,
+        save_on_train_epoch_end=True,  # after the journal's row
+        enable_version_counter=False,
+    )
+    if cfg.trainer.max_epochs < 1:
+        raise UserError(f"trainer.max_epochs={cfg.trainer.max_epochs} must be at least 1")
+    try:
+        return L.Trainer(
+            max_epochs=cfg.trainer.max_epochs,
+            accelerator=cfg.trainer.accelerator,
+            devices=cfg.trainer.devices,
+            precision=hardware.precision(cfg.trainer.precision),  # type: ignore[arg-type]
+            callbacks=[*callbacks, checkpoints],
+            default_root_dir=folder,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _named(cfg: DictConfig) -> DictConfig:
+    """`cfg` with the experiment's name in front."""
+    experiment = HydraConfig.get().runtime.choices["experiment"]
+    return OmegaConf.create({"experiment": experiment, **cfg})
+
+
+def _seed(seed: int) -> None:
+    try:
+        L.seed_everything(seed, verbose=False)
+    except ValueError as error:
+        raise UserError(f"seed={seed}: {error}") from error
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder ours. Nothing in it is ever written over."""
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another hydra.run.dir, or go on with resume={folder}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to {folder}; set hydra.run.dir=<folder>")
+
+
+def _drop_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _resumed(run: Run, cfg: DictConfig) -> DictConfig:
+    """The run's own configuration; of the command line's only `trainer.max_epochs` counts, to raise it."""
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in ("resume", "trainer.max_epochs") and (key, value) != (
+            "experiment",
+            run.config.experiment,
+        ):
+            raise UserError(
+                f"resume takes everything from the run, but a raised trainer.max_epochs: drop {override}"
+            )
+    config = run.config.copy()
+    if any(override.startswith("trainer.max_epochs=") for override in HydraConfig.get().overrides.task):
+        if cfg.trainer.max_epochs < config.trainer.max_epochs:
+            raise UserError(
+                f"the run has trainer.max_epochs={config.trainer.max_epochs}; it can only be raised"
+            )
+        config.trainer.max_epochs = cfg.trainer.max_epochs
+    if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
+        raise UserError(f"{run.path} is finished; raise trainer.max_epochs to train it longer")
+    return config
+
+
+def _machine(trainer: L.Trainer) -> str:
+    return f"{hardware.description()}, {trainer.precision}"
+
+
+def _quiet() -> None:
+    """The console is ours: no advice from Lightning, and none about what it itself calls of torch."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for advice in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*treespec, LeafSpec.*",
+        "Total length of .list. across ranks is zero.*",
+    ):
+        warnings.filterwarnings("ignore", advice)

@@ -1,0 +1,66 @@
+"""The arrows of the house point down, and what a command needs at once is quick to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import cnnlab
+
+PACKAGE = Path(cnnlab.__file__).parent
+
+# From the bottom up: a module imports only from floors below its own, or beside it where listed together.
+FLOORS = [
+    {"cnnlab"},
+    {"cnnlab.heads", "cnnlab.hardware", "cnnlab.figures", "cnnlab.page", "cnnlab.cli", "cnnlab.schedules"},
+    {"cnnlab.nets", "cnnlab.data.splits"},
+    {"cnnlab.data.lines", "cnnlab.data.mnist"},
+    {"cnnlab.classifier"},
+    {"cnnlab.runs"},
+    {"cnnlab.progress"},
+    {"cnnlab.report"},
+    {"cnnlab.training"},
+    {"cnnlab.train"},
+]
+COMMANDS = {"cnnlab.train"}
+
+
+def _modules() -> dict[str, set[str]]:
+    """{module: the modules of the package that it imports}."""
+    imports = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cnnlab"):
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    file = PACKAGE.parent / Path(*whole.split("."))
+                    is_module = file.with_suffix(".py").exists() or file.is_dir()
+                    found.add(whole if is_module else str(node.module))
+        imports[name] = found
+    return imports
+
+
+def test_the_arrows_point_down() -> None:
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for module, imports in _modules().items():
+        if module == "cnnlab.data":
+            continue
+        assert module in floor, f"{module} has no floor yet"
+        for imported in imports:
+            assert floor[imported] < floor[module], f"{module} must not import {imported}"
+            assert imported not in COMMANDS, f"nobody imports a command: {module} imports {imported}"
+
+
+def test_only_figures_imports_matplotlib() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert path.name == "figures.py" or "matplotlib" not in path.read_text(), path
+
+
+def test_a_command_does_not_import_torch_before_it_needs_it() -> None:
+    code = "import sys, cnnlab.train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

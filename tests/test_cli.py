@@ -1,0 +1,108 @@
+"""Mistakes on the command line: one clear line each, exit status 1, and nothing that looks like a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_LINES, run_train
+
+
+def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cnnlab.train", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["experiment=multihed"], "there is no experiment 'multihed'; did you mean 'multihead'?"),
+        (["nett=branched"], "there is no setting 'nett'; did you mean 'net'?"),
+        (["net.fliters=3"], "there is no setting 'net.fliters'; did you mean 'net.filters'?"),
+        (["+typo=1"], "there is no setting 'typo'"),
+        (["+net.kernel=1"], "there is no setting 'net.kernel'"),
+        (["data.batch_size=many"], "data.batch_size=many is not a whole number"),
+        (["data.antialias=3"], "data.antialias=3 is not true or false"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast is not a number"),
+        (["seed=1.5"], "seed=1.5 is not a whole number"),
+        (["experiment=mnist", "data.train_per_class=3"], "there is no setting 'data.train_per_class'"),
+        (["net.filters=[1"], "net.filters=[1"),
+    ],
+)
+def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[str], message: str) -> None:
+    done = _command(tmp_path, *words)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.batch_size=0"], "data.batch_size and data.eval_batch_size must be at least 1"),
+        (["data.train_per_class=-5"], "data.train_per_class=-5"),
+        (["experiment=lines", "net.kernel_size=40"], "net.kernel_size=40 is larger than the 28 x 28 pixels"),
+        (["weighting.weights.colr=2"], "no such head; did you mean 'colour'?"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1"),
+        (["trainer.precision=half"], "trainer: "),
+        (["trainer.accelerator=abacus"], "trainer: "),
+        (["optimizer.lr=-1"], "optimizer or schedule: Invalid learning rate: -1"),
+        (["seed=-1"], "seed=-1"),
+        (["l2=-1"], "l2=-1"),
+        (["schedule.warmup=2"], "schedule.warmup=2"),
+        (["resume=nowhere"], "nowhere is not a run folder"),
+    ],
+)
+def test_a_bad_value_is_one_line_and_leaves_no_folder(
+    tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        run_train(folder, *words)
+    assert str(stop.value).startswith("error: ")
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
+    assert not folder.exists()
+
+
+def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(SystemExit, match=r"is not empty; choose another hydra\.run\.dir"):
+        run_train(tmp_path, *TINY_LINES)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    done = _command(tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: cannot write to ")
+
+
+def test_an_experiment_of_the_users_own_is_held_to_the_same_rules(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nnet:\n  filtres: 3\n")
+    done = _command(tmp_path, "--config-dir", str(tmp_path), "experiment=mine")
+    assert done.stderr == "error: there is no setting 'net.filtres'; did you mean 'net.filters'?\n"
+    assert done.returncode == 1
+
+
+def test_help_names_groups_and_settings(tmp_path: Path) -> None:
+    done = _command(tmp_path, "--help")
+    assert done.returncode == 0
+    for word in ("experiment: ", "multihead", "train_per_class", "max_epochs"):
+        assert word in done.stdout
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,136 @@
+"""The networks of the reports: totals to the unit, names, Keras's defaults, refused settings."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from cnnlab import UserError
+from cnnlab.cli import CONF
+from cnnlab.data.lines import HEADS, TASKS
+from cnnlab.data.mnist import DIGIT
+from cnnlab.nets import Branched, Classifier1, Deep, Net, layer_table, parameter_counts
+
+MNIST: dict[str, Any] = {"in_channels": 1, "heads": (DIGIT,)}
+LINES: dict[str, Any] = {"in_channels": 3, "heads": TASKS["class"]}
+MULTI: dict[str, Any] = {"in_channels": 3, "heads": HEADS}
+
+
+def build(name: str, data: dict[str, Any], **settings: Any) -> Net:
+    """The network of `conf/net/<name>.yaml` with some settings changed."""
+    config = OmegaConf.merge(OmegaConf.load(Path(CONF) / "net" / f"{name}.yaml"), settings)
+    net: Net = instantiate(config, _partial_=True, _convert_="all")(**data)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "settings", "total", "non_trainable"),
+    [
+        ("classifier1", MNIST, {}, 1_274_570, 64),
+        ("classifier1", LINES, {}, 11_933_536, 64),
+        ("classifier1", MNIST, {"kernel_size": 5}, 1_509_322, 64),
+        ("classifier1", MNIST, {"dense": "flat"}, 3_977_930, 64),
+        ("classifier1", LINES, {"dense": "flat"}, 4_069_216, 64),
+        ("deep", MNIST, {}, 4_823_050, 256),
+        ("deep", LINES, {}, 4_911_776, 256),
+        ("shared_figure5", MULTI, {}, 1_386_703, 64),
+        ("shared_v1", MULTI, {}, 497_363, 0),
+        ("shared_v2", MULTI, {}, 273_253, 0),
+        ("shared_v3", MULTI, {}, 126_719, 0),
+        ("branched", MULTI, {}, 98_927, 512),
+    ],
+)
+def test_totals_are_the_reports(
+    name: str, data: dict[str, Any], settings: dict[str, Any], total: int, non_trainable: int
+) -> None:
+    net = build(name, data, **settings)
+    assert parameter_counts(net) == {
+        "total": total,
+        "trainable": total - non_trainable,
+        "non_trainable": non_trainable,
+    }
+    output = net.eval()(torch.rand(2, data["in_channels"], 28, 28))
+    assert {key: tuple(value.shape) for key, value in output.items()} == {
+        head.name: (2, head.units) for head in data["heads"]
+    }
+
+
+def test_stride_takes_the_place_of_pooling() -> None:
+    pooled, strided = Classifier1(**MNIST), Classifier1(**MNIST, downsample="stride")
+    assert parameter_counts(pooled) == parameter_counts(strided)
+    assert "stem.pool" not in dict(strided.named_modules())
+
+
+def test_layers_have_the_names_that_users_say_and_shapes() -> None:
+    table = layer_table(Branched(**MULTI), in_channels=3)
+    shapes = {name: shape for name, _, shape, _ in table}
+    assert shapes["stem.pool"] == (32, 9, 9)
+    assert shapes["angle.conv2"] == (64, 9, 9)
+    assert shapes["angle.out"] == (12,)
+    assert sum(count for *_, count in table) == 98_927
+
+
+@pytest.mark.parametrize(
+    "net", [Branched(**MULTI), Deep(**LINES), Classifier1(**MNIST), build("shared_v2", MULTI)]
+)
+def test_every_activation_is_its_own_module_and_not_in_place(net: Net) -> None:
+    runs = [name for name, *_ in layer_table(net, 1 if "digit" in net.head_names else 3)]
+    assert len(runs) == len(set(runs))
+    relus = [module for module in net.modules() if isinstance(module, torch.nn.ReLU)]
+    assert relus
+    assert not any(relu.inplace for relu in relus)
+
+
+def test_keras_defaults() -> None:
+    net = Classifier1(**MNIST)
+    conv, out = net.get_submodule("stem.conv"), net.get_submodule("digit.out")
+    assert conv.get_parameter("weight").abs().max() <= math.sqrt(6 / (49 * 1 + 49 * 32))
+    assert conv.get_parameter("weight").abs().max() > 0.95 * math.sqrt(6 / (49 * 1 + 49 * 32))
+    assert out.get_parameter("weight").abs().max() <= math.sqrt(6 / (1024 * 121 + 10))
+    assert conv.get_parameter("bias").abs().max() == 0
+    norm = net.get_submodule("stem.bn")
+    assert (norm.eps, norm.momentum) == (1e-3, 0.01)
+
+
+def test_version_3_draws_its_heads_from_a_narrow_normal() -> None:
+    torch.manual_seed(0)
+    net = build("shared_v3", MULTI)
+    assert net.get_submodule("angle.dense1").get_parameter("weight").std().item() == pytest.approx(
+        0.01, rel=0.05
+    )
+    assert net.get_submodule("angle.dense1").get_parameter("bias").abs().max() > 0
+    assert net.get_submodule("stem.conv1").get_parameter("bias").abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("classifier1", {"kernel_size": 29}, "net.kernel_size=29 is larger than the 28 x 28 pixels"),
+        ("classifier1", {"kernel_size": 0}, "net.kernel_size=0 must be at least 1"),
+        ("classifier1", {"kernel_size": 28}, "net.kernel_size=2 is larger than the 1 x 1"),
+        ("classifier1", {"filters": -1}, "net.filters=-1 must be at least 1"),
+        ("classifier1", {"dense": "per_pixel"}, "net.dense=per_pixel: choose one of pixel, flat"),
+        ("classifier1", {"dropout": 1.0}, r"net.dropout=1.0 is not in \[0, 1\)"),
+        ("deep", {"dropout": [0.1, 0.1]}, "net.dropout"),
+        ("branched", {"filters": 0}, "net.filters=0"),
+        ("shared_v1", {}, "net.hidden says nothing of head 'digit', only of length, width, angle, colour"),
+    ],
+)
+def test_bad_settings_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(name, MNIST, **settings)
+
+
+def test_the_layer_table_leaves_no_trace() -> None:
+    net = Branched(**MULTI).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    layer_table(net, 3)
+    assert net.training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert not any(module._forward_hooks for module in net.modules())

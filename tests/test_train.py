@@ -1,0 +1,203 @@
+"""The train command end to end: the run folder, bit-for-bit repetition, resuming, every experiment."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cnnlab.cli import CONF
+from cnnlab.runs import Run, load_checkpoint
+from tests.conftest import TINY_LINES, TINY_MNIST, run_train
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _without_times(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+
+
+def _weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["state_dict"]
+    return weights
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_run_folder_holds_what_it_promises(lines_run: Path) -> None:
+    heads = ("length", "width", "angle", "colour")
+    names = {str(path.relative_to(lines_run)) for path in lines_run.rglob("*") if path.is_file()}
+    figures = {"samples", "curves", "f_scores", "mistakes", *(f"confusion_{head}" for head in heads)}
+    assert names == {
+        "config.yaml", "summary.json", "metrics.csv", "model.txt", "classes.csv", "report.html",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        *(f"confusion_{head}.csv" for head in heads),
+        *(f"figures/{name}.png" for name in figures),
+    }  # fmt: skip
+
+
+def test_the_summary_says_what_happened(lines_run: Path) -> None:
+    summary = json.loads((lines_run / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["experiment"], summary["seed"], summary["epochs"]) == ("multihead", 0, 2)
+    assert summary["parameters"] == {"total": 98_927, "trainable": 98_415, "non_trainable": 512}
+    assert {key: summary["data"][key] for key in ("train", "val", "test", "overlap")} == {
+        "train": 576, "val": 192, "test": 288, "overlap": 0,
+    }  # fmt: skip
+    assert set(summary["test"]["heads"]) == {"length", "width", "angle", "colour"}
+    assert set(summary["test"]["heads"]["angle"]) == {
+        "accuracy", "f1", "precision", "recall", "worst_class", "worst_recall",
+    }  # fmt: skip
+    assert 0 <= summary["test"]["joint_accuracy"] <= summary["test"]["heads"]["angle"]["accuracy"] <= 1
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert summary["train_seconds"] > 0
+    assert summary["images_per_second"] > 0
+    assert summary["best_epoch"] in (1, 2)
+
+
+def test_tables_agree_with_each_other(lines_run: Path) -> None:
+    summary = json.loads((lines_run / "summary.json").read_text())
+    with (lines_run / "confusion_angle.csv").open() as file:
+        counts = [[int(row[name]) for name in list(row)[1:]] for row in csv.DictReader(file)]
+    assert [sum(row) for row in counts] == [24] * 12
+    right = sum(counts[i][i] for i in range(12))
+    assert summary["test"]["heads"]["angle"]["accuracy"] == pytest.approx(right / 288)
+    with (lines_run / "classes.csv").open() as file:
+        angle = [row for row in csv.DictReader(file) if row["head"] == "angle"]
+    assert [float(row["recall"]) for row in angle] == pytest.approx([counts[i][i] / 24 for i in range(12)])
+    rows = _rows(lines_run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    parts = sum(float(rows[0][f"train_{head}_loss"]) for head in ("length", "width", "angle", "colour"))
+    assert float(rows[0]["train_loss"]) == pytest.approx(parts, rel=1e-5)
+
+
+def test_the_page_carries_everything_and_asks_for_nothing(lines_run: Path) -> None:
+    page = (lines_run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 8
+    assert not re.search(r"""(src|href)=["']?(?!["']?data:)""", page)
+    assert "http://" not in page
+    assert 'name="viewport"' in page
+
+
+def test_a_run_can_be_rebuilt_from_its_folder(lines_run: Path) -> None:
+    run = Run(lines_run)
+    data = run.data()
+    net = run.net(data)
+    images, targets = data.splits["test"].__getitems__(list(range(288)))
+    with torch.no_grad():
+        logits = net(images)
+    summary = json.loads((lines_run / "summary.json").read_text())
+    for head in data.heads:
+        accuracy = (head.predict(logits[head.name]) == targets[head.name]).float().mean().item()
+        # The test ran in mixed precision: an image on the edge may fall to the other side.
+        assert accuracy == pytest.approx(summary["test"]["heads"][head.name]["accuracy"], abs=0.011)
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(lines_run: Path, tmp_path: Path) -> None:
+    again = run_train(tmp_path / "again", "experiment=multihead", *TINY_LINES, "data.num_workers=2")
+    assert _same(_weights(lines_run), _weights(again))
+    assert _same(_weights(lines_run, "best"), _weights(again, "best"))
+    assert _without_times(_rows(lines_run)) == _without_times(_rows(again))
+    other = run_train(tmp_path / "other", "experiment=multihead", *TINY_LINES, "seed=1")
+    assert not _same(_weights(lines_run), _weights(other))
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "plateau"])
+def test_a_resumed_run_ends_where_an_undisturbed_one_ends(
+    schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("experiment=multihead", f"schedule={schedule}", *TINY_LINES, "trainer.max_epochs=3")
+    whole = run_train(tmp_path / "whole", *words)
+
+    from cnnlab.classifier import Classifier
+
+    def stop(self: Classifier) -> None:
+        if self.trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_validation_epoch_start", stop)
+        with pytest.raises(SystemExit):
+            run_train(tmp_path / "cut", *words)
+    folder = tmp_path / "cut"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["epochs"]) == ("interrupted", 1)
+    assert f"python -m cnnlab.train resume={folder}" in capsys.readouterr().out
+    assert not (folder / "report.html").exists()
+
+    run_train(tmp_path / "unused", f"resume={folder}")
+    assert not (tmp_path / "unused").exists()
+    assert _same(_weights(whole), _weights(folder))
+    assert _without_times(_rows(whole)) == _without_times(_rows(folder))
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (whole, folder)]
+    assert summaries[0]["test"] == summaries[1]["test"]
+
+
+def test_resume_takes_everything_from_the_run(lines_run: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (["net.filters=8"], "resume takes everything from the run"),
+        (["trainer.max_epochs=1"], "it can only be raised"),
+        ([], "is finished; raise trainer.max_epochs"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_train(tmp_path / "unused", f"resume={lines_run}", *words)
+        assert not (tmp_path / "unused").exists()
+
+
+def test_a_finished_run_can_be_trained_longer(tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, "trainer.max_epochs=1")
+    run_train(tmp_path / "unused", f"resume={folder}", "trainer.max_epochs=2")
+    assert [row["epoch"] for row in _rows(folder)] == ["1", "2"]
+    assert Run(folder).summary["epochs"] == 2
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_two_batches(experiment: str, tmp_path: Path) -> None:
+    mnist = "mnist" in experiment
+    words = (
+        TINY_MNIST if mnist else ("data.train_per_class=2", "data.val_per_class=1", "data.test_per_class=1")
+    )
+    batch = 128 if mnist else 96
+    folder = run_train(
+        tmp_path / "run",
+        f"experiment={experiment}",
+        *words,
+        f"data.batch_size={batch}",
+        "trainer.max_epochs=1",
+    )
+    assert Run(folder).summary["experiment"] == experiment
+
+
+def test_without_validation_the_last_epoch_is_the_best(tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "run", "experiment=mnist", *TINY_MNIST, "data.val_size=0")
+    assert Run(folder).summary["best_epoch"] == 2
+    assert "val_loss" not in _rows(folder)[0]
+
+
+def test_a_sweep_has_a_folder_a_job(tmp_path: Path) -> None:
+    run_train(
+        tmp_path / "unused", "-m", f"hydra.sweep.dir={tmp_path}/sweep", "experiment=multihead", *TINY_LINES,
+        "trainer.max_epochs=1", "seed=0,1", "weighting.weights.angle=3",
+    )  # fmt: skip
+    for job in (0, 1):
+        run = Run(tmp_path / "sweep" / str(job))
+        assert run.summary["seed"] == job
+        assert _rows(run.path)[0]["weight_angle"] == "3.0"
+
+
+def test_mnist_reports_one_head(mnist_run: Path) -> None:
+    summary = Run(mnist_run).summary
+    assert summary["data"]["test"] == 256
+    assert summary["test"]["joint_accuracy"] == pytest.approx(summary["test"]["heads"]["digit"]["accuracy"])
