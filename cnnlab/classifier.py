@@ -29,27 +29,27 @@ class Tally(Metric):
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.add_state("sums", torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, means: Tensor, images: int) -> None:
-        """`means` float (names,) over a batch of `images` images."""
-        self.sums += means.detach().double() * images
+    def update(self, sums: Tensor, images: int) -> None:
+        """`sums` float (names,) over a batch of `images` images. A count of images stays exact in float32."""
+        self.sums += sums.detach()
         self.images += images
 
     def compute(self) -> dict[str, float]:
         """{name: mean over all images}."""
-        means = (self.sums / self.images.clamp(min=1)).tolist()
-        return dict(zip(self.names, means, strict=True))
+        images = max(1, int(self.images))
+        return {name: total / images for name, total in zip(self.names, self.sums.tolist(), strict=True)}
 
 
-def test_metrics(classes: int) -> MetricCollection:
-    """The metrics of one head on the test split, from predictions and targets int64 (B,)."""
+def class_metrics(classes: int) -> MetricCollection:
+    """The metrics of one head on the test split beside its accuracy, which the tally keeps, from predictions
+    and targets int64 (B,)."""
     each: dict[str, Any] = {"num_classes": classes, "average": "none"}
     macro: dict[str, Any] = {"num_classes": classes, "average": "macro"}
     return MetricCollection(
         {
-            "accuracy": tm.MulticlassAccuracy(num_classes=classes, average="micro"),
             "f1": tm.MulticlassF1Score(**macro),
             "precision": tm.MulticlassPrecision(**macro),
             "recall": tm.MulticlassRecall(**macro),
@@ -83,13 +83,13 @@ class Classifier(L.LightningModule):
         super().__init__()
         self.net, self.heads = net, heads
         self.weights = _checked_weights(heads, weights)
-        if l2 < 0:
+        if not l2 >= 0:
             raise UserError(f"l2={l2} must be at least 0")
         self.make_optimizer, self.make_schedule, self.l2, self.seed = optimizer, schedule, l2, seed
         names = ["loss", "joint_accuracy"]
         names += [f"{head.name}_{what}" for what in ("loss", "accuracy") for head in heads]
         self.tallies = nn.ModuleDict({f"{stage}_tally": Tally(names) for stage in ("train", "val", "test")})
-        self.metrics = nn.ModuleDict({head.name: test_metrics(len(head.classes)) for head in heads})
+        self.metrics = nn.ModuleDict({head.name: class_metrics(len(head.classes)) for head in heads})
         self.predictions: list[tuple[dict[str, Tensor], Tensor]] = []  # of the test split, batch by batch
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -115,8 +115,9 @@ class Classifier(L.LightningModule):
         with torch.no_grad():
             right = [head.predict(logits[head.name]) == targets[head.name] for head in self.heads]
             stacked = torch.stack(right).float()  # (heads, B)
-            means = torch.stack([loss, stacked.amin(dim=0).mean(), *losses])
-            self.tally(stage).update(torch.cat([means, stacked.mean(dim=1)]), len(images))
+            parts = torch.stack([loss, *losses]) * len(images)
+            sums = torch.cat([parts[:1], stacked.amin(dim=0).sum()[None], parts[1:], stacked.sum(dim=1)])
+            self.tally(stage).update(sums, len(images))
         return loss, logits
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -25,7 +25,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cnnlab import UserError
@@ -69,6 +69,14 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     finally:
         if not full:
             del os.environ[_FULL_ERROR]
+
+
+def words(value: Any) -> list[str]:
+    """A setting that is one word, a list of words, or nothing."""
+    if value is None:
+        return []
+    words = value if isinstance(value, ListConfig) else [value]
+    return ["true" if word is True else str(word) for word in words]  # YAML reads `true` as a truth value
 
 
 def _reference(config_name: str) -> DictConfig:
@@ -138,7 +146,8 @@ def _one_line(error: BaseException, config_name: str) -> str:
         if isinstance(link, MissingConfigException) and link.options is not None:
             return _unknown_option(link)
         if isinstance(link, OSError):
-            return f"cannot write to {link.filename} ({link.strerror}); set hydra.run.dir=<folder>"
+            setting = "hydra.run.dir" if config_name == "train" else "out"
+            return f"cannot write to {link.filename} ({link.strerror}); set {setting}=<folder>"
     message = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': {message}"

@@ -24,8 +24,8 @@ def render(template: str, **content: Any) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage that never rounds up to 100: 0.99996 is "99.99 %"."""
-    return f"{int(share * 1e4 + 1e-6) / 100:.2f} %"
+    """A share as a percentage that is never rounded up to 100: 0.99996 is "99.99 %". Float32's error is."""
+    return f"{int(share * 1e4 + 0.01) / 100:.2f} %"
 
 
 def _embed(picture: Path) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnnlab.classifier import Classifier
+from cnnlab.explain.grading import Watch
 from cnnlab.runs import to_csv, write_whole
 
 Row = dict[str, float]
@@ -20,11 +21,12 @@ class Journal(L.Callback):
     """One row an epoch, written to `metrics.csv` and kept in the checkpoint, so that a resumed run has
     the rows of before and no others.
 
-    `seconds` is the time in training steps, `val_seconds` the time in validation.
+    `watch` adds what it finds in the network. `seconds` is the time in training steps, `val_seconds` the time
+    in validation.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, watch: Watch | None = None) -> None:
+        self.folder, self.watch = folder, watch
         self.rows: list[Row] = []
         self._start = self._trained = 0.0
 
@@ -50,6 +52,8 @@ class Journal(L.Callback):
         row |= {f"weight_{name}": weight for name, weight in pl_module.weights.items()}
         trained = self._trained or total
         row |= {"seconds": round(trained, 3), "val_seconds": round(total - trained, 3)}
+        if self.watch is not None:
+            row |= self.watch(pl_module.net)
         self.rows.append(row)
         write_whole(self.folder / "metrics.csv", to_csv(self.rows))
 

@@ -39,7 +39,7 @@ def model_text(net: Net, in_channels: int) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "", totals]) + "\n"
 
 
-def test_summary(classifier: Classifier) -> Summary:
+def results(classifier: Classifier) -> Summary:
     """`summary.json`'s "test" of a classifier that has been tested."""
     means = classifier.tally("test").compute()
     heads = {}
@@ -47,15 +47,20 @@ def test_summary(classifier: Classifier) -> Summary:
         values = classifier.metrics[head.name].compute()  # type: ignore[operator]
         worst = int(values["class_recall"].argmin())
         heads[head.name] = {
-            **{name: values[name].item() for name in ("accuracy", "f1", "precision", "recall")},
+            "accuracy": means[f"{head.name}_accuracy"],
+            # To 6 digits: the means over classes are float32, and of nothing but ones they are not quite 1.
+            **{name: round(values[name].item(), 6) for name in ("f1", "precision", "recall")},
             "worst_class": head.classes[worst],
             "worst_recall": values["class_recall"][worst].item(),
         }
     return {"joint_accuracy": means["joint_accuracy"], "loss": means["loss"], "heads": heads}
 
 
-def write(folder: Path, summary: Summary, rows: list[Row], data: LabData, classifier: Classifier) -> None:
-    """The tables, the pictures and `report.html` of a tested classifier."""
+def write(
+    folder: Path, summary: Summary, rows: list[Row], data: LabData, classifier: Classifier, watched: int
+) -> None:
+    """The tables, the pictures and `report.html` of a tested classifier; `watched` is on how many images its
+    heatmaps were graded after each epoch."""
     pictures = folder / "figures"
     pictures.mkdir(exist_ok=True)
     values = {head.name: classifier.metrics[head.name].compute() for head in data.heads}  # type: ignore[operator]
@@ -66,6 +71,9 @@ def write(folder: Path, summary: Summary, rows: list[Row], data: LabData, classi
         "curves": _curves(rows, data.heads),
         "f_scores": _f_scores(data.heads, values),
     }
+    if watched:
+        lines = {head.name: [row[f"evidence_{head.name}"] for row in rows] for head in data.heads}
+        drawn["evidence"] = figures.evidence(lines)
     for head in data.heads:
         parts = [(part.name, part.classes) for part in head.parts]
         counts = values[head.name]["confusion"].cpu().numpy()
@@ -77,6 +85,7 @@ def write(folder: Path, summary: Summary, rows: list[Row], data: LabData, classi
         summary=summary,
         figures=pictures,
         folder=folder,
+        watched=watched,
         model=(folder / "model.txt").read_text(encoding="utf-8"),
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
     )

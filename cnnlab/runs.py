@@ -7,9 +7,12 @@ import csv
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,16 @@ PACKAGES = ("cnnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydr
 
 def build_data(cfg: DictConfig) -> LabData:
     """The data set of a configuration, ready to serve."""
-    data: LabData = instantiate(cfg.data)
+    with _refused("data"):
+        data: LabData = instantiate(cfg.data, _partial_=True, _convert_="all")()
     return data
 
 
 def build_net(cfg: DictConfig, data: LabData) -> Net:
     """The untrained network of a configuration, for the heads and channels of `data`."""
-    build = instantiate(cfg.net, _partial_=True, _convert_="all")
-    net: Net = build(in_channels=data.in_channels, heads=data.heads)
+    with _refused("net"):
+        build = instantiate(cfg.net, _partial_=True, _convert_="all")
+        net: Net = build(in_channels=data.in_channels, heads=data.heads)
     return net
 
 
@@ -49,13 +54,20 @@ def build_classifier(cfg: DictConfig, data: LabData) -> Classifier:
         l2=cfg.l2,
         seed=cfg.seed,
     )
-    try:  # a value that they refuse must be known now, not when the training begins
+    with _refused("optimizer or schedule"):  # now, not when the training begins
         classifier.make_schedule(classifier.make_optimizer(classifier.net.parameters()), 1)
+    return classifier
+
+
+@contextmanager
+def _refused(group: str) -> Iterator[None]:
+    """A value that a constructor does not take is the user's mistake."""
+    try:
+        yield
     except UserError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"optimizer or schedule: {error}") from error
-    return classifier
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{group}: {' '.join(str(error).split())}") from error
 
 
 class Run:
@@ -106,7 +118,34 @@ class Run:
         state = load_checkpoint(self.checkpoint("best"))["state_dict"]
         prefix = "net."
         net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        if self.config.trainer.channels_last:
+            net.to(memory_format=torch.channels_last)
         return net.eval()
+
+
+def newest(outputs: Path) -> Run:
+    """The run below `outputs` that finished last. Raises `UserError` where there is none."""
+    runs = [Run(path.parent) for path in outputs.rglob("summary.json")]
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        raise UserError(
+            f"there is no finished run in {outputs}/: train one (python -m cnnlab.train) or set run=<folder>"
+        )
+    return max(finished, key=lambda run: (run.path / "summary.json").stat().st_mtime)
+
+
+def new_folder(parent: Path) -> Path:
+    """A new folder `parent`/<number>: never one that is there, also not when two start at once."""
+    for number in count(1):
+        folder = parent / str(number)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise UserError(f"cannot write to {parent}: it is a file; set out=<folder>") from None
+            continue
+        return folder
+    raise AssertionError
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -63,5 +63,5 @@ def _half_cosine(first: float, last: float, part: float) -> float:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
+    if not value >= least:
         raise UserError(f"schedule.{name}={value} must be at least {least}")

@@ -19,7 +19,9 @@ from rich.console import Console
 
 from cnnlab import UserError, hardware, report
 from cnnlab.classifier import Classifier
+from cnnlab.data.lines import LineSplit
 from cnnlab.data.splits import LabData
+from cnnlab.explain.grading import Watch, sample_of
 from cnnlab.nets import parameter_counts
 from cnnlab.progress import Display, Journal
 from cnnlab.runs import Run, build_classifier, build_data, commit, load_checkpoint, versions, write_whole
@@ -38,7 +40,7 @@ def train_run(cfg: DictConfig) -> float:
             cfg = _named(cfg)
             ckpt = None
         else:
-            run = Run(cfg.resume)
+            run = Run(str(cfg.resume))
             cfg, ckpt = _resumed(run, cfg), run.checkpoint("last")
             _drop_if_empty(folder)
             folder = run.path
@@ -58,7 +60,8 @@ class _Job:
     def __init__(self, cfg: DictConfig, folder: Path, data: LabData, classifier: Classifier) -> None:
         self.cfg, self.folder, self.data, self.classifier = cfg, folder, data, classifier
         self.console = Console()
-        self.journal = Journal(folder)
+        data.setup()
+        self.journal = Journal(folder, _watch(cfg.watch, data))
         if cfg.trainer.keep_memory:
             hardware.keep_memory()
         if cfg.trainer.channels_last:
@@ -66,7 +69,7 @@ class _Job:
         self.trainer = _trainer(cfg, folder, data, [self.journal, Display(self.console, self.journal)])
 
     def run(self, ckpt: Path | None) -> float:
-        self.data.setup()
+        (self.folder / "summary.json").unlink(missing_ok=True)  # a resumed run has not ended yet
         write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
         write_whole(self.folder / "model.txt", report.model_text(self.classifier.net, self.data.in_channels))
         self.console.print(
@@ -74,24 +77,29 @@ class _Job:
         )
         try:
             self.trainer.fit(self.classifier, datamodule=self.data, ckpt_path=ckpt, weights_only=True)
-            best = load_checkpoint(self.folder / "checkpoints" / "best.ckpt")
-            self.classifier.load_state_dict(best["state_dict"])
-            self.trainer.test(self.classifier, datamodule=self.data, verbose=False)
+            self._test()
         except (KeyboardInterrupt, SystemExit):
             self._end("interrupted")
-            self.console.print(
-                f"\ninterrupted; go on with: python -m cnnlab.train resume={self.folder}", soft_wrap=True
-            )
+            where = f"go on with: python -m cnnlab.train resume={self.folder}"
+            if not (self.folder / "checkpoints" / "last.ckpt").exists():
+                where = "its first epoch had not ended, so there is nothing to go on from"
+            self.console.print(f"\ninterrupted; {where}", soft_wrap=True, highlight=False)
             raise
         except Exception as error:
             self._end("failed", error=f"{type(error).__name__}: {error}")
             raise
-        summary = self._summary("finished", best_epoch=best["epoch"] + 1)
-        summary["test"] = report.test_summary(self.classifier)
-        report.write(self.folder, summary, self.journal.rows, self.data, self.classifier)
+        return self._best_accuracy()
+
+    def _test(self) -> None:
+        """Meet the test split once, with the best weights, and write what is left to write."""
+        best = load_checkpoint(self.folder / "checkpoints" / "best.ckpt")
+        self.classifier.load_state_dict(best["state_dict"])
+        self.trainer.test(self.classifier, datamodule=self.data, verbose=False)
+        test = report.results(self.classifier)
+        summary = self._summary("finished", best_epoch=best["epoch"] + 1, test=test)
+        report.write(self.folder, summary, self.journal.rows, self.data, self.classifier, self.cfg.watch)
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         report.closing_lines(self.console, self.folder, summary)
-        return self._best_accuracy()
 
     def _best_accuracy(self) -> float:
         rows = self.journal.rows
@@ -122,8 +130,17 @@ class _Job:
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
+def _watch(count: int, data: LabData) -> Watch | None:
+    """What grades the heatmaps after each epoch, on validation images (else on training ones)."""
+    if count == 0:
+        return None
+    split = data.splits["val"] if len(data.splits["val"]) else data.splits["train"]
+    if not isinstance(split, LineSplit):
+        raise UserError(f"watch={count}: this data set has no true pixels to grade a heatmap by, lines have")
+    return Watch(data.heads, sample_of(split, count), split.truths)
+
+
 def _trainer(cfg: DictConfig, folder: Path, data: LabData, callbacks: list[L.Callback]) -> L.Trainer:
-    data.setup()
     checkpoints = ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="best",

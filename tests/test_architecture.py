@@ -14,17 +14,27 @@ PACKAGE = Path(cnnlab.__file__).parent
 # From the bottom up: a module imports only from floors below its own, or beside it where listed together.
 FLOORS = [
     {"cnnlab"},
+    {"cnnlab.figures.style"},
+    {"cnnlab.figures.charts", "cnnlab.figures.tables", "cnnlab.figures.tiles"},
     {"cnnlab.heads", "cnnlab.hardware", "cnnlab.figures", "cnnlab.page", "cnnlab.cli", "cnnlab.schedules"},
     {"cnnlab.nets", "cnnlab.data.splits"},
-    {"cnnlab.data.lines", "cnnlab.data.mnist"},
-    {"cnnlab.classifier"},
+    {"cnnlab.data.lines", "cnnlab.data.mnist", "cnnlab.explain.probe"},
+    {
+        "cnnlab.classifier",
+        "cnnlab.explain.activations",
+        "cnnlab.explain.filters",
+        "cnnlab.explain.heatmaps",
+        "cnnlab.explain.scores",
+    },
+    {"cnnlab.explain.subjects", "cnnlab.explain.grading"},
     {"cnnlab.runs"},
     {"cnnlab.progress"},
-    {"cnnlab.report"},
-    {"cnnlab.training"},
-    {"cnnlab.train"},
+    {"cnnlab.report", "cnnlab.explain.pictures"},
+    {"cnnlab.training", "cnnlab.explain.explanation", "cnnlab.explain.score_card"},
+    {"cnnlab.train", "cnnlab.score", "cnnlab.explain.__main__"},
 ]
-COMMANDS = {"cnnlab.train"}
+COMMANDS = {"cnnlab.train", "cnnlab.score", "cnnlab.explain.__main__"}
+METHODS = {"probe", "activations", "filters", "heatmaps", "scores"}
 
 
 def _modules() -> dict[str, set[str]]:
@@ -48,7 +58,8 @@ def _modules() -> dict[str, set[str]]:
 def test_the_arrows_point_down() -> None:
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     for module, imports in _modules().items():
-        if module == "cnnlab.data":
+        if module in ("cnnlab.data", "cnnlab.explain"):  # a docstring alone
+            assert not imports
             continue
         assert module in floor, f"{module} has no floor yet"
         for imported in imports:
@@ -58,9 +69,17 @@ def test_the_arrows_point_down() -> None:
 
 def test_only_figures_imports_matplotlib() -> None:
     for path in PACKAGE.rglob("*.py"):
-        assert path.name == "figures.py" or "matplotlib" not in path.read_text(), path
+        assert path.parent.name == "figures" or "matplotlib" not in path.read_text(), path
+
+
+def test_the_methods_know_nothing_of_lightning_hydra_and_runs() -> None:
+    for name in METHODS:
+        text = (PACKAGE / "explain" / f"{name}.py").read_text()
+        assert not any(
+            word in text for word in ("import lightning", "hydra", "cnnlab.runs", "cnnlab.data")
+        ), name
 
 
 def test_a_command_does_not_import_torch_before_it_needs_it() -> None:
-    code = "import sys, cnnlab.train; sys.exit('torch' in sys.modules)"
+    code = "import sys, cnnlab.train, cnnlab.score, cnnlab.explain.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

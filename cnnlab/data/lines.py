@@ -117,6 +117,27 @@ def render(classes: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
     return grey[:, None] * lit[:, :, None, None]
 
 
+def line_mask(classes: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
+    """The pixels that the line lights in the 8-bit image, bool (B, 28, 28)."""
+    return _grey(classes, centres, antialias) > 0
+
+
+def counterfactual_mask(attribute: str, classes: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
+    """The pixels of the 8-bit image, bool (B, 28, 28), that change when the same line is drawn with another
+    value of one attribute: what carries the answer to that question, black pixels among it.
+
+    Of the angles only the two neighbours count, 15° to either side: the union over all angles is a disc.
+    """
+    at = attributes_of(classes)
+    values = SHAPE[[head.name for head in HEADS].index(attribute)]
+    image = render(classes, centres, antialias)
+    changed = torch.zeros_like(image[:, 0], dtype=torch.bool)
+    for step in {1, values - 1}:
+        other = class_of({**at, attribute: (at[attribute] + step) % values})
+        changed |= (render(other, centres, antialias) != image).any(dim=1)
+    return changed
+
+
 # --- Which centres: a pure function of (seed, split, index), and no image in two splits ---------------
 #
 # A hash of an image's grey pixels says to which split the image belongs, and a split keeps of the
@@ -186,12 +207,24 @@ class LineSplit(Split):
     def __len__(self) -> int:
         return self.size
 
-    def images(self, indices: Tensor) -> Tensor:
+    def centres_of(self, indices: Tensor) -> Tensor:
+        """The centres float32 (B, 2) of `indices` int64 (B,)."""
         if self.centres is None:
-            centres = draw_centres(self.seed, self.name, indices, self.antialias)
-        else:
-            centres = self.centres[indices]
-        return render(indices % CLASSES, centres, self.antialias)
+            return draw_centres(self.seed, self.name, indices, self.antialias)
+        return self.centres[indices]
+
+    def images(self, indices: Tensor) -> Tensor:
+        return render(indices % CLASSES, self.centres_of(indices), self.antialias)
+
+    def truths(self, indices: Tensor, head: Head) -> dict[str, Tensor]:
+        """The true pixels of a head's answer, bool (B, 28, 28) each: the "line", and the "counterfactual" of
+        the head's attribute (of all attributes, where the head is their product)."""
+        classes, centres = indices % CLASSES, self.centres_of(indices)
+        masks = [
+            counterfactual_mask(part.name, classes, centres, self.antialias) for part in head.parts or (head,)
+        ]
+        line = line_mask(classes, centres, self.antialias)
+        return {"line": line, "counterfactual": torch.stack(masks).any(dim=0)}
 
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
         classes = indices % CLASSES

@@ -1,0 +1,66 @@
+"""What each channel of a layer answers to an image, and which channels never answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from captum.attr import LayerActivation
+from torch import Tensor, nn
+
+from cnnlab.explain.probe import layer_named, untouched
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One layer's answers. Layers without places (dense ones) have 1 x 1 maps.
+
+    `maps` float32 (N, channels, h, w) of the images to show; `dead` and `saturated` bool (channels,), judged
+    on a larger sample: dead is the same everywhere in every image; saturated is a ReLU that is above 0
+    everywhere in every image, so that it never decides anything.
+    """
+
+    layer: str
+    maps: Tensor
+    dead: Tensor
+    saturated: Tensor
+
+    def most_active(self, count: int) -> Tensor:
+        """The numbers, int64 (<= count,), in rising order, of the channels with the highest mean activation
+        over the images shown."""
+        means = self.maps.mean(dim=(0, 2, 3))
+        return means.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def activations(net: nn.Module, layers: Sequence[str], images: Tensor, sample: Tensor) -> list[Activations]:
+    """The answers of `layers` to `images` float32 (N, C, 28, 28) in [0, 1]; dead and saturated channels are
+    judged on `sample`, images of the same kind. Raises `UserError` for a layer that is not there."""
+    modules = [layer_named(net, name) for name in layers]
+    with untouched(net), torch.no_grad():
+        shown = [_as_maps(output) for output in LayerActivation(net, modules).attribute(images)]
+        extremes = [_extremes(output) for output in _outputs(net, modules, sample)]
+    found = []
+    for name, module, maps, (low, high) in zip(layers, modules, shown, extremes, strict=True):
+        saturated = low > 0 if isinstance(module, nn.ReLU) else torch.zeros_like(low, dtype=torch.bool)
+        found.append(Activations(name, maps, dead=low == high, saturated=saturated))
+    return found
+
+
+def _outputs(net: nn.Module, modules: Sequence[nn.Module], sample: Tensor) -> list[list[Tensor]]:
+    """For each layer the (lowest, highest) activation of its channels, batch by batch."""
+    outputs: list[list[Tensor]] = [[] for _ in modules]
+    for batch in sample.split(250):
+        for kept, output in zip(outputs, LayerActivation(net, modules).attribute(batch), strict=True):
+            maps = _as_maps(output)
+            kept.append(torch.stack([maps.amin(dim=(0, 2, 3)), maps.amax(dim=(0, 2, 3))]))
+    return outputs
+
+
+def _extremes(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
+    stacked = torch.stack(batches)  # (batches, 2, channels)
+    return stacked[:, 0].amin(dim=0), stacked[:, 1].amax(dim=0)
+
+
+def _as_maps(output: Tensor) -> Tensor:
+    return output if output.ndim == 4 else output[:, :, None, None]

@@ -1,0 +1,300 @@
+"""Heatmaps, filters and activations against numbers worked out by hand, and no trace of having looked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnlab import UserError
+from cnnlab.data.lines import HEADS
+from cnnlab.data.mnist import DIGIT
+from cnnlab.explain.activations import activations
+from cnnlab.explain.filters import Ascent, class_filters, layer_filters
+from cnnlab.explain.heatmaps import METHODS, heatmaps, to_image
+from cnnlab.explain.probe import last_convolution, leaves, output_of, untouched
+from cnnlab.heads import Head
+from cnnlab.nets import Branched, Classifier1, Deep, Net
+from tests.test_nets import LINES, MNIST, MULTI, build
+
+SIDE = Head("side", ("left", "right"))
+PLAIN = Ascent(steps=20, rate=0.1, bounded=False, fourier=False, tv=0, jitter=0)
+
+
+def _by_hand() -> Net:
+    """Two channels, the image itself and the image one pixel to the right; z = sum of 2 A0 - A1."""
+    net = Net(
+        (SIDE,),
+        {"conv": nn.Conv2d(1, 2, 3, padding="same"), "flatten": nn.Flatten()},
+        lambda head: {"out": nn.Linear(2 * 28 * 28, 1)},
+    ).eval()
+    with torch.no_grad():
+        kernels = net.get_submodule("stem.conv").get_parameter("weight").zero_()
+        kernels[0, 0, 1, 1] = 1
+        kernels[1, 0, 1, 0] = 1  # its left neighbour
+        weights = net.get_submodule("side.out").get_parameter("weight")
+        weights[0, : 28 * 28] = 2
+        weights[0, 28 * 28 :] = -1
+    return net
+
+
+def test_grad_cam_of_both_signs_of_a_binary_head() -> None:
+    image = torch.zeros(2, 1, 28, 28)
+    image[:, 0, 10, 10] = 1
+    found = heatmaps(_by_hand(), SIDE, "grad_cam", image, torch.tensor([1, 0]))
+    # The gradient of z by A0 is 2 everywhere and by A1 -1: CAM = ReLU(2 A0 - A1) for "right", and
+    # ReLU(-2 A0 + A1) for "left".
+    right, left = torch.zeros(28, 28), torch.zeros(28, 28)
+    right[10, 10] = 2
+    left[10, 11] = 1
+    assert found.layer == "stem.conv"
+    torch.testing.assert_close(found.maps, torch.stack([right, left]))
+    torch.testing.assert_close(found.coarse, found.maps)
+
+
+def test_the_other_methods_on_a_linear_network() -> None:
+    net = _by_hand()
+    image = torch.zeros(1, 1, 28, 28)
+    image[0, 0, 10, 10] = 0.5
+    one, zero = torch.tensor([1]), torch.tensor([0])
+    inside = (slice(None), slice(1, 27), slice(1, 27))
+    # A pixel counts 2 in A0 and -1 in A1: the score's gradient is 1 (at the right edge 2).
+    torch.testing.assert_close(
+        heatmaps(net, SIDE, "saliency", image, one).maps[inside], torch.ones(1, 26, 26)
+    )
+    shares = torch.zeros(1, 28, 28)
+    shares[0, 10, 10] = 0.5  # gradient times the way from black
+    torch.testing.assert_close(heatmaps(net, SIDE, "integrated_gradients", image, one).maps, shares)
+    torch.testing.assert_close(heatmaps(net, SIDE, "integrated_gradients", image, zero).maps, -shares)
+    fall = heatmaps(net, SIDE, "occlusion", image, one).maps[0]
+    assert fall[10, 10].item() == pytest.approx(0.5)  # every window over it takes 0.5 away
+    assert fall[20, 20].item() == 0
+    guided = heatmaps(net, SIDE, "guided_grad_cam", image, one).maps[0]
+    assert guided[10, 10].item() == pytest.approx(2 * 0.5 * 1)  # Grad-CAM times the gradient
+    assert guided.count_nonzero() == 1
+
+
+@pytest.mark.parametrize(
+    ("net", "head", "layer"),
+    [
+        (Branched(**MULTI), HEADS[2], "angle.conv2"),
+        (Branched(**MULTI), HEADS[0], "length.conv"),
+        (Classifier1(**MNIST), DIGIT, "stem.conv"),  # its dense layer at every pixel does not count
+        (Deep(**LINES), LINES["heads"][0], "stem.conv3"),
+        (build("shared_v2", MULTI), HEADS[3], "stem.conv2"),
+    ],
+)
+def test_the_last_convolution_before_a_head(net: Net, head: Head, layer: str) -> None:
+    assert last_convolution(net, head) == layer
+
+
+@pytest.mark.parametrize(
+    ("net", "head", "layer", "start", "step", "places"),
+    [
+        (Classifier1(**MNIST), DIGIT, "stem.conv", 3.5, 1, 22),  # 7 x 7, valid
+        (Classifier1(**MNIST), DIGIT, "stem.pool", 4.0, 2, 11),
+        (Branched(**MULTI), HEADS[2], "angle.conv2", 1.5, 3, 9),  # after pooling by 3
+        (Deep(**LINES), LINES["heads"][0], "stem.conv3", 3.0, 4, 6),
+    ],
+)
+def test_a_map_is_neither_shifted_nor_stretched(
+    net: Net, head: Head, layer: str, start: float, step: float, places: int
+) -> None:
+    middles = start + step * torch.arange(places)  # where each place looks
+    coarse = middles.expand(1, places, places)
+    image = to_image(coarse, net, head, layer)[0, 14]
+    pixels = torch.arange(28) + 0.5
+    torch.testing.assert_close(image, pixels.clamp(middles[0], middles[-1]))
+
+
+def test_ascent_on_a_linear_filter_recovers_it() -> None:
+    torch.manual_seed(0)
+    net = Net((DIGIT,), {"flatten": nn.Flatten()}, lambda head: {"out": nn.Linear(3 * 28 * 28, 10)})
+    weights = net.get_submodule("digit.out").get_parameter("weight").detach()
+    channels = torch.tensor([7, 2])
+    found = layer_filters(net, "digit.out", channels, 3, PLAIN)
+    cosine = torch.cosine_similarity(found.images.flatten(1), weights[channels])
+    assert cosine.min() >= 0.99
+    expected = (found.images.flatten(1) * weights[channels]).sum(dim=1)  # the bias is 0
+    torch.testing.assert_close(found.reached, expected)
+    assert not found.dead.any()
+
+
+def test_ascent_on_a_binary_head_has_both_signs() -> None:
+    found = class_filters(_by_hand(), SIDE, 1, PLAIN)
+    assert (found.images[1, 0, 1:27, 1:27] > 0).all()
+    assert (found.images[0, 0, 1:27, 1:27] < 0).all()
+    assert (found.reached > 0).all()
+
+
+@pytest.mark.parametrize("ascent", [Ascent(steps=30), Ascent(steps=30, fourier=False, tv=1.0)])
+def test_bounded_ascent_climbs_and_stays_a_possible_image(ascent: Ascent) -> None:
+    torch.manual_seed(0)
+    net = Branched(**MULTI).eval()
+    channels = torch.arange(8)
+    before = layer_filters(net, "angle.conv1", channels, 3, Ascent(steps=1, rate=1e-9)).reached
+    found = layer_filters(net, "angle.conv1", channels, 3, ascent)
+    assert (found.reached > before).all()
+    assert 0 <= found.images.min() <= found.images.max() <= 1
+
+
+def test_a_channel_that_never_answers_is_dead() -> None:
+    net = Net(
+        (DIGIT,),
+        {"conv": nn.Conv2d(1, 3, 3), "relu": nn.ReLU(), "flatten": nn.Flatten()},
+        lambda head: {"out": nn.Linear(3 * 26 * 26, 10)},
+    )
+    with torch.no_grad():
+        bias = net.get_submodule("stem.conv").get_parameter("bias")
+        bias[:] = torch.tensor([-100.0, 100.0, 0.1])
+    images = torch.rand(4, 1, 28, 28)
+    (answer,) = activations(net, ["stem.relu"], images, images)
+    assert answer.dead.tolist() == [True, False, False]
+    assert answer.saturated.tolist() == [False, True, False]
+    assert layer_filters(net, "stem.relu", torch.arange(3), 1, PLAIN).dead.tolist() == [True, False, False]
+    assert layer_filters(net, "stem.relu", torch.arange(3), 1, Ascent(steps=3, tv=1)).dead.tolist()[0]
+
+
+def test_activations_are_a_hooks_and_the_most_active_are_named() -> None:
+    torch.manual_seed(0)
+    net = Branched(**MULTI).eval()
+    images = torch.rand(3, 3, 28, 28)
+    seen: dict[str, Tensor] = {}
+    names = ["stem.relu", "angle.conv2", "angle.out"]
+    for name in names:
+        layer = net.get_submodule(name)
+        layer.register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output.detach()))
+    with torch.no_grad():
+        net(images)
+    for answer in activations(net, names, images, images):
+        expected = seen[answer.layer]
+        assert torch.equal(answer.maps.reshape(expected.shape), expected)
+    means = seen["stem.relu"].mean(dim=(0, 2, 3))
+    top = activations(net, names, images, images)[0].most_active(5)
+    assert set(top.tolist()) == set(means.topk(5).indices.tolist())
+    assert top.tolist() == sorted(top.tolist())
+
+
+@pytest.mark.parametrize(
+    ("net", "channels"),
+    [
+        (build(name, MULTI), 3)
+        for name in ("branched", "shared_figure5", "shared_v1", "shared_v2", "shared_v3")
+    ]
+    + [
+        (build("deep", LINES), 3),
+        (build("classifier1", MNIST), 1),
+        (build("classifier1", MNIST, dense="flat"), 1),
+    ],
+)
+def test_every_layer_of_every_network_can_be_explained(net: Net, channels: int) -> None:
+    images = torch.rand(2, channels, 28, 28)
+    found = activations(net, list(leaves(net)), images, images)
+    assert [answer.layer for answer in found] == list(leaves(net))
+    for answer in found:
+        picture = layer_filters(net, answer.layer, torch.tensor([0]), channels, Ascent(steps=2))
+        assert picture.images.shape == (1, channels, 28, 28)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_heatmap_does_not_depend_on_its_batch(method: str) -> None:
+    torch.manual_seed(0)
+    net = Branched(**MULTI).eval()
+    images, targets = torch.rand(5, 3, 28, 28), torch.tensor([3, 1, 4, 1, 5])
+    together = heatmaps(net, HEADS[2], method, images, targets).maps
+    alone = torch.cat(
+        [heatmaps(net, HEADS[2], method, images[i : i + 1], targets[i : i + 1]).maps for i in range(5)]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_filter_does_not_depend_on_its_batch() -> None:
+    torch.manual_seed(0)
+    net = Branched(**MULTI).eval()
+    ascent = Ascent(steps=5)
+    together = layer_filters(net, "stem.conv", torch.arange(6), 3, ascent).images
+    alone = layer_filters(net, "stem.conv", torch.tensor([4]), 3, ascent).images
+    torch.testing.assert_close(together[4:5], alone, rtol=1e-3, atol=1e-3)
+
+
+def _everything(net: nn.Module) -> dict[str, Any]:
+    return {
+        "state": {key: value.clone() for key, value in net.state_dict().items()},
+        "modes": [module.training for module in net.modules()],
+        "requires_grad": [parameter.requires_grad for parameter in net.parameters()],
+        "grads": [parameter.grad for parameter in net.parameters()],
+        "hooks": [
+            {k: dict(v) for k, v in vars(module).items() if "hooks" in k and isinstance(v, dict)}
+            for module in net.modules()
+        ],
+        "random": torch.get_rng_state(),
+    }
+
+
+def _assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert all(torch.equal(before["state"][key], after["state"][key]) for key in before["state"])
+    assert torch.equal(before["random"], after["random"])
+    for what in ("modes", "requires_grad", "grads", "hooks"):
+        assert before[what] == after[what], what
+
+
+IMAGES, TARGETS = torch.rand(2, 3, 28, 28), torch.tensor([1, 2])
+LOOKS: dict[str, Callable[[nn.Module], object]] = {
+    **{m: lambda net, m=m: heatmaps(net, HEADS[2], m, IMAGES, TARGETS) for m in METHODS},  # type: ignore[misc]
+    "activations": lambda net: activations(net, ["stem.relu"], IMAGES, IMAGES),
+    "layer_filters": lambda net: layer_filters(net, "stem.conv", torch.arange(2), 3, Ascent(steps=2)),
+    "class_filters": lambda net: class_filters(net, HEADS[2], 3, Ascent(steps=2)),
+}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("look", LOOKS)
+def test_looking_leaves_no_trace(look: str, fails: bool) -> None:
+    net = Branched(**MULTI).train()
+    net.get_submodule("angle").eval()
+    net.get_submodule("stem.conv").get_parameter("bias").requires_grad_(False)
+    net.get_submodule("stem.pool").register_forward_hook(lambda *_: None)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("a failure on the way")
+
+    if fails:
+        net.get_submodule("stem.conv").register_forward_hook(refuse)
+    before = _everything(net)
+    if fails:
+        with pytest.raises(RuntimeError, match="on the way"):
+            LOOKS[look](net)
+    else:
+        LOOKS[look](net)
+    _assert_same(before, _everything(net))
+    assert not IMAGES.requires_grad
+
+
+def test_hooks_left_by_others_within_are_removed() -> None:
+    net = Branched(**MULTI)
+    before = _everything(net)
+    with untouched(net):
+        net.get_submodule("stem.conv").register_forward_hook(lambda *_: None)
+        net.get_submodule("stem.relu").register_full_backward_hook(lambda *_: None)
+        torch.rand(1)
+    _assert_same(before, _everything(net))
+    net.get_submodule("stem.relu").register_full_backward_hook(lambda *_: None)  # still takes new ones
+
+
+def test_a_wrong_layer_lists_the_right_ones() -> None:
+    with pytest.raises(
+        UserError, match=r"no layer 'stem.cnv'; did you mean 'stem.conv'\? \(there are stem.conv, "
+    ):
+        activations(Branched(**MULTI), ["stem.cnv"], IMAGES, IMAGES)
+
+
+def test_output_of_does_not_run_what_comes_after() -> None:
+    net = Branched(**MULTI).eval()
+    ran = []
+    net.get_submodule("angle.conv1").register_forward_hook(lambda *_: ran.append("angle.conv1"))
+    output = output_of(net, net.get_submodule("stem.pool"), IMAGES)
+    assert output.shape == (2, 32, 9, 9)
+    assert ran == []
