@@ -1,0 +1,92 @@
+"""What the README and the documentation tell a reader to type works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from cnnlab.cli import CONF
+from tests.conftest import TINY_LINES, TINY_MNIST, run_train
+from tests.test_explain import run_explain
+from tests.test_score import run_score
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _commands(module: str) -> list[str]:
+    """Every command line of that module in a code block of the documentation, without its comment."""
+    lines = []
+    for page in PAGES:
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL):
+            joined = block.replace("\\\n", " ")
+            lines += [line.partition("#")[0].strip() for line in joined.splitlines()]
+    return sorted({line for line in lines if f"-m {module}" in line})
+
+
+def _words(line: str, module: str, run: Path) -> list[str]:
+    return [word.replace("<run>", str(run)) for word in line.partition(module)[2].split()]
+
+
+def _tiny(words: list[str]) -> tuple[str, ...]:
+    names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    name = names[0] if names else OmegaConf.load(CONF / "train.yaml").defaults[-3].experiment
+    return TINY_MNIST if "mnist" in name else TINY_LINES
+
+
+def test_there_are_commands_to_try() -> None:
+    assert _commands("cnnlab.train")
+    assert _commands("cnnlab.explain")
+    assert _commands("cnnlab.score")
+
+
+@pytest.mark.parametrize("line", _commands("cnnlab.train"))
+def test_the_training_commands_work(
+    line: str, lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = _words(line, "cnnlab.train", lines_run)
+    if any(word.startswith("resume=") for word in words):
+        with pytest.raises(SystemExit, match="is finished; raise trainer"):
+            run_train(tmp_path / "run", *words)
+        return
+    keep = [word for word in words if not word.startswith(("trainer.max_epochs", "data.train_per_class"))]
+    run_train(tmp_path / "run", *keep, *_tiny(words), f"hydra.sweep.dir={tmp_path}/sweep")
+    assert list(tmp_path.rglob("report.html"))
+
+
+@pytest.mark.parametrize("line", _commands("cnnlab.explain"))
+def test_the_explaining_commands_work(
+    line: str, lines_run: Path, mnist_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").symlink_to(lines_run.parent)
+    run = mnist_run if "mnist" in line else lines_run
+    (tmp_path / "my.png").write_bytes((lines_run / "figures" / "samples.png").read_bytes())
+    words = [word for word in _words(line, "cnnlab.explain", run) if not word.startswith("out=")]
+    run_explain(*words, f"out={tmp_path / 'out'}", "filters.steps=1")
+    assert (tmp_path / "out" / "1" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("line", _commands("cnnlab.score"))
+def test_the_scoring_commands_work(line: str, lines_run: Path, mnist_run: Path, tmp_path: Path) -> None:
+    words = _words(line, "cnnlab.score", mnist_run if "mnist" in line else lines_run)
+    kept = [word for word in words if not word.startswith(("out=", "images="))]
+    run_score(f"run={lines_run}", *kept, f"out={tmp_path / 'out'}", "images=4")
+    assert (tmp_path / "out" / "1" / "scores.csv").exists()
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page.read_text()):
+            target = link[0] or link[1]
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
