@@ -98,6 +98,7 @@ def test_the_last_convolution_before_a_head(net: Net, head: Head, layer: str) ->
         (Classifier1(**MNIST), DIGIT, "stem.pool", 4.0, 2, 11),
         (Branched(**MULTI), HEADS[2], "angle.conv2", 1.5, 3, 9),  # after pooling by 3
         (Deep(**LINES), LINES["heads"][0], "stem.conv3", 3.0, 4, 6),
+        (build("shared_v2", MULTI), HEADS[0], "stem.conv2", 5.0, 2, 10),  # 5 x 5, valid, after a pooling
     ],
 )
 def test_a_map_is_neither_shifted_nor_stretched(
@@ -179,24 +180,29 @@ def test_activations_are_a_hooks_and_the_most_active_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "channels"),
+    ("name", "data", "settings"),
     [
-        (build(name, MULTI), 3)
-        for name in ("branched", "shared_figure5", "shared_v1", "shared_v2", "shared_v3")
-    ]
-    + [
-        (build("deep", LINES), 3),
-        (build("classifier1", MNIST), 1),
-        (build("classifier1", MNIST, dense="flat"), 1),
+        *(
+            (name, MULTI, {})
+            for name in ("branched", "shared_figure5", "shared_v1", "shared_v2", "shared_v3")
+        ),
+        ("deep", LINES, {}),
+        ("classifier1", MNIST, {}),
+        ("classifier1", MNIST, {"dense": "flat"}),
     ],
 )
-def test_every_layer_of_every_network_can_be_explained(net: Net, channels: int) -> None:
+def test_every_layer_and_head_of_every_network_can_be_explained(
+    name: str, data: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    net, channels = build(name, data, **settings), data["in_channels"]
     images = torch.rand(2, channels, 28, 28)
     found = activations(net, list(leaves(net)), images, images)
     assert [answer.layer for answer in found] == list(leaves(net))
     for answer in found:
         picture = layer_filters(net, answer.layer, torch.tensor([0]), channels, Ascent(steps=2))
         assert picture.images.shape == (1, channels, 28, 28)
+    for head in data["heads"]:
+        assert heatmaps(net, head, "grad_cam", images, torch.tensor([0, 1])).maps.shape == (2, 28, 28)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -126,7 +126,8 @@ def _geometry(path: Iterable[nn.Module]) -> tuple[float, float]:
     for module in path:
         if isinstance(module, nn.Conv2d | nn.MaxPool2d):
             kernel, stride = _first(module.kernel_size), _first(module.stride)
-            padding = (kernel - 1) // 2 if module.padding == "same" else _first(module.padding)
+            names = {"same": (kernel - 1) // 2, "valid": 0}
+            padding = names[module.padding] if isinstance(module.padding, str) else _first(module.padding)
             start += ((kernel - 1) / 2 - padding) * step
             step *= stride
     return start, step
