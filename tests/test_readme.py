@@ -53,8 +53,12 @@ def test_the_training_commands_work(
         with pytest.raises(SystemExit, match="is finished; raise trainer"):
             run_train(tmp_path / "run", *words)
         return
-    keep = [word for word in words if not word.startswith(("trainer.max_epochs", "data.train_per_class"))]
-    run_train(tmp_path / "run", *keep, *_tiny(words), f"hydra.sweep.dir={tmp_path}/sweep")
+    kept = [word for word in words if not word.startswith(("trainer.max_epochs", "watch="))]
+    watch = ["watch=5"] if len(kept) < len(words) and "watch" in line else []
+    run_train(
+        tmp_path / "run", *kept, *watch, *_tiny(words)[:-1], "trainer.max_epochs=1",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )  # fmt: skip
     assert list(tmp_path.rglob("report.html"))
 
 
