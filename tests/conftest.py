@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import DictConfig
 
 from cnnlab.cli import command
 from cnnlab.train import train
@@ -20,18 +21,20 @@ TINY_LINES = (
 )
 TINY_MNIST = ("data.train_size=256", "data.val_size=128", "data.test_size=256", "trainer.max_epochs=2")
 
-Train = Callable[..., Path]
+
+def in_process(name: str, task: Callable[[DictConfig], Any], *words: str) -> None:
+    """`python -m cnnlab.<name> <words>` in this process."""
+    before = sys.argv
+    sys.argv = [f"cnnlab.{name}", *words]
+    try:
+        command(name, task)
+    finally:
+        sys.argv = before
 
 
 def run_train(folder: Path, *words: str) -> Path:
     """`python -m cnnlab.train <words>` in this process, with `folder` as the run folder."""
-    before = sys.argv, os.getcwd()
-    sys.argv = ["cnnlab.train", *words, f"hydra.run.dir={folder}"]
-    try:
-        command("train", train)
-    finally:
-        sys.argv = before[0]
-        os.chdir(before[1])
+    in_process("train", train, *words, f"hydra.run.dir={folder}")
     return folder
 
 

@@ -13,20 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnlab.cli import command
 from cnnlab.explain.__main__ import explain
+from tests.conftest import in_process
 
 FEW = ("filters.steps=2", "layers=[stem.conv]")
 
 
 def run_explain(*words: str) -> None:
     """`python -m cnnlab.explain <words>` in this process."""
-    before = sys.argv
-    sys.argv = ["cnnlab.explain", *words]
-    try:
-        command("explain", explain)
-    finally:
-        sys.argv = before
+    in_process("explain", explain, *words)
 
 
 def test_the_newest_run_is_explained_with_everything(

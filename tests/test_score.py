@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from cnnlab.cli import command
 from cnnlab.data.lines import HEADS, LineSplit
 from cnnlab.explain.grading import Sample, Watch, grade, insertion_deletion, randomised, sample_of
 from cnnlab.explain.scores import contrast, interval, rank_correlation
 from cnnlab.nets import Branched
 from cnnlab.score import score
-from tests.conftest import TINY_LINES, TINY_MNIST, run_train
+from tests.conftest import TINY_LINES, TINY_MNIST, in_process, run_train
 from tests.test_explain_methods import SIDE, _by_hand
 from tests.test_nets import MULTI
 
 
 def run_score(*words: str) -> None:
     """`python -m cnnlab.score <words>` in this process."""
-    before = sys.argv
-    sys.argv = ["cnnlab.score", *words]
-    try:
-        command("score", score)
-    finally:
-        sys.argv = before
+    in_process("score", score, *words)
 
 
 def test_lines_are_graded_head_by_head(

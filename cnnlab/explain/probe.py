@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -131,8 +131,3 @@ def last_convolution(net: nn.Module, head: Head) -> str:
         if names:
             return names[-1]
     raise UserError(f"there is no convolution before head '{head.name}'")
-
-
-def in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int = 500) -> Tensor:
-    """`run` on `images` a batch at a time, joined."""
-    return torch.cat([run(batch) for batch in images.split(size)])
