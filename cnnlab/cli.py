@@ -75,8 +75,8 @@ def words(value: Any) -> list[str]:
     """A setting that is one word, a list of words, or nothing."""
     if value is None:
         return []
-    words = value if isinstance(value, ListConfig) else [value]
-    return ["true" if word is True else str(word) for word in words]  # YAML reads `true` as a truth value
+    listed = value if isinstance(value, ListConfig) else [value]
+    return ["true" if word is True else str(word) for word in listed]  # YAML reads `true` as a truth value
 
 
 def _reference(config_name: str) -> DictConfig:

@@ -204,7 +204,8 @@ def _resumed(run: Run, cfg: DictConfig) -> DictConfig:
             run.config.experiment,
         ):
             raise UserError(
-                f"resume takes everything from the run, but a raised trainer.max_epochs: drop {override}"
+                "resume takes everything from the run, and only trainer.max_epochs may be raised: "
+                f"drop {override}"
             )
     config = run.config.copy()
     if any(override.startswith("trainer.max_epochs=") for override in HydraConfig.get().overrides.task):

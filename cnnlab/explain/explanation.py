@@ -123,7 +123,9 @@ class _Explanation:
                     assert self.subjects.truth is not None
                     target = self.subjects.truth[head.name]
                 else:
-                    target = torch.full((len(self.images),), places[head.name] or 0)
+                    place = places[head.name]
+                    assert place is not None
+                    target = torch.full((len(self.images),), place)
                 aims.append((head, word, target))
         return aims
 

@@ -41,8 +41,8 @@ class Ascent:
 @dataclass(frozen=True)
 class Filters:
     """`images` float32 (K, C, 28, 28), in [0, 1] where bounded; `reached` float32 (K,), the value at the end
-    without jitter; `dead` bool (K,): on the whole way the value never depended on the picture, as with a
-    channel that is dead, or that a blank image cannot wake."""
+    without jitter; `dead` bool (K,): on the whole way the value never changed, as with a channel that is
+    dead, or that a blank image cannot wake."""
 
     images: Tensor
     reached: Tensor
@@ -77,7 +77,7 @@ def _climb(
     generator = torch.Generator().manual_seed(0)  # the same shifts for every picture and every batch
     with untouched(net), torch.enable_grad():
         parameter = _spectrum(shape) if ascent.fourier else torch.zeros(shape)
-        dead = torch.ones(count, dtype=torch.bool)
+        goals = []
         for _ in range(ascent.steps):
             parameter.requires_grad_()
             picture = _picture(parameter, ascent)
@@ -85,12 +85,14 @@ def _climb(
             goal = value(picture.roll(shift, dims=(2, 3)))
             (slope,) = torch.autograd.grad(goal.sum() - ascent.tv * _variation(picture).sum(), parameter)
             size = slope.flatten(1).abs().square().mean(dim=1).sqrt()
-            dead &= size == 0 if ascent.tv == 0 else goal.detach() == 0
+            goals.append(goal.detach())
             unit = slope / size.clamp(min=1e-12)[(...,) + (None,) * (slope.ndim - 1)]
             parameter = parameter.detach() + ascent.rate * unit
         images = _picture(parameter, ascent).detach()
         with torch.no_grad():
-            return Filters(images, value(images), dead)
+            reached = value(images)
+        dead = torch.stack([goal == reached for goal in goals]).all(dim=0)
+        return Filters(images, reached, dead)
 
 
 def _picture(parameter: Tensor, ascent: Ascent) -> Tensor:

@@ -182,8 +182,6 @@ def kernels(folder: Path, name: str, weights: Tensor) -> Path:
     """The learned kernels (filters, C, k, k) of the first layer; mid-grey is 0."""
     most = weights.abs().max().clamp(min=1e-12)
     pixels = ((weights / most + 1) * 127.5).round().to(torch.uint8).numpy()
-    if pixels.shape[1] not in (1, 3):
-        pixels = pixels[:, :1]
     figure = figures.images(
         pixels,
         [str(k) for k in range(len(pixels))],
