@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as L
@@ -18,6 +19,7 @@ from cnnlab.data.splits import Batch
 from cnnlab.heads import Head
 from cnnlab.nets import Net
 from cnnlab.schedules import Schedule
+from cnnlab.weighting import Weighting
 
 
 class Tally(Metric):
@@ -61,13 +63,43 @@ def class_metrics(classes: int) -> MetricCollection:
     )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network said to images: {head: int64 (N,)} of its predictions and of the targets, and the
+    probability, float32 (N,), that its heads together gave to the truth."""
+
+    predicted: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    truth: Tensor
+
+    @staticmethod
+    def joined(batches: Sequence[Answers]) -> Answers:
+        """All batches as one, on the CPU."""
+
+        def heads(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+        return Answers(
+            heads([batch.predicted for batch in batches]),
+            heads([batch.targets for batch in batches]),
+            torch.cat([batch.truth for batch in batches]).cpu(),
+        )
+
+    def right(self) -> Tensor:
+        """Which heads are right, bool (heads, N)."""
+        return torch.stack([self.predicted[name] == self.targets[name] for name in self.predicted])
+
+
 class Classifier(L.LightningModule):
     """A network with its heads, trained on the weighted sum of the heads' losses.
 
-    `weights` are {head: weight}, 1 where nothing is said. `l2` times the sum of squares of every head's
-    last kernel is added to the loss (Keras's `kernel_regularizer`). `optimizer` takes the parameters;
-    `schedule` takes the optimizer and the number of steps. Whatever is random in a training step
-    (dropout) is a function of (seed, step), so a resumed run needs no random state.
+    `optimizer` takes the parameters; `schedule` takes the optimizer and the number of steps. `augment`
+    changes the images float32 (B, C, 28, 28) of a training batch. `l2` times the sum of squares of every
+    head's last kernel is added to the loss (Keras's `kernel_regularizer`). With `train_heads` only these
+    branches are trained; everything else is frozen and in evaluation mode.
+
+    Whatever is random in a training step (augmentation, dropout) is a function of (seed, step), so a
+    resumed run needs no random state.
     """
 
     def __init__(
@@ -76,21 +108,29 @@ class Classifier(L.LightningModule):
         heads: tuple[Head, ...],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Callable[[Optimizer, int], Schedule],
-        weights: Mapping[str, float],
+        weighting: Weighting,
+        augment: Callable[[Tensor], Tensor] | None = None,
         l2: float = 0.0,
+        train_heads: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.net, self.heads = net, heads
-        self.weights = _checked_weights(heads, weights)
+        self.net, self.heads, self.weighting, self.augment = net, heads, weighting, augment or nn.Identity()
         if not l2 >= 0:
             raise UserError(f"l2={l2} must be at least 0")
         self.make_optimizer, self.make_schedule, self.l2, self.seed = optimizer, schedule, l2, seed
+        self.train_heads = tuple(train_heads)
+        for name in train_heads:
+            if name not in net.head_names:
+                raise UserError(f"train_heads: there is no head '{name}'; heads: {', '.join(net.head_names)}")
+        for name, part in net.named_children():
+            if train_heads and name not in train_heads:
+                part.requires_grad_(False).eval()  # Lightning leaves a part's mode as it is
         names = ["loss", "joint_accuracy"]
         names += [f"{head.name}_{what}" for what in ("loss", "accuracy") for head in heads]
         self.tallies = nn.ModuleDict({f"{stage}_tally": Tally(names) for stage in ("train", "val", "test")})
         self.metrics = nn.ModuleDict({head.name: class_metrics(len(head.classes)) for head in heads})
-        self.predictions: list[tuple[dict[str, Tensor], Tensor]] = []  # of the test split, batch by batch
+        self.answers: list[Answers] = []  # to the test split, batch by batch
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.net(images)  # type: ignore[no-any-return]
@@ -105,18 +145,16 @@ class Classifier(L.LightningModule):
         """The weighted loss, a scalar, and {head: logits}; the unweighted numbers go to the tally."""
         images, targets = batch
         logits = self(images)
-        losses = [head.loss(logits[head.name], targets[head.name]) for head in self.heads]
-        loss = sum(
-            (self.weights[head.name] * part for head, part in zip(self.heads, losses, strict=True)), 0.0
-        )
+        losses = torch.stack([head.loss(logits[head.name], targets[head.name]) for head in self.heads])
+        loss: Tensor = self.weighting(losses)
         if self.l2:
             loss = loss + self.l2 * sum(kernel.square().sum() for kernel in self.net.last_kernels())
-        assert isinstance(loss, Tensor)
         with torch.no_grad():
             right = [head.predict(logits[head.name]) == targets[head.name] for head in self.heads]
             stacked = torch.stack(right).float()  # (heads, B)
-            parts = torch.stack([loss, *losses]) * len(images)
-            sums = torch.cat([parts[:1], stacked.amin(dim=0).sum()[None], parts[1:], stacked.sum(dim=1)])
+            both = stacked.amin(dim=0).sum()
+            parts = [loss[None] * len(images), both[None], losses * len(images), stacked.sum(dim=1)]
+            sums = torch.cat(parts)
             self.tally(stage).update(sums, len(images))
         return loss, logits
 
@@ -124,7 +162,8 @@ class Classifier(L.LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.step(batch, "train")[0]
+        images, targets = batch
+        return self.step((self.augment(images), targets), "train")[0]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.step(batch, "val")
@@ -138,7 +177,7 @@ class Classifier(L.LightningModule):
             probabilities = head.probabilities(logits[head.name])
             truth = truth * probabilities.gather(1, targets[head.name][:, None])[:, 0]
             self.metrics[head.name].update(predicted[head.name], targets[head.name])  # type: ignore[operator]
-        self.predictions.append((predicted, truth))
+        self.answers.append(Answers(predicted, targets, truth))
 
     def on_train_epoch_start(self) -> None:
         self.tally("train").reset()
@@ -151,25 +190,19 @@ class Classifier(L.LightningModule):
         self.log("watched_loss", means["loss"])
         # Images wrong, and the loss, squashed below one image, to decide between equals.
         wrong = (1 - means["joint_accuracy"]) * float(self.tally("val").images)
-        self.log("val_errors", round(wrong) + means["loss"] / (1 + means["loss"]))
+        self.log("val_errors", round(wrong) + 0.5 + math.atan(means["loss"]) / math.pi)
 
     def on_train_epoch_end(self) -> None:
+        means = self.tally("train").compute()
         if not self.trainer.val_dataloaders:
-            self.log("watched_loss", self.tally("train").compute()["loss"])
+            self.log("watched_loss", means["loss"])
+        self.weighting.epoch_ended(torch.tensor([means[f"{head.name}_loss"] for head in self.heads]))
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that are trained: of the network, and of the weighting where it learns."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = self.make_optimizer(self.trained())
         steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer, steps)}
-
-
-def _checked_weights(heads: tuple[Head, ...], weights: Mapping[str, float]) -> dict[str, float]:
-    names = [head.name for head in heads]
-    for name, weight in weights.items():
-        if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise UserError(f"weighting.weights.{name}: no such head; {hint}heads: {', '.join(names)}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise UserError(f"weighting.weights.{name}={weight} is not a number from 0 up")
-    return {name: float(weights.get(name, 1.0)) for name in names}

@@ -91,7 +91,7 @@ def _check(cfg: DictConfig, reference: DictConfig) -> None:
     """Raise `UserError` for a setting that does not exist, or whose value is of the wrong type."""
     known = dict(_leaves(reference))
     for key, value in _leaves(cfg):
-        if key.startswith(OPEN):
+        if any(key.startswith(prefix) and prefix.removesuffix(".") in known for prefix in OPEN):
             continue
         if key not in known:
             raise UserError(f"there is no setting '{key}'{_nearest(key, known)}")

@@ -1,4 +1,5 @@
-"""The networks of the two reports. Each is a stem and one branch a head; layers have the names users say.
+"""The networks of the two reports, and one of our own. Each is a stem and one branch a head; layers have
+the names users say.
 
 Every network is built from (in_channels, heads) and maps images float32 (B, C, 28, 28) to
 {head name: logits (B, head.units)}. Every activation is a module of its own, used once and not in
@@ -11,29 +12,52 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cnnlab import IMAGE_SIZE, UserError
 from cnnlab.heads import Head
-
-Layers = dict[str, nn.Module]
+from cnnlab.layers import (
+    Layers,
+    batch_norm_layer,
+    channel_dropout_layer,
+    check_one_of,
+    check_positive,
+    dropout_layer,
+    keras_init,
+    named,
+    valid_size,
+)
 
 
 class Net(nn.Module):
-    """A stem, and for each head a branch that is named as the head is and ends in a layer `out`."""
+    """A stem, and for each head a branch that is named as the head is and ends in a layer `out`.
 
-    def __init__(self, heads: Sequence[Head], stem: Layers, branch: Callable[[Head], Layers]) -> None:
+    The `hue_heads`, where there are any, see the image itself: their branch begins with a stem of its own.
+    The common stem then sees brightness alone, one channel, and so do all other heads.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        stem: Layers,
+        branch: Callable[[Head], Layers],
+        hue_heads: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.head_names = tuple(head.name for head in heads)
-        self.stem = _named(stem)
+        self.head_names, self.hue_heads = tuple(head.name for head in heads), tuple(hue_heads)
+        self.stem = named(stem)
         for head in heads:
-            self.add_module(head.name, _named(branch(head)))
+            self.add_module(head.name, named(branch(head)))
         keras_init(self)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.stem(images)
-        return {name: self.get_submodule(name)(features) for name in self.head_names}
+        # The V of HSV: a red, a blue and a green line are the same to it.
+        seen = images.amax(dim=1, keepdim=True) if self.hue_heads else images
+        features = self.stem(seen)
+        return {
+            name: self.get_submodule(name)(images if name in self.hue_heads else features)
+            for name in self.head_names
+        }
 
     def last_kernels(self) -> list[Tensor]:
         """The weights (units, inputs) of every head's last layer."""
@@ -57,26 +81,26 @@ class Classifier1(Net):
         dense: str = "pixel",
         dropout: float = 0.0,
     ) -> None:
-        _one_of("net.downsample", downsample, ("pool", "stride"))
-        _one_of("net.dense", dense, ("pixel", "flat"))
-        _positive(filters=filters)
+        check_one_of("net.downsample", downsample, ("pool", "stride"))
+        check_one_of("net.dense", dense, ("pixel", "flat"))
+        check_positive(filters=filters)
         stride = 2 if downsample == "stride" else 1
-        size = _valid(IMAGE_SIZE, kernel_size, stride)
+        size = valid_size(IMAGE_SIZE, kernel_size, stride)
         stem: Layers = {
             "conv": nn.Conv2d(in_channels, filters, kernel_size, stride=stride),
             "relu": nn.ReLU(),
-            "bn": _batch_norm(filters),
+            "bn": batch_norm_layer(filters),
         }
         if downsample == "pool":
             stem["pool"] = nn.MaxPool2d(2)
-            size = _valid(size, 2, 2)
+            size = valid_size(size, 2, 2)
         if dense == "pixel":
             stem |= {"dense": nn.Conv2d(filters, 1024, 1), "dense_relu": nn.ReLU()}
-            stem |= {"dropout": _dropout(dropout), "flatten": nn.Flatten()}
+            stem |= {"dropout": dropout_layer(dropout), "flatten": nn.Flatten()}
             features = 1024 * size**2
         else:
             stem |= {"flatten": nn.Flatten(), "dense": nn.Linear(filters * size**2, 1024)}
-            stem |= {"dense_relu": nn.ReLU(), "dropout": _dropout(dropout)}
+            stem |= {"dense_relu": nn.ReLU(), "dropout": dropout_layer(dropout)}
             features = 1024
         super().__init__(heads, stem, lambda head: {"out": nn.Linear(features, head.units)})
 
@@ -97,19 +121,19 @@ class Deep(Net):
             "conv1": nn.Conv2d(in_channels, 32, 3),
             "relu1": nn.ReLU(),
             "pool1": nn.MaxPool2d(2),  # (B, 32, 13, 13)
-            "dropout1": _dropout(rates[0]),
+            "dropout1": dropout_layer(rates[0]),
             "conv2": nn.Conv2d(32, 64, 3, padding="same"),
             "relu2": nn.ReLU(),
             "pool2": nn.MaxPool2d(2),  # (B, 64, 6, 6)
-            "dropout2": _dropout(rates[1]),
+            "dropout2": dropout_layer(rates[1]),
             "conv3": nn.Conv2d(64, 128, 3, padding="same"),
             "relu3": nn.ReLU(),
-            "dropout3": _dropout(rates[2]),
-            "bn": _batch_norm(128),
+            "dropout3": dropout_layer(rates[2]),
+            "bn": batch_norm_layer(128),
             "flatten": nn.Flatten(),
             "dense": nn.Linear(128 * 6 * 6, 1024),
             "dense_relu": nn.ReLU(),
-            "dropout4": _dropout(rates[3]),
+            "dropout4": dropout_layer(rates[3]),
         }
         super().__init__(heads, stem, lambda head: {"out": nn.Linear(1024, head.units)})
 
@@ -137,16 +161,16 @@ class Shared(Net):
         channels, size = in_channels, IMAGE_SIZE
         for number, conv in enumerate(convs, start=1):
             filters, kernel, padding = conv["filters"], conv["kernel_size"], conv["padding"]
-            _one_of("padding", padding, ("same", "valid"))
+            check_one_of("padding", padding, ("same", "valid"))
             stem[f"conv{number}"] = nn.Conv2d(channels, filters, kernel, padding=padding)
             if batch_norm:
-                stem[f"bn{number}"] = _batch_norm(filters)
+                stem[f"bn{number}"] = batch_norm_layer(filters)
             stem[f"relu{number}"] = nn.ReLU()
-            channels, size = filters, size if padding == "same" else _valid(size, kernel)
+            channels, size = filters, size if padding == "same" else valid_size(size, kernel)
             if "pool_stride" in conv:
                 stem[f"pool{number}"] = nn.MaxPool2d(2, stride=conv["pool_stride"])
-                size = _valid(size, 2, conv["pool_stride"])
-        stem |= {"dropout": _dropout(dropout), "flatten": nn.Flatten()}
+                size = valid_size(size, 2, conv["pool_stride"])
+        stem |= {"dropout": dropout_layer(dropout), "flatten": nn.Flatten()}
 
         def branch(head: Head) -> Layers:
             if head.name not in hidden:
@@ -168,115 +192,71 @@ class Shared(Net):
 class Branched(Net):
     """Report B, section 7.1: a shared convolution, then convolutions of each head's own.
 
-    A head of more than two classes gets two convolutions of twice the filters, as `angle` does there.
+    A head of more than three classes gets two convolutions of twice the filters, as `angle` does there.
+    `hue_heads` names the heads that need colours: all others then see brightness alone, and answer for a
+    green line what they answer for a red one.
     """
 
     def __init__(
-        self, in_channels: int, heads: Sequence[Head], filters: int = 32, dropout: float = 0.25
+        self,
+        in_channels: int,
+        heads: Sequence[Head],
+        filters: int = 32,
+        dropout: float = 0.25,
+        hue_heads: Sequence[str] = (),
     ) -> None:
-        _positive(filters=filters)
-        stem: Layers = {
-            "conv": nn.Conv2d(in_channels, filters, 3, padding="same"),
-            "relu": nn.ReLU(),
-            "bn": _batch_norm(filters),
-            "pool": nn.MaxPool2d(3),  # (B, filters, 9, 9)
-            "dropout": _dropout(dropout),
-        }
+        check_positive(filters=filters)
+        for name in hue_heads:
+            check_one_of("net.hue_heads", name, [head.name for head in heads])
+
+        def stem(channels: int) -> Layers:
+            return {
+                "conv": nn.Conv2d(channels, filters, 3, padding="same"),
+                "relu": nn.ReLU(),
+                "bn": batch_norm_layer(filters),
+                "pool": nn.MaxPool2d(3),  # (B, filters, 9, 9)
+                "dropout": dropout_layer(dropout),
+            }
 
         def branch(head: Head) -> Layers:
-            depth, width = (1, filters) if head.units == 1 else (2, 2 * filters)
-            layers: Layers = {}
+            depth, width = (1, filters) if len(head.classes) <= 3 else (2, 2 * filters)
+            layers: Layers = {"stem": named(stem(in_channels))} if head.name in hue_heads else {}
             for number in range(1, depth + 1):
                 before = filters if number == 1 else width
                 suffix = str(number) if depth > 1 else ""
                 layers[f"conv{suffix}"] = nn.Conv2d(before, width, 3, padding="same")
                 layers[f"relu{suffix}"] = nn.ReLU()
-                layers[f"bn{suffix}"] = _batch_norm(width)
-            layers |= {"pool": nn.MaxPool2d(2), "dropout": _dropout(dropout), "flatten": nn.Flatten()}
+                layers[f"bn{suffix}"] = batch_norm_layer(width)
+            layers |= {"pool": nn.MaxPool2d(2), "dropout": dropout_layer(dropout), "flatten": nn.Flatten()}
             return layers | {"out": nn.Linear(width * 4 * 4, head.units)}
 
-        super().__init__(heads, stem, branch)
+        super().__init__(heads, stem(1 if hue_heads else in_channels), branch, hue_heads)
 
 
-def keras_init(net: nn.Module) -> None:
-    """Glorot-uniform kernels (Glorot and Bengio 2010) and zero biases, Keras's defaults, in place."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+class Blocks(Net):
+    """Our own for digits: blocks of two 3 x 3 convolutions, each with BatchNorm and ReLU, the second halved
+    by max-pooling (in the manner of Simonyan and Zisserman 2015). `filters` are those of each block;
+    `dropout` drops whole channels after a block."""
 
-
-def parameter_counts(net: nn.Module) -> dict[str, int]:
-    """{total, trainable, non_trainable} as Keras counts them: BatchNorm's running mean and variance are
-    not trainable parameters."""
-    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
-    running = sum(b.numel() for b in net.buffers() if b.is_floating_point())
-    return {
-        "total": trainable + frozen + running,
-        "trainable": trainable,
-        "non_trainable": frozen + running,
-    }
-
-
-def layer_table(net: nn.Module, in_channels: int) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """(name, type, output shape without the batch, parameters) of every layer, in the order they run."""
-    rows = []
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, _inputs: object, output: Tensor) -> None:
-            count = parameter_counts(module)["total"]
-            rows.append((name, type(module).__name__, tuple(output.shape[1:]), count))
-
-        return hook
-
-    leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(record(name)) for name, module in leaves]
-    training = net.training
-    try:
-        net.eval()
-        with torch.no_grad():
-            net(torch.zeros(1, in_channels, IMAGE_SIZE, IMAGE_SIZE))
-    finally:
-        net.train(training)
-        for handle in handles:
-            handle.remove()
-    return rows
-
-
-def _named(layers: Layers) -> nn.Sequential:
-    sequence = nn.Sequential()
-    for name, layer in layers.items():
-        sequence.add_module(name, layer)
-    return sequence
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Keras's BatchNorm: epsilon 1e-3, and a momentum of 0.99 of the old, which PyTorch writes as 0.01."""
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-def _dropout(rate: float) -> nn.Dropout:
-    if not 0 <= rate < 1:
-        raise UserError(f"net.dropout={rate} is not in [0, 1)")
-    return nn.Dropout(rate)
-
-
-def _valid(size: int, kernel_size: int, stride: int = 1) -> int:
-    """The size that a valid convolution or pooling leaves of `size`."""
-    _positive(kernel_size=kernel_size, stride=stride)
-    if kernel_size > size:
-        raise UserError(f"net.kernel_size={kernel_size} is larger than the {size} x {size} pixels it meets")
-    return (size - kernel_size) // stride + 1
-
-
-def _positive(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise UserError(f"net.{name}={value} must be at least 1")
-
-
-def _one_of(name: str, value: str, options: Sequence[str]) -> None:
-    if value not in options:
-        raise UserError(f"{name}={value}: choose one of {', '.join(options)}")
+    def __init__(
+        self,
+        in_channels: int,
+        heads: Sequence[Head],
+        filters: Sequence[int] = (32, 64, 128),
+        dropout: float = 0.1,
+    ) -> None:
+        stem: Layers = {}
+        channels, size = in_channels, IMAGE_SIZE
+        for block, width in enumerate(filters, start=1):
+            check_positive(filters=width)
+            for layer in ("a", "b"):
+                stem[f"conv{block}{layer}"] = nn.Conv2d(channels, width, 3, padding="same")
+                if layer == "b":  # before the others, which then have a quarter of the work
+                    stem[f"pool{block}"] = nn.MaxPool2d(2)
+                stem[f"bn{block}{layer}"] = batch_norm_layer(width)
+                stem[f"relu{block}{layer}"] = nn.ReLU()
+                channels = width
+            stem[f"dropout{block}"] = channel_dropout_layer(dropout)
+            size = valid_size(size, 2, 2)
+        stem["flatten"] = nn.Flatten()
+        super().__init__(heads, stem, lambda head: {"out": nn.Linear(channels * size**2, head.units)})

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnnlab.classifier import Classifier
 from cnnlab.explain.grading import Watch
-from cnnlab.runs import to_csv, write_whole
+from cnnlab.files import to_csv, write_whole
 
 Row = dict[str, float]
 
@@ -49,7 +49,7 @@ class Journal(L.Callback):
         for stage in ("train", "val") if trainer.val_dataloaders else ("train",):
             row |= {f"{stage}_{name}": value for name, value in pl_module.tally(stage).compute().items()}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row |= {f"weight_{name}": weight for name, weight in pl_module.weights.items()}
+        row |= {f"weight_{name}": weight for name, weight in pl_module.weighting.by_head().items()}
         trained = self._trained or total
         row |= {"seconds": round(trained, 3), "val_seconds": round(total - trained, 3)}
         if self.watch is not None:

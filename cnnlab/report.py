@@ -11,12 +11,13 @@ from rich.table import Table
 from torch import Tensor
 
 from cnnlab import figures, page
-from cnnlab.classifier import Classifier
+from cnnlab.classifier import Answers, Classifier
 from cnnlab.data.splits import LabData
+from cnnlab.files import to_csv, write_whole
 from cnnlab.heads import Head
-from cnnlab.nets import Net, layer_table, parameter_counts
+from cnnlab.layers import layer_table, parameter_counts
+from cnnlab.nets import Net
 from cnnlab.progress import Row
-from cnnlab.runs import to_csv, write_whole
 
 SHOWN = 24  # pictures in a grid
 Summary = dict[str, Any]
@@ -53,7 +54,23 @@ def results(classifier: Classifier) -> Summary:
             "worst_class": head.classes[worst],
             "worst_recall": values["class_recall"][worst].item(),
         }
-    return {"joint_accuracy": means["joint_accuracy"], "loss": means["loss"], "heads": heads}
+    found = {"joint_accuracy": means["joint_accuracy"], "loss": means["loss"], "heads": heads}
+    return found | ({"by_class": _by_class(classifier)} if len(heads) > 1 else {})
+
+
+def _by_class(classifier: Classifier) -> dict[str, dict[str, dict[str, float]]]:
+    """{head: {class: {"joint_accuracy" and each head's name: accuracy on the test images of that class}}}."""
+    answers = Answers.joined(classifier.answers)
+    right = answers.right()
+    rows = {"joint_accuracy": right.all(dim=0), **dict(zip(answers.predicted, right, strict=True))}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for head in classifier.heads:
+        for number, name in enumerate(head.classes):
+            these = answers.targets[head.name] == number
+            if these.any():
+                scores = {row: values[these].double().mean().item() for row, values in rows.items()}
+                found.setdefault(head.name, {})[name] = scores
+    return found
 
 
 def write(
@@ -74,6 +91,11 @@ def write(
     if watched:
         lines = {head.name: [row[f"evidence_{head.name}"] for row in rows] for head in data.heads}
         drawn["evidence"] = figures.evidence(lines)
+    weights = {head.name: [row[f"weight_{head.name}"] for row in rows] for head in data.heads}
+    if any(len(set(values)) > 1 for values in weights.values()):  # they were learned
+        drawn["weights"] = figures.weights(weights)
+    if len(data.heads) > 1:
+        drawn["by_class"] = figures.by_class(summary["test"]["by_class"])
     for head in data.heads:
         parts = [(part.name, part.classes) for part in head.parts]
         counts = values[head.name]["confusion"].cpu().numpy()
@@ -129,13 +151,9 @@ def _classes(heads: tuple[Head, ...], values: dict[str, Tensor], i: int) -> str:
 def _mistakes(data: LabData, classifier: Classifier) -> figures.Figure:
     """The test images that are wrong, then those whose truth got the lowest probability."""
     split = data.splits["test"]
-    batches = classifier.predictions
-    predicted = {
-        head.name: torch.cat([heads[head.name] for heads, _ in batches]).cpu() for head in data.heads
-    }
-    truth = torch.cat([probability for _, probability in batches]).cpu()
-    targets = split.targets(torch.arange(len(split)))
-    wrong = torch.stack([predicted[name] != targets[name] for name in predicted]).any(dim=0)
+    answers = Answers.joined(classifier.answers)
+    predicted, targets, truth = answers.predicted, answers.targets, answers.truth
+    wrong = ~answers.right().all(dim=0)
     rows = (truth - wrong.float()).argsort(stable=True)[:SHOWN]
     captions = []
     for row in rows.tolist():

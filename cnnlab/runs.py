@@ -3,22 +3,19 @@ network and its weights."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
-from io import StringIO
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from cnnlab import UserError
 from cnnlab.classifier import Classifier
@@ -45,17 +42,23 @@ def build_net(cfg: DictConfig, data: LabData) -> Net:
 
 def build_classifier(cfg: DictConfig, data: LabData) -> Classifier:
     """Network, loss, optimizer and schedule of a configuration. Raises `UserError` for a bad value."""
+    with _refused("weighting"):
+        weighting = instantiate(cfg.weighting, _partial_=True, _convert_="all")(heads=data.heads)
+    with _refused("augment"):
+        augment = instantiate(cfg.augment)
     classifier = Classifier(
         net=build_net(cfg, data),
         heads=data.heads,
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),
-        weights=OmegaConf.to_container(cfg.weighting.weights),  # type: ignore[arg-type]
+        weighting=weighting,
+        augment=augment,
         l2=cfg.l2,
+        train_heads=list(cfg.train_heads),
         seed=cfg.seed,
     )
     with _refused("optimizer or schedule"):  # now, not when the training begins
-        classifier.make_schedule(classifier.make_optimizer(classifier.net.parameters()), 1)
+        classifier.make_schedule(classifier.make_optimizer(classifier.trained()), 1)
     return classifier
 
 
@@ -112,15 +115,36 @@ class Run:
         data.setup()
         return data
 
+    def weights(self) -> dict[str, Tensor]:
+        """The best weights of the run's network, {name: tensor}."""
+        state = load_checkpoint(self.checkpoint("best"))["state_dict"]
+        prefix = "net."
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
     def net(self, data: LabData) -> Net:
         """The run's network with its best weights, in evaluation mode."""
         net = build_net(self.config, data)
-        state = load_checkpoint(self.checkpoint("best"))["state_dict"]
-        prefix = "net."
-        net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        net.load_state_dict(self.weights())
         if self.config.trainer.channels_last:
             net.to(memory_format=torch.channels_last)
         return net.eval()
+
+
+def begin_with(classifier: Classifier, base: Run) -> None:
+    """Give a classifier the best weights of a run with the same network. In the heads that are trained, a
+    tensor of another shape stays as it is: the last layer of a head that got one more class.
+
+    Raises `UserError` where anything else differs.
+    """
+    state, weights = classifier.net.state_dict(), base.weights()
+    fitting = {name: w for name, w in weights.items() if name in state and w.shape == state[name].shape}
+    trained = classifier.train_heads or classifier.net.head_names
+    for name in state.keys() - fitting.keys():
+        if name.partition(".")[0] not in trained:
+            raise UserError(
+                f"from_run={base.path} does not fit: its {name} has another shape, or is not there"
+            )
+    classifier.net.load_state_dict({**state, **fitting})
 
 
 def newest(outputs: Path) -> Run:
@@ -134,40 +158,10 @@ def newest(outputs: Path) -> Run:
     return max(finished, key=lambda run: (run.path / "summary.json").stat().st_mtime)
 
 
-def new_folder(parent: Path) -> Path:
-    """A new folder `parent`/<number>: never one that is there, also not when two start at once."""
-    for number in count(1):
-        folder = parent / str(number)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if not parent.is_dir():
-                raise UserError(f"cannot write to {parent}: it is a file; set out=<folder>") from None
-            continue
-        return folder
-    raise AssertionError
-
-
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content: plain tensors and numbers, never code."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return content
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step: a reader sees the old one or the new one, never half of one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def to_csv(rows: list[dict[str, Any]]) -> str:
-    """Rows of equal keys as CSV text with a header."""
-    text = StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def versions() -> dict[str, str]:

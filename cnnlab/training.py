@@ -22,9 +22,10 @@ from cnnlab.classifier import Classifier
 from cnnlab.data.lines import LineSplit
 from cnnlab.data.splits import LabData
 from cnnlab.explain.grading import Watch, sample_of
-from cnnlab.nets import parameter_counts
+from cnnlab.files import write_whole
+from cnnlab.layers import parameter_counts
 from cnnlab.progress import Display, Journal
-from cnnlab.runs import Run, build_classifier, build_data, commit, load_checkpoint, versions, write_whole
+from cnnlab.runs import Run, begin_with, build_classifier, build_data, commit, load_checkpoint, versions
 
 
 def train_run(cfg: DictConfig) -> float:
@@ -37,10 +38,10 @@ def train_run(cfg: DictConfig) -> float:
     try:
         if cfg.resume is None:
             _claim(folder)
-            cfg = _named(cfg)
-            ckpt = None
+            base = Run(str(cfg.from_run)) if cfg.from_run is not None else None
+            cfg, ckpt = _named(_based(cfg, base)), None
         else:
-            run = Run(str(cfg.resume))
+            run, base = Run(str(cfg.resume)), None
             cfg, ckpt = _resumed(run, cfg), run.checkpoint("last")
             _drop_if_empty(folder)
             folder = run.path
@@ -48,6 +49,8 @@ def train_run(cfg: DictConfig) -> float:
         data = build_data(cfg)
         _seed(cfg.seed)
         classifier = build_classifier(cfg, data)
+        if base is not None:
+            begin_with(classifier, base)
         return _Job(cfg, folder, data, classifier).run(ckpt)
     except Exception:
         _drop_if_empty(folder)
@@ -170,9 +173,26 @@ def _trainer(cfg: DictConfig, folder: Path, data: LabData, callbacks: list[L.Cal
 
 
 def _named(cfg: DictConfig) -> DictConfig:
-    """`cfg` with the experiment's name in front."""
-    experiment = HydraConfig.get().runtime.choices["experiment"]
-    return OmegaConf.create({"experiment": experiment, **cfg})
+    """`cfg` with the names of the chosen experiment and options in front."""
+    choices = HydraConfig.get().runtime.choices
+    options = {group: option for group, option in choices.items() if "/" not in group}
+    return OmegaConf.create({"experiment": options.pop("experiment"), "options": options, **cfg})
+
+
+def _based(cfg: DictConfig, base: Run | None) -> DictConfig:
+    """`cfg` with the network of the run it begins with."""
+    if base is None:
+        if cfg.train_heads:
+            raise UserError(
+                f"train_heads={cfg.train_heads}: the rest must have been trained before; set from_run=<run>"
+            )
+        return cfg
+    for override in HydraConfig.get().overrides.task:
+        if override.lstrip("+~").startswith(("net=", "net.")):
+            raise UserError(f"from_run takes the network from the run: drop {override}")
+    based = cfg.copy()
+    based.net, based.from_run = base.config.net, str(base.path)
+    return based
 
 
 def _seed(seed: int) -> None:
@@ -230,6 +250,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists.*",
         ".*treespec, LeafSpec.*",
+        ".*in eval mode at the start of training.*",  # what train_heads leaves out
         "Total length of .list. across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", advice)

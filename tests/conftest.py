@@ -11,8 +11,10 @@ import pytest
 from omegaconf import DictConfig
 
 from cnnlab.cli import command
+from cnnlab.data.lines import line_heads
 from cnnlab.train import train
 
+HEADS = line_heads()  # of red and blue lines
 TINY_LINES = (
     "data.train_per_class=6",
     "data.val_per_class=2",

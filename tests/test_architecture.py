@@ -16,8 +16,18 @@ FLOORS = [
     {"cnnlab"},
     {"cnnlab.figures.style"},
     {"cnnlab.figures.charts", "cnnlab.figures.tables", "cnnlab.figures.tiles"},
-    {"cnnlab.heads", "cnnlab.hardware", "cnnlab.figures", "cnnlab.page", "cnnlab.cli", "cnnlab.schedules"},
-    {"cnnlab.nets", "cnnlab.data.splits"},
+    {
+        "cnnlab.heads",
+        "cnnlab.hardware",
+        "cnnlab.figures",
+        "cnnlab.page",
+        "cnnlab.cli",
+        "cnnlab.schedules",
+        "cnnlab.layers",
+        "cnnlab.augment",
+        "cnnlab.files",
+    },
+    {"cnnlab.nets", "cnnlab.weighting", "cnnlab.data.splits", "cnnlab.data.drawing"},
     {"cnnlab.data.lines", "cnnlab.data.mnist", "cnnlab.explain.probe"},
     {
         "cnnlab.classifier",
@@ -27,13 +37,13 @@ FLOORS = [
         "cnnlab.explain.scores",
     },
     {"cnnlab.explain.subjects", "cnnlab.explain.grading"},
-    {"cnnlab.runs"},
+    {"cnnlab.runs", "cnnlab.comparison"},
     {"cnnlab.progress"},
-    {"cnnlab.report", "cnnlab.explain.pictures"},
+    {"cnnlab.report", "cnnlab.explain.pictures", "cnnlab.comparison_report"},
     {"cnnlab.training", "cnnlab.explain.explanation", "cnnlab.explain.score_card"},
-    {"cnnlab.train", "cnnlab.score", "cnnlab.explain.__main__"},
+    {"cnnlab.train", "cnnlab.score", "cnnlab.compare", "cnnlab.explain.__main__"},
 ]
-COMMANDS = {"cnnlab.train", "cnnlab.score", "cnnlab.explain.__main__"}
+COMMANDS = {"cnnlab.train", "cnnlab.score", "cnnlab.compare", "cnnlab.explain.__main__"}
 METHODS = {"probe", "activations", "filters", "heatmaps", "scores"}
 
 
@@ -81,5 +91,5 @@ def test_the_methods_know_nothing_of_lightning_hydra_and_runs() -> None:
 
 
 def test_a_command_does_not_import_torch_before_it_needs_it() -> None:
-    code = "import sys, cnnlab.train, cnnlab.score, cnnlab.explain.__main__; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {', '.join(sorted(COMMANDS))}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab import UserError
-from cnnlab.data.lines import HEADS
 from cnnlab.data.mnist import DIGIT
 from cnnlab.explain.activations import activations
 from cnnlab.explain.filters import Ascent, class_filters, layer_filters
@@ -18,6 +17,7 @@ from cnnlab.explain.heatmaps import METHODS, heatmaps, to_image
 from cnnlab.explain.probe import last_convolution, leaves, output_of, untouched
 from cnnlab.heads import Head
 from cnnlab.nets import Branched, Classifier1, Deep, Net
+from tests.conftest import HEADS
 from tests.test_nets import LINES, MNIST, MULTI, build
 
 SIDE = Head("side", ("left", "right"))

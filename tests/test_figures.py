@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from cnnlab import figures
-from cnnlab.data.lines import HEADS, TASKS
+from cnnlab.data.lines import class_head
 from cnnlab.figures.charts import _digits
 from cnnlab.figures.tables import _cells, _grouping
 from cnnlab.page import percent, render
+from tests.conftest import HEADS
 
 PARTS = [(head.name, head.classes) for head in HEADS]
 
@@ -20,7 +21,7 @@ def test_classes_are_grouped_by_attribute() -> None:
     order, groups, (name, classes) = _grouping(PARTS)
     assert (name, len(classes)) == ("angle", 12)
     assert groups[:3] == ["short thin red", "short thin blue", "short thick red"]
-    names = TASKS["class"][0].classes
+    names = class_head().classes
     assert [names[i] for i in order[:2]] == ["short thin 0° red", "short thin 15° red"]
     assert [names[i] for i in order[12:14]] == ["short thin 0° blue", "short thin 15° blue"]
     assert sorted(order) == list(range(96))

@@ -13,12 +13,14 @@ from omegaconf import OmegaConf
 
 from cnnlab import UserError
 from cnnlab.cli import CONF
-from cnnlab.data.lines import HEADS, TASKS
+from cnnlab.data.lines import class_head
 from cnnlab.data.mnist import DIGIT
-from cnnlab.nets import Branched, Classifier1, Deep, Net, layer_table, parameter_counts
+from cnnlab.layers import layer_table, parameter_counts
+from cnnlab.nets import Branched, Classifier1, Deep, Net
+from tests.conftest import HEADS
 
 MNIST: dict[str, Any] = {"in_channels": 1, "heads": (DIGIT,)}
-LINES: dict[str, Any] = {"in_channels": 3, "heads": TASKS["class"]}
+LINES: dict[str, Any] = {"in_channels": 3, "heads": (class_head(),)}
 MULTI: dict[str, Any] = {"in_channels": 3, "heads": HEADS}
 
 
@@ -129,8 +131,10 @@ def test_bad_settings_are_refused(name: str, settings: dict[str, Any], message: 
 
 def test_the_layer_table_leaves_no_trace() -> None:
     net = Branched(**MULTI).train()
+    net.get_submodule("stem").eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     layer_table(net, 3)
     assert net.training
+    assert not net.get_submodule("stem.bn").training
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())

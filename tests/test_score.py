@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnlab.data.lines import HEADS, LineSplit
+from cnnlab.data.lines import LineSplit
 from cnnlab.explain.grading import Sample, Watch, grade, insertion_deletion, randomised, sample_of
 from cnnlab.explain.scores import contrast, interval, rank_correlation
 from cnnlab.nets import Branched
 from cnnlab.score import score
-from tests.conftest import TINY_LINES, TINY_MNIST, in_process, run_train
+from tests.conftest import HEADS, TINY_LINES, TINY_MNIST, in_process, run_train
 from tests.test_explain_methods import SIDE, _by_hand
 from tests.test_nets import MULTI
 
@@ -100,7 +100,7 @@ def test_a_run_can_be_watched(tmp_path: Path) -> None:
 
 
 def test_the_watch_is_the_grade_of_grad_cam() -> None:
-    split = LineSplit(0, "val", 1, "attributes", True, False)
+    split = LineSplit(0, "val", 1)
     torch.manual_seed(0)
     net, sample = Branched(**MULTI).eval(), sample_of(split, 12)
     watched = Watch(HEADS, sample, split.truths)(net)

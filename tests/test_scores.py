@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnnlab.data.lines import HEADS, TASKS, LineSplit, attributes_of, class_of, counterfactual_mask, line_mask
+from cnnlab.data.drawing import KINDS, attributes_of, counterfactual_mask, kind_of, line_mask
+from cnnlab.data.lines import LineSplit, class_head
 from cnnlab.explain.scores import METRICS, auc, ceiling, mass_accuracy, pointing_game, rank_accuracy, sobel
+from tests.conftest import HEADS
 
 # True are the four pixels of the upper left corner.
 MASK = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -102,8 +104,8 @@ def test_sobel_of_a_step() -> None:
     assert edges[0, 2].tolist() == [0, 0, 2, 2, 0]  # (1 + 2 + 1) * 0.5 beside the step
 
 
-EVERY = torch.arange(96)
-CENTRES = torch.full((96, 2), 14.0)
+EVERY = torch.arange(KINDS)
+CENTRES = torch.full((KINDS, 2), 14.0)
 
 
 def test_the_colour_is_carried_by_the_line() -> None:
@@ -112,8 +114,8 @@ def test_the_colour_is_carried_by_the_line() -> None:
 
 def test_a_lines_length_is_carried_by_its_ends() -> None:
     # Upright, thin: 7 pixels from 10.5 to 17.5 and 15 from 6.5 to 21.5. Row 13 and row 14 carry it half each.
-    short = class_of({name: torch.tensor([0]) for name in ("length", "width", "angle", "colour")})
-    long = class_of({**attributes_of(short), "length": torch.tensor([1])})
+    short = kind_of({name: torch.tensor([0]) for name in ("length", "width", "angle", "colour")})
+    long = kind_of({**attributes_of(short), "length": torch.tensor([1])})
     for line in (short, long):
         mask = counterfactual_mask("length", line, torch.tensor([[14.0, 13.5]]))[0]
         columns = mask[13].nonzero()[:, 0].tolist()
@@ -122,7 +124,7 @@ def test_a_lines_length_is_carried_by_its_ends() -> None:
 
 
 def test_an_angles_truth_is_the_difference_to_its_neighbours() -> None:
-    vertical = class_of(
+    vertical = kind_of(
         {**{n: torch.tensor([1]) for n in ("length", "width", "colour")}, "angle": torch.tensor([6])}
     )
     mask = counterfactual_mask("angle", vertical, torch.tensor([[14.0, 14.0]]))[0]
@@ -132,14 +134,14 @@ def test_an_angles_truth_is_the_difference_to_its_neighbours() -> None:
 
 
 def test_a_split_gives_the_truths_of_its_images() -> None:
-    split = LineSplit(0, "test", 2, "attributes", True, False)
+    split = LineSplit(0, "test", 2)
     rows = torch.tensor([5, 100, 191])
     lit = split.images(rows).amax(dim=1) > 0
     for head in HEADS:
         truths = split.truths(rows, head)
         assert torch.equal(truths["line"], lit)
         assert truths["counterfactual"].any(dim=(1, 2)).all()
-    (joint,) = TASKS["class"]
+    joint = class_head()
     assert (
         split.truths(rows, joint)["counterfactual"] >= split.truths(rows, HEADS[2])["counterfactual"]
     ).all()

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from cnnlab import UserError
-from cnnlab.data.lines import HEADS, LineData, LineSplit
+from cnnlab.data.lines import LineData, LineSplit
 from cnnlab.explain.subjects import from_split, pick, read_image
 from cnnlab.nets import Branched
+from tests.conftest import HEADS
 from tests.test_nets import MULTI
 
 
@@ -115,7 +116,7 @@ def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:
 
 
 def test_images_of_a_split_by_number() -> None:
-    split = LineSplit(0, "test", 1, "attributes", True, False)
+    split = LineSplit(0, "test", 1)
     found = from_split(split, [5, 95])
     assert found.names == ["test image 5", "test image 95"]
     assert found.truth is not None

@@ -24,10 +24,11 @@ from cnnlab.explain.filters import Ascent, class_filters, layer_filters
 from cnnlab.explain.heatmaps import METHODS, heatmaps
 from cnnlab.explain.probe import layer_named, leaves, options, untouched
 from cnnlab.explain.subjects import Subjects, from_files, from_split, pick
+from cnnlab.files import new_folder, write_whole
 from cnnlab.hardware import keep_memory
 from cnnlab.heads import Head
 from cnnlab.nets import Net
-from cnnlab.runs import Run, new_folder, newest, versions, write_whole
+from cnnlab.runs import Run, newest, versions
 
 PICKED = 6  # images explained where none is asked for
 SAMPLE = 500  # test images on which dead and saturated channels are judged

@@ -17,7 +17,7 @@ from cnnlab.explain.heatmaps import Heatmaps, cells, heatmaps
 from cnnlab.explain.probe import untouched
 from cnnlab.explain.scores import METRICS, ceiling, contrast, interval, rank_correlation, sobel
 from cnnlab.heads import Head
-from cnnlab.nets import keras_init
+from cnnlab.layers import keras_init
 
 BATCH = 250
 BASELINES = ("chance", "random map", "edges (Sobel)", "ceiling of the layer")

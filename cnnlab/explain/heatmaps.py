@@ -11,7 +11,7 @@ from captum.attr import GuidedBackprop, IntegratedGradients, LayerGradCam, Occlu
 from torch import Tensor, nn
 
 from cnnlab import IMAGE_SIZE
-from cnnlab.explain.probe import OneHead, last_convolution, layer_named, leaves, untouched
+from cnnlab.explain.probe import OneHead, last_convolution, layer_named, path, untouched
 from cnnlab.heads import Head
 
 
@@ -101,29 +101,28 @@ def to_image(coarse: Tensor, net: nn.Module, head: Head, layer: str) -> Tensor:
     Each of the layer's places stands at the middle of what it sees of the image, so a map is neither
     shifted nor, after a valid convolution, stretched; beyond the outermost places it stays as it is there.
     """
-    start, step = _geometry(_path(net, head, layer))
+    start, step = _geometry(_until(net, head, layer))
     weights = _interpolation(coarse.shape[-1], start, step)  # (28, n)
     return weights @ coarse @ weights.T
 
 
 def cells(net: nn.Module, head: Head, layer: str, places: int) -> Tensor:
     """Which of a layer's places each row of the image lies nearest to, int64 (28,); columns are alike."""
-    start, step = _geometry(_path(net, head, layer))
+    start, step = _geometry(_until(net, head, layer))
     return ((torch.arange(IMAGE_SIZE) + 0.5 - start) / step).round().clamp(0, places - 1).long()
 
 
-def _path(net: nn.Module, head: Head, layer: str) -> Iterable[nn.Module]:
-    for name, module in leaves(net).items():
-        if name.split(".")[0] in ("stem", head.name):
-            yield module
+def _until(net: nn.Module, head: Head, layer: str) -> Iterable[nn.Module]:
+    for name, module in path(net, head).items():
+        yield module
         if name == layer:
             return
 
 
-def _geometry(path: Iterable[nn.Module]) -> tuple[float, float]:
+def _geometry(layers: Iterable[nn.Module]) -> tuple[float, float]:
     """Where a layer's first place looks, in pixels from the image's edge, and the step to the next one."""
     start, step = 0.5, 1.0
-    for module in path:
+    for module in layers:
         if isinstance(module, nn.Conv2d | nn.MaxPool2d):
             kernel, stride = _first(module.kernel_size), _first(module.stride)
             names = {"same": (kernel - 1) // 2, "valid": 0}

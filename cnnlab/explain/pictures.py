@@ -15,9 +15,9 @@ from cnnlab.explain.activations import Activations
 from cnnlab.explain.filters import Ascent, Filters
 from cnnlab.explain.heatmaps import Heatmaps
 from cnnlab.explain.subjects import Subjects
+from cnnlab.files import write_whole
 from cnnlab.heads import Head
 from cnnlab.page import percent, render
-from cnnlab.runs import write_whole
 
 LIKELY = 4  # classes of a head whose probabilities are shown
 

@@ -121,13 +121,23 @@ def options(wrong: str, right: Sequence[str] | dict[str, Any]) -> str:
     return f"{hint} (there are {', '.join(right)})"
 
 
+def path(net: nn.Module, head: Head) -> dict[str, nn.Module]:
+    """{name: layer} of the layers between the image and a head's answer: the common stem, unless the head's
+    own branch begins with one, and the branch."""
+    own = {name: layer for name, layer in leaves(net).items() if name.startswith(f"{head.name}.")}
+    if any(name.startswith(f"{head.name}.stem.") for name in own):
+        return own
+    return {name: layer for name, layer in leaves(net).items() if name.startswith("stem.")} | own
+
+
 def last_convolution(net: nn.Module, head: Head) -> str:
     """The name of the last convolution before a head: in the head's own branch where it has one, else in
     the part that all share. A 1 x 1 convolution, a dense layer at every pixel, does not count."""
-    shared = {name: m for name, m in leaves(net).items() if name.split(".")[0] == "stem"}
-    own = {name: m for name, m in leaves(net).items() if name.split(".")[0] == head.name}
-    for part in (own, shared):
-        names = [name for name, m in part.items() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
-        if names:
-            return names[-1]
-    raise UserError(f"there is no convolution before head '{head.name}'")
+    names = [
+        name
+        for name, layer in path(net, head).items()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+    ]
+    if not names:
+        raise UserError(f"there is no convolution before head '{head.name}'")
+    return names[-1]

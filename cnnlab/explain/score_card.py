@@ -20,10 +20,11 @@ from cnnlab.explain.grading import BASELINES, Grade, Sample, grade, insertion_de
 from cnnlab.explain.heatmaps import METHODS
 from cnnlab.explain.probe import options
 from cnnlab.explain.scores import METRICS, interval
+from cnnlab.files import new_folder, to_csv, write_whole
 from cnnlab.hardware import keep_memory
 from cnnlab.nets import Net
 from cnnlab.page import render
-from cnnlab.runs import Run, new_folder, newest, to_csv, versions, write_whole
+from cnnlab.runs import Run, newest, versions
 
 Rows = list[list[str]]
 

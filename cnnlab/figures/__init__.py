@@ -2,14 +2,16 @@
 
 from matplotlib.figure import Figure
 
-from cnnlab.figures.charts import curves, evidence, f_scores, intervals, shares
+from cnnlab.figures.charts import comparison, curves, evidence, f_scores, intervals, shares, weights
 from cnnlab.figures.style import Array, save
-from cnnlab.figures.tables import confusion, grouped_f_scores
+from cnnlab.figures.tables import by_class, confusion, grouped_f_scores
 from cnnlab.figures.tiles import heat, images, mosaics, overlay
 
 __all__ = [
     "Array",
     "Figure",
+    "by_class",
+    "comparison",
     "confusion",
     "curves",
     "evidence",
@@ -22,4 +24,5 @@ __all__ = [
     "overlay",
     "save",
     "shares",
+    "weights",
 ]

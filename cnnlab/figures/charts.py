@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cnnlab.figures.style import BLUE, CYCLE, RUST, SKY, Array
 
@@ -48,6 +49,48 @@ def curves(
         fontsize=8,
         frameon=False,
     )
+    return figure
+
+
+def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Accuracy by epoch of groups of runs, {name: [[one value an epoch] a run]}: a line for the mean, a band
+    from the lowest run to the highest."""
+    figure = Figure(figsize=(10.5, max(4.4, 0.24 * len(groups) + 1.2)), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, runs) in enumerate(groups.items()):
+        epochs = min(len(run) for run in runs)
+        values = np.array([run[:epochs] for run in runs])
+        x = np.arange(1, epochs + 1)
+        style = ("-", "--", ":", "-.")[number // len(CYCLE) % 4]
+        colour = CYCLE[number % len(CYCLE)]
+        label = fill(name, 42)
+        axes.plot(x, _digits(values.mean(axis=0)), style, color=colour, marker="o", markersize=3, label=label)
+        axes.fill_between(
+            x, _digits(values.min(axis=0)), _digits(values.max(axis=0)), color=colour, alpha=0.15, linewidth=0
+        )
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    _digit_axis(axes)
+    highest = max((value for runs in groups.values() for run in runs for value in run), default=0.0)
+    axes.set_ylim(top=float(_digits(np.array(highest))) + 0.25)
+    axes.set_ylabel("validation, every head right (%)")
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def weights(heads: Mapping[str, Sequence[float]]) -> Figure:
+    """The weight of each head's loss by epoch, {head: [one value an epoch]}, on a logarithmic axis."""
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, values) in zip(CYCLE, heads.items(), strict=False):
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker="o", markersize=3, label=name)
+    axes.set(xlabel="epoch", ylabel="weight of the loss", yscale="log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
@@ -99,7 +142,7 @@ def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) 
     return figure
 
 
-Interval = tuple[float, float, float]  # mean, low, high  # mean, low, high
+Interval = tuple[float, float, float]  # mean, low, high
 
 
 def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interval]]]) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -82,6 +82,30 @@ def _grouped_confusion(counts: Array, title: str, parts: Sequence[Part]) -> Figu
         others = tuple(i for i in range(2 * len(parts)) if i not in (axis, axis + len(parts)))
         _matrix(places[part], counts.reshape(*sizes, *sizes).sum(axis=others), part_classes)
         places[part].set_title(f"by {part}", fontsize=10)
+    return figure
+
+
+def by_class(heads: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Accuracies in [0, 1], {head: {class: {row: accuracy}}}: a column a class, grouped by head; the paler,
+    the more errors, by their logarithm."""
+    columns = [(head, name) for head, classes in heads.items() for name in classes]
+    names = list(heads[columns[0][0]][columns[0][1]])
+    table = np.array([[heads[head][column][name] for head, column in columns] for name in names])
+    figure = Figure(figsize=(0.62 * len(columns) + 1.8, 0.36 * len(names) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(np.log10(np.maximum(1 - table, 1e-5)), cmap="Oranges", vmin=-5, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(table):
+        text = f"{math.floor(share * 1e4 + 1e-6) / 100:.2f}"  # never rounded up to 100
+        axes.text(column, row, text, ha="center", va="center", fontsize=7)
+    axes.set_xticks(range(len(columns)), [name for _, name in columns], fontsize=8)
+    axes.set_yticks(range(len(names)), [name.replace("joint_accuracy", "all") for name in names], fontsize=8)
+    start = 0
+    for head, classes in heads.items():
+        axes.axvline(start - 0.5, color="0.3", linewidth=1)
+        axes.text(start - 0.4, -0.65, head, fontsize=9, va="bottom")
+        start += len(classes)
+    axes.set_xlabel("test images of this class")
+    axes.set_ylabel("head that is right (%)")
     return figure
 
 

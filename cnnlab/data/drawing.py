@@ -1,0 +1,136 @@
+"""What a straight line is, and how it is drawn: 28 x 28 x 3, on black.
+
+A line is a kind (length, width, angle, colour) and a centre. Both reports, section "line dataset"; kinds
+are numbered in the order of the file names `length_width_angle_colour_id`. The reports have red and blue
+lines, 96 kinds; green ones are for the question whether a trained network can learn them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import Tensor
+
+from cnnlab import IMAGE_SIZE, UserError
+
+LENGTHS = {"short": 7.0, "long": 15.0}  # pixels
+WIDTHS = {"thin": 1.0, "thick": 3.0}  # pixels
+ANGLES = {f"{degrees}°": math.radians(degrees) for degrees in range(0, 180, 15)}  # counter-clockwise
+COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}  # RGB
+
+ATTRIBUTES = {
+    "length": tuple(LENGTHS),
+    "width": tuple(WIDTHS),
+    "angle": tuple(ANGLES),
+    "colour": tuple(COLOURS),
+}
+SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
+KINDS = math.prod(SHAPE)
+
+_LENGTH = torch.tensor(list(LENGTHS.values()))
+_WIDTH = torch.tensor(list(WIDTHS.values()))
+_COS = torch.tensor([math.cos(angle) for angle in ANGLES.values()])
+_SIN = torch.tensor([math.sin(angle) for angle in ANGLES.values()])
+_COLOUR = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)
+
+
+def attributes_of(kinds: Tensor) -> dict[str, Tensor]:
+    """{attribute: int64 (B,)} of kinds int64 (B,) in [0, 144)."""
+    return dict(zip(ATTRIBUTES, torch.unravel_index(kinds, SHAPE), strict=True))
+
+
+def kind_of(attributes: dict[str, Tensor]) -> Tensor:
+    """Class numbers int64 (B,) in [0, 144) of {attribute: int64 (B,)}; the inverse of `attributes_of`."""
+    kinds = torch.zeros_like(attributes["length"])
+    for name, values in ATTRIBUTES.items():
+        kinds = kinds * len(values) + attributes[name]
+    return kinds
+
+
+def file_name(kind: int, number: int) -> str:
+    """The problem statement's name of an image: `1_1_9_0_3` is long, thick, 135°, red, number 3."""
+    values = [value.item() for value in attributes_of(torch.tensor([kind])).values()]
+    return "_".join(str(value) for value in (*values, number))
+
+
+def parse_file_name(name: str) -> tuple[int, int]:
+    """(kind, number) of a name like `1_1_9_0_3`; the inverse of `file_name`.
+
+    Raises `UserError` where the name is not of this form.
+    """
+    fields = name.split("_")
+    limits = (*SHAPE, math.inf)
+    if len(fields) != len(limits) or not all(re.fullmatch(r"\d+", field) for field in fields):
+        raise UserError(f"'{name}' is not of the form length_width_angle_colour_id, like 1_1_9_0_3")
+    values = [int(field) for field in fields]
+    for (attribute, options), value in zip(ATTRIBUTES.items(), values, strict=False):
+        if value >= len(options):
+            raise UserError(f"'{name}': {attribute} {value} is not in 0..{len(options) - 1}")
+    attributes = {
+        attribute: torch.tensor([value]) for attribute, value in zip(ATTRIBUTES, values, strict=False)
+    }
+    return int(kind_of(attributes)), values[-1]
+
+
+def centre_bounds(kinds: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest (x, y) in pixels, float32 (B, 2) each, of a centre whose whole line is inside."""
+    at = attributes_of(kinds)
+    cos, sin = _COS[at["angle"]].abs(), _SIN[at["angle"]].abs()
+    length, width = _LENGTH[at["length"]], _WIDTH[at["width"]]
+    half = torch.stack([length * cos + width * sin, length * sin + width * cos], dim=1) / 2
+    return half, IMAGE_SIZE - half
+
+
+def coverage(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
+    """How much of each pixel the line covers, float32 (B, 28, 28) in [0, 1].
+
+    `kinds` int64 (B,); `centres` float32 (B, 2), (x, y) in pixels from the top left corner, y down.
+    Anti-aliased by the signed distance of the pixel's centre to the box's edges, along and across the
+    line: coverage falls from 1 to 0 over one pixel, and is the exact area for an upright line. Without
+    `antialias` a pixel is on where its centre is in the box.
+    """
+    at = attributes_of(kinds)
+    cos, sin = _COS[at["angle"]].view(-1, 1, 1), _SIN[at["angle"]].view(-1, 1, 1)
+    pixels = torch.arange(IMAGE_SIZE) + 0.5
+    x = pixels.view(1, 1, -1) - centres[:, 0].view(-1, 1, 1)  # (B, 1, 28)
+    y = centres[:, 1].view(-1, 1, 1) - pixels.view(1, -1, 1)  # (B, 28, 1), up
+    inside_along = _LENGTH[at["length"]].view(-1, 1, 1) / 2 - (x * cos + y * sin).abs()  # (B, 28, 28)
+    inside_across = _WIDTH[at["width"]].view(-1, 1, 1) / 2 - (y * cos - x * sin).abs()
+    if not antialias:
+        return ((inside_along >= 0) & (inside_across >= 0)).float()
+    return (inside_along + 0.5).clamp_(0, 1) * (inside_across + 0.5).clamp_(0, 1)
+
+
+def grey_levels(kinds: Tensor, centres: Tensor, antialias: bool) -> Tensor:
+    """`coverage` in whole steps of 1/255, as float32 (B, 28, 28) in [0, 255]."""
+    return coverage(kinds, centres, antialias).mul_(255).round_()
+
+
+def render(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
+    """The 8-bit images, uint8 (B, 3, 28, 28), of `kinds` int64 (B,) at `centres` float32 (B, 2)."""
+    grey = grey_levels(kinds, centres, antialias).to(torch.uint8)
+    lit = _COLOUR[attributes_of(kinds)["colour"]] // 255
+    return grey[:, None] * lit[:, :, None, None]
+
+
+def line_mask(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
+    """The pixels that the line lights in the 8-bit image, bool (B, 28, 28)."""
+    return grey_levels(kinds, centres, antialias) > 0
+
+
+def counterfactual_mask(attribute: str, kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
+    """The pixels of the 8-bit image, bool (B, 28, 28), that change when the same line is drawn with another
+    value of one attribute: what carries the answer to that question, black pixels among it.
+
+    Of the angles only the two neighbours count, 15° to either side: the union over all angles is a disc.
+    """
+    at = attributes_of(kinds)
+    values = len(ATTRIBUTES[attribute])
+    image = render(kinds, centres, antialias)
+    changed = torch.zeros_like(image[:, 0], dtype=torch.bool)
+    for step in {1, values - 1}:
+        other = kind_of({**at, attribute: (at[attribute] + step) % values})
+        changed |= (render(other, centres, antialias) != image).any(dim=1)
+    return changed

@@ -1,0 +1,110 @@
+"""What the networks are made of: layers as Keras has them, their sizes, and their count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab import IMAGE_SIZE, UserError
+
+Layers = dict[str, nn.Module]
+
+
+def named(layers: Layers) -> nn.Sequential:
+    """Layers one after another, each by its name."""
+    sequence = nn.Sequential()
+    for name, layer in layers.items():
+        sequence.add_module(name, layer)
+    return sequence
+
+
+def batch_norm_layer(channels: int) -> nn.BatchNorm2d:
+    """Keras's BatchNorm: epsilon 1e-3, and a momentum of 0.99 of the old, which PyTorch writes as 0.01."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def dropout_layer(rate: float) -> nn.Dropout:
+    """Dropout at a rate in [0, 1); `UserError` for another."""
+    return nn.Dropout(_rate(rate))
+
+
+def channel_dropout_layer(rate: float) -> nn.Dropout2d:
+    """Dropout of whole channels at a rate in [0, 1); `UserError` for another."""
+    return nn.Dropout2d(_rate(rate))
+
+
+def _rate(rate: float) -> float:
+    if not 0 <= rate < 1:
+        raise UserError(f"net.dropout={rate} is not in [0, 1)")
+    return rate
+
+
+def valid_size(size: int, kernel_size: int, stride: int = 1) -> int:
+    """The size that a valid convolution or pooling leaves of `size`."""
+    check_positive(kernel_size=kernel_size, stride=stride)
+    if kernel_size > size:
+        raise UserError(f"net.kernel_size={kernel_size} is larger than the {size} x {size} pixels it meets")
+    return (size - kernel_size) // stride + 1
+
+
+def check_positive(**settings: int) -> None:
+    """Raise `UserError` for a setting of the network that is below 1."""
+    for name, value in settings.items():
+        if value < 1:
+            raise UserError(f"net.{name}={value} must be at least 1")
+
+
+def check_one_of(name: str, value: str, options: Sequence[str]) -> None:
+    """Raise `UserError` for a value that is not among the options."""
+    if value not in options:
+        raise UserError(f"{name}={value}: choose one of {', '.join(options)}")
+
+
+def keras_init(net: nn.Module) -> None:
+    """Glorot-uniform kernels (Glorot and Bengio 2010) and zero biases, Keras's defaults, in place."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def parameter_counts(net: nn.Module) -> dict[str, int]:
+    """{total, trainable, non_trainable} as Keras counts them: BatchNorm's running mean and variance are
+    not trainable parameters."""
+    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
+    running = sum(b.numel() for b in net.buffers() if b.is_floating_point())
+    return {
+        "total": trainable + frozen + running,
+        "trainable": trainable,
+        "non_trainable": frozen + running,
+    }
+
+
+def layer_table(net: nn.Module, in_channels: int) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """(name, type, output shape without the batch, parameters) of every layer, in the order they run."""
+    rows = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _inputs: object, output: Tensor) -> None:
+            count = parameter_counts(module)["total"]
+            rows.append((name, type(module).__name__, tuple(output.shape[1:]), count))
+
+        return hook
+
+    leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(record(name)) for name, module in leaves]
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        net.eval()
+        with torch.no_grad():
+            net(torch.zeros(1, in_channels, IMAGE_SIZE, IMAGE_SIZE))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for handle in handles:
+            handle.remove()
+    return rows
