@@ -36,7 +36,7 @@ def compare(paths: Sequence[Path], out: Path | None, on: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     write_whole(folder / "compare.csv", to_csv([{key: row.get(key) for key in keys} for row in rows]))
-    curves = {group.name(): [entry.validation() for entry in group.finished] for group in found}
+    curves = {group.name(): [entry.validation() for entry in group.entries if entry.rows] for group in found}
     picture = folder / "compare.png"
     figures.save(figures.comparison({name: lines for name, lines in curves.items() if lines}), picture)
     subject = f"test images with {on}" if on else "all test images"

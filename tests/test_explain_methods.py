@@ -85,6 +85,7 @@ def test_the_other_methods_on_a_linear_network() -> None:
         (Classifier1(**MNIST), DIGIT, "stem.conv"),  # its dense layer at every pixel does not count
         (Deep(**LINES), LINES["heads"][0], "stem.conv3"),
         (build("shared_v2", MULTI), HEADS[3], "stem.conv2"),
+        (Branched(**MULTI, hue_heads=["colour"]), HEADS[3], "colour.conv"),
     ],
 )
 def test_the_last_convolution_before_a_head(net: Net, head: Head, layer: str) -> None:
@@ -99,6 +100,7 @@ def test_the_last_convolution_before_a_head(net: Net, head: Head, layer: str) ->
         (Branched(**MULTI), HEADS[2], "angle.conv2", 1.5, 3, 9),  # after pooling by 3
         (Deep(**LINES), LINES["heads"][0], "stem.conv3", 3.0, 4, 6),
         (build("shared_v2", MULTI), HEADS[0], "stem.conv2", 5.0, 2, 10),  # 5 x 5, valid, after a pooling
+        (Branched(**MULTI, hue_heads=["colour"]), HEADS[3], "colour.conv", 1.5, 3, 9),  # its own stem alone
     ],
 )
 def test_a_map_is_neither_shifted_nor_stretched(

@@ -46,6 +46,9 @@ def build(name: str, data: dict[str, Any], **settings: Any) -> Net:
         ("shared_v2", MULTI, {}, 273_253, 0),
         ("shared_v3", MULTI, {}, 126_719, 0),
         ("branched", MULTI, {}, 98_927, 512),
+        # The common stem has one channel instead of three, the colour head a stem of its own.
+        ("branched", MULTI, {"hue_heads": ["colour"]}, 98_927 - 2 * 9 * 32 + 1_024, 512 + 64),
+        ("blocks", MNIST, {}, 299_754, 2 * 2 * (32 + 64 + 128)),
     ],
 )
 def test_totals_are_the_reports(
@@ -67,6 +70,16 @@ def test_stride_takes_the_place_of_pooling() -> None:
     pooled, strided = Classifier1(**MNIST), Classifier1(**MNIST, downsample="stride")
     assert parameter_counts(pooled) == parameter_counts(strided)
     assert "stem.pool" not in dict(strided.named_modules())
+
+
+def test_only_hue_heads_see_a_colour() -> None:
+    net = Branched(**MULTI, hue_heads=["colour"]).eval()
+    red = torch.zeros(1, 3, 28, 28)
+    red[0, 0, 10:20, 10:20] = torch.rand(10, 10)
+    with torch.no_grad():
+        answers = net(red), net(red.flip(1))  # blue
+    same = {name: torch.equal(answers[0][name], answers[1][name]) for name in net.head_names}
+    assert same == {"length": True, "width": True, "angle": True, "colour": False}
 
 
 def test_layers_have_the_names_that_users_say_and_shapes() -> None:
@@ -121,6 +134,9 @@ def test_version_3_draws_its_heads_from_a_narrow_normal() -> None:
         ("classifier1", {"dropout": 1.0}, r"net.dropout=1.0 is not in \[0, 1\)"),
         ("deep", {"dropout": [0.1, 0.1]}, "net.dropout"),
         ("branched", {"filters": 0}, "net.filters=0"),
+        ("branched", {"hue_heads": ["color"]}, "net.hue_heads=color: choose one of digit"),
+        ("blocks", {"filters": [8, 0]}, "net.filters=0 must be at least 1"),
+        ("blocks", {"dropout": 1}, r"net.dropout=1 is not in \[0, 1\)"),
         ("shared_v1", {}, "net.hidden says nothing of head 'digit', only of length, width, angle, colour"),
     ],
 )

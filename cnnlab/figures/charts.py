@@ -75,7 +75,8 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     highest = max((value for runs in groups.values() for run in runs for value in run), default=0.0)
     axes.set_ylim(top=float(_digits(np.array(highest))) + 0.25)
     axes.set_ylabel("validation, every head right (%)")
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    if groups:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 

@@ -1,0 +1,123 @@
+"""Fills the tables of docs/results.md and of the README: the numbers are read from runs, not typed.
+
+python docs/results.py <folder of docs/results.sh>   compares the runs and keeps docs/results/*.csv and *.png
+python docs/results.py                               fills the tables from these CSV files again
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from cnnlab.compare import main as compare
+from cnnlab.page import percent
+
+DOCS = Path(__file__).parent
+Row = dict[str, str]
+
+# Section: the runs it compares, and the test images if not all.
+SECTIONS: dict[str, tuple[list[str], str | None]] = {
+    "mnist": (["mnist", "mnist_5x5", "mnist_flat", "mnist_dropout", "mnist_deep", "mnist_best"], None),
+    "lines": (["lines", "lines_deep"], None),
+    "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead"], None),
+    "weighting": (["sweep_weighting"], None),
+    "green": (["add_colour_multihead", "add_colour_multihead_hue_blind"], "colour=green"),
+    "red": (["add_colour_multihead", "add_colour_multihead_hue_blind"], "colour=red"),
+    "holdout": (["sweep_holdout"], None),
+    **{
+        name: ([f"sweep_{name}"], None) for name in ("filters", "pooling", "depth", "decay", "regularisation")
+    },
+}
+
+# What the reports state, by experiment (shared reference, section 3).
+THEIRS = {
+    "mnist": "98.64",
+    "mnist_dropout": "similar",
+    "mnist_deep": "99.29",
+    "lines": "98.96",
+    "lines_deep": "99.94",
+    "multihead_v1": "83.1 (mean of heads)",
+    "multihead_v2": "97.7 (mean of heads)",
+    "multihead_v3": "99.7 (mean of heads)",
+    "multihead_figure5": "100",
+}
+HEADS = ["length", "width", "angle", "colour"]
+SCORES = ["accuracy", "f1", "precision", "recall", "worst class"]
+RUN = ["n", "epochs", "seconds", "parameters"]
+
+# Table: the section it reads, its settings, its other columns.
+TABLES: dict[str, tuple[str, list[str], list[str]]] = {
+    "mnist": ("mnist", ["experiment"], ["theirs", *SCORES, *RUN]),
+    "lines": ("lines", ["experiment"], ["theirs", *SCORES, *RUN]),
+    "multihead": ("multihead", ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]),
+    "weighting": ("weighting", ["weighting"], ["to 99.9 %", "all heads right", *HEADS, "n"]),
+    "green": ("green", ["from_run"], ["all heads right", *HEADS, "n"]),
+    "red": ("red", ["from_run"], ["all heads right", *HEADS, "n"]),
+    "holdout": ("holdout", ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),
+    "filters": ("filters", ["net.kernel_size", "net.filters"], ["validation", "accuracy", *RUN]),
+    "pooling": ("pooling", ["net.downsample"], ["validation", "accuracy", *RUN]),
+    "depth": ("depth", ["net.filters"], ["validation", "accuracy", *RUN]),
+    "decay": ("decay", ["schedule"], ["validation", "accuracy", *RUN]),
+    "regularisation": ("regularisation", ["net.dropout", "l2"], ["validation", "accuracy", *RUN]),
+}
+NAMES = {"accuracy": "joint", "all heads right": "joint", "mean of heads": "heads_mean"}
+
+
+def cell(column: str, row: Row) -> str:
+    if column == "theirs":
+        return THEIRS.get(row["experiment"], "–")
+    if column == "n":
+        return row["finished"]
+    if column == "to 99.9 %":
+        return f"{float(row['seconds_to_goal']):.0f} s" if row["seconds_to_goal"] else "not in 12 epochs"
+    if column in ("seconds", "epochs", "parameters"):
+        return f"{float(row[column]):,.0f}"
+    if column == "worst class":
+        return f"{row['worst_class']} ({percent(float(row['worst_recall']))})"
+    key = NAMES.get(column, column)
+    share = percent(float(row[key])).removesuffix(" %")
+    return f"{share} ± {100 * float(row[f'{key}_std']):.2f}" if row.get(f"{key}_std") else share
+
+
+def table(name: str) -> str:
+    section, settings, columns = TABLES[name]
+    file = DOCS / "results" / f"{section}.csv"
+    if not file.exists():
+        return "(not run yet)"
+    with file.open(encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if int(row["finished"])]
+    lines_of = [[*settings, *columns], ["---"] * len(settings) + ["---:"] * len(columns)]
+    lines_of += [
+        [*(f"`{row[key]}`" for key in settings), *(cell(column, row) for column in columns)] for row in rows
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines_of)
+
+
+def filled(text: str) -> str:
+    """`text` with what stands between <!-- table: name --> and <!-- end --> made anew."""
+    pattern = r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda m: f"{m[1]}\n{table(m[2])}\n\n{m[3]}", text, flags=re.DOTALL)
+
+
+def collect(root: Path) -> None:
+    """Compare the runs below `root`, section by section, and keep each table and its picture."""
+    for section, (names, on) in SECTIONS.items():
+        folders = [str(root / name) for name in names if (root / name).is_dir()]
+        if not folders:
+            continue
+        with tempfile.TemporaryDirectory() as out:
+            compare([*folders, "--out", out, *(["--on", on] if on else [])])
+            shutil.copy(Path(out) / "compare.csv", DOCS / "results" / f"{section}.csv")
+            if f"results/{section}.png" in (DOCS / "results.md").read_text(encoding="utf-8"):
+                shutil.copy(Path(out) / "compare.png", DOCS / "results" / f"{section}.png")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        collect(Path(sys.argv[1]))
+    for page in (DOCS / "results.md", DOCS.parent / "README.md"):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

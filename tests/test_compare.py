@@ -1,0 +1,155 @@
+"""Runs side by side, with numbers worked out by hand: folding, sorting, and what cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from cnnlab.compare import main
+from cnnlab.comparison import find, groups
+from tests.conftest import TINY_LINES, run_train
+
+EPOCHS = "epoch,val_joint_accuracy,val_a_accuracy,val_b_accuracy,seconds,val_seconds\n"
+
+
+def _run(folder: Path, seed: int, joint: float, status: str = "finished", **settings: Any) -> Path:
+    """A run folder as `train` writes one, of a network with heads a and b."""
+    folder.mkdir(parents=True)
+    config = {"experiment": "two", "options": {"net": "branched"}, "seed": seed, "net": {"filters": 8}}
+    OmegaConf.save(OmegaConf.merge(config, settings), folder / "config.yaml")
+    heads = {name: {"accuracy": share} for name, share in (("a", 1.0), ("b", joint))}
+    test = {"joint_accuracy": joint, "heads": heads}
+    test["by_class"] = {"a": {"x": {"joint_accuracy": joint / 2, "a": 1.0, "b": joint / 2}}}
+    summary = {
+        "status": status, "seed": seed, "train_seconds": 10 + seed, "epochs": 2,
+        "machine": "m", "commit": "c",
+        "parameters": {"total": 99}, "data": {"overlap": 0}, "test": test,
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.csv").write_text(f"{EPOCHS}1,0.5,0.9,0.5,3,1\n2,{joint},1.0,{joint},3,1\n")
+    return folder
+
+
+def _table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "compare.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two seeds of a small network, one of a large one that is better, one that failed."""
+    folder = tmp_path / "sweep"
+    _run(folder / "0", 0, 0.8)
+    _run(folder / "1", 1, 0.9)
+    _run(folder / "2", 0, 0.9995, net={"filters": 32})
+    failed = _run(folder / "10", 0, 0.0, status="failed", net={"filters": 64})
+    (failed / "summary.json").write_text(json.dumps({"status": "failed", "error": "RuntimeError: no"}))
+    return folder
+
+
+def test_seeds_are_folded_and_the_best_on_validation_is_first(sweep: Path) -> None:
+    main([str(sweep)])
+    large, small, failed = _table(sweep)
+    assert [row["net.filters"] for row in (large, small, failed)] == ["32", "8", "64"]
+    assert "experiment" not in large  # it is the same for all
+    assert (small["runs"], small["finished"], small["seeds"]) == ("2", "2", "0 1")
+    assert float(small["joint"]) == pytest.approx(0.85)
+    assert float(small["joint_std"]) == pytest.approx(0.05 * 2**0.5)
+    assert float(small["heads_mean"]) == pytest.approx((1.0 + 0.85) / 2)
+    assert float(small["seconds"]) == pytest.approx(10.5)
+    assert small["seconds_to_goal"] == ""
+    assert float(large["seconds_to_goal"]) == 8  # both heads above 99.9 % after two epochs of 3 + 1 s
+    assert large["joint_std"] == ""
+    assert (failed["status"], failed["finished"], failed["joint"]) == ("failed", "0", "")
+
+
+def test_console_and_page_show_what_failed(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(sweep)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["net.filters", "n", "validation"]
+    assert lines[2].split()[:4] == ["best", "32", "1", "99.95"]
+    assert lines[3].split()[2:7] == ["85.00", "85.00", "±", "7.07", "100.00"]
+    assert lines[4].split() == ["64", "0", "of", "1", *["–"] * 9, "failed"]
+    page = (sweep / "compare.html").read_text()
+    assert "RuntimeError: no" in page
+    assert "data:image/png;base64," in page
+    assert (sweep / "compare.png").exists()
+
+
+def test_jobs_are_found_in_their_order_and_only_once(sweep: Path) -> None:
+    assert [entry.path.name for entry in find([sweep, sweep / "1"])] == ["0", "1", "2", "10"]
+
+
+def test_another_choice_of_network_is_named_and_not_spelt_out(tmp_path: Path) -> None:
+    _run(tmp_path / "0", 0, 0.8)
+    _run(tmp_path / "1", 0, 0.9, options={"net": "shared_v1"}, net={"hidden": [64]})
+    assert [group.differing for group in groups(find([tmp_path]))] == [
+        {"net": "shared_v1"},
+        {"net": "branched"},
+    ]
+
+
+def test_experiments_are_named_and_what_differs_is_kept(tmp_path: Path) -> None:
+    _run(tmp_path / "0", 0, 0.8, experiment="one", trainer={"max_epochs": 3})
+    _run(tmp_path / "1", 0, 0.9, trainer={"max_epochs": 4})
+    (best, _) = groups(find([tmp_path]))
+    assert best.name() == "experiment two"
+    assert best.differing == {"experiment": "two", "trainer.max_epochs": 4}
+
+
+def test_runs_that_began_with_seeds_of_one_experiment_are_repetitions(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        base = _run(tmp_path / "base" / str(seed), seed, 0.9)
+        _run(tmp_path / "more" / str(seed), 0, 0.9, from_run=str(base))
+    (group,) = groups(find([tmp_path / "more"]))
+    assert len(group.entries) == 2
+
+
+def test_accuracies_on_one_class(sweep: Path) -> None:
+    main([str(sweep), "--on", "a=x"])
+    assert float(_table(sweep)[0]["joint"]) == pytest.approx(0.9995 / 2)
+    for wrong, message in (("a", "write it as head=class"), ("a=y", "has no test images of a=y")):
+        with pytest.raises(SystemExit, match=message):
+            main([str(sweep), "--on", wrong])
+
+
+def test_what_is_cut_short_or_edited_is_named(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (sweep / "1" / "summary.json").write_text('{"status": "fin')
+    (sweep / "2" / "metrics.csv").write_text(f"{EPOCHS}1,0.5,much\n")
+    (sweep / "10" / "config.yaml").write_text("net: [")
+    (sweep / "0" / "summary.json").unlink()
+    main([str(sweep)])
+    statuses = [entry.status for entry in find([sweep])]
+    assert statuses[0] == "unfinished"
+    assert [status.partition(" ")[0] for status in statuses[1:]] == ["unreadable"] * 3
+    assert "unreadable" in capsys.readouterr().out
+
+
+def test_no_run_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="error: there is no run in"):
+        main([str(tmp_path)])
+
+
+def test_a_name_with_html_in_it_is_shown_and_not_run(tmp_path: Path) -> None:
+    _run(tmp_path / "0", 0, 0.8, experiment="<script>alert(1)</script>")
+    _run(tmp_path / "1", 0, 0.9)
+    main([str(tmp_path)])
+    assert "<script>" not in (tmp_path / "compare.html").read_text()
+
+
+def test_real_runs_from_several_places(
+    lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = run_train(tmp_path / "other", "experiment=multihead", *TINY_LINES, "net.filters=8")
+    copy = shutil.copytree(lines_run, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    main([str(other), str(copy)])
+    rows = _table(tmp_path / "outputs" / "compare" / "1")
+    assert {row["net.filters"] for row in rows} == {"8", "32"}
+    assert {row["overlap"] for row in rows} == {"0"}
