@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric, MetricCollection
 from torchmetrics import classification as tm
 
-from cnnlab import UserError
+from cnnlab import Diverged, UserError
 from cnnlab.data.splits import Batch
 from cnnlab.heads import Head
 from cnnlab.nets import Net
@@ -28,11 +28,12 @@ class Tally(Metric):
     sums: Tensor
     images: Tensor
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], persistent: bool = False) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        sums, images = torch.zeros(len(self.names)), torch.zeros((), dtype=torch.int64)
+        self.add_state("sums", sums, dist_reduce_fx="sum", persistent=persistent)
+        self.add_state("images", images, dist_reduce_fx="sum", persistent=persistent)
 
     def update(self, sums: Tensor, images: int) -> None:
         """`sums` float (names,) over a batch of `images` images. A count of images stays exact in float32."""
@@ -128,7 +129,10 @@ class Classifier(L.LightningModule):
                 part.requires_grad_(False).eval()  # Lightning leaves a part's mode as it is
         names = ["loss", "joint_accuracy"]
         names += [f"{head.name}_{what}" for what in ("loss", "accuracy") for head in heads]
-        self.tallies = nn.ModuleDict({f"{stage}_tally": Tally(names) for stage in ("train", "val", "test")})
+        # That of training lies in a checkpoint, which may be written in the middle of an epoch.
+        self.tallies = nn.ModuleDict(
+            {f"{stage}_tally": Tally(names, stage == "train") for stage in ("train", "val", "test")}
+        )
         self.metrics = nn.ModuleDict({head.name: class_metrics(len(head.classes)) for head in heads})
         self.answers: list[Answers] = []  # to the test split, batch by batch
 
@@ -147,6 +151,10 @@ class Classifier(L.LightningModule):
         logits = self(images)
         losses = torch.stack([head.loss(logits[head.name], targets[head.name]) for head in self.heads])
         loss: Tensor = self.weighting(losses)
+        if stage == "train" and not torch.isfinite(losses).all():
+            head = self.heads[int((~torch.isfinite(losses)).nonzero()[0])]
+            value = losses[self.heads.index(head)].item()
+            raise Diverged(f"step {self.global_step + 1}: the loss of head '{head.name}' is {value}")
         if self.l2:
             loss = loss + self.l2 * sum(kernel.square().sum() for kernel in self.net.last_kernels())
         with torch.no_grad():
@@ -204,5 +212,6 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.trained())
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Not Lightning's own estimate: it would begin to serve data before a resumed run knows from where.
+        steps = (self.trainer.max_epochs or 0) * len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer, steps)}

@@ -29,8 +29,12 @@ def new_folder(parent: Path) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one step: a reader sees the old one or the new one, never half of one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:  # half a file helps nobody
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:

@@ -31,10 +31,11 @@ class Journal(L.Callback):
         self._start = self._trained = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "elapsed": time.perf_counter() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
+        self._start = time.perf_counter() - state_dict["elapsed"]  # where a run goes on within an epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start, self._trained = time.perf_counter(), 0.0

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from cnnlab import UserError
+from cnnlab.checkpoints import load_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.data.splits import LabData
 from cnnlab.nets import Net
@@ -104,9 +105,7 @@ class Run:
         """The path of the checkpoint "best" or "last"; `UserError` where there is none."""
         path = self.path / "checkpoints" / f"{name}.ckpt"
         if not path.is_file():
-            raise UserError(
-                f"{self.path} has no checkpoints/{name}.ckpt: it stopped before its first epoch ended"
-            )
+            raise UserError(f"{self.path} has no checkpoints/{name}.ckpt: its first epoch has not ended")
         return path
 
     def data(self) -> LabData:
@@ -156,12 +155,6 @@ def newest(outputs: Path) -> Run:
             f"there is no finished run in {outputs}/: train one (python -m cnnlab.train) or set run=<folder>"
         )
     return max(finished, key=lambda run: (run.path / "summary.json").stat().st_mtime)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content: plain tensors and numbers, never code."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return content
 
 
 def versions() -> dict[str, str]:

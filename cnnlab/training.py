@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import lightning.pytorch as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from cnnlab import UserError, hardware, report
+from cnnlab import Diverged, UserError, hardware, report
+from cnnlab.checkpoints import Checkpoints, Signals, load_checkpoint, newest_whole
 from cnnlab.classifier import Classifier
 from cnnlab.data.lines import LineSplit
 from cnnlab.data.splits import LabData
@@ -25,7 +26,7 @@ from cnnlab.explain.grading import Watch, sample_of
 from cnnlab.files import write_whole
 from cnnlab.layers import parameter_counts
 from cnnlab.progress import Display, Journal
-from cnnlab.runs import Run, begin_with, build_classifier, build_data, commit, load_checkpoint, versions
+from cnnlab.runs import Run, begin_with, build_classifier, build_data, commit, versions
 
 
 def train_run(cfg: DictConfig) -> float:
@@ -36,23 +37,24 @@ def train_run(cfg: DictConfig) -> float:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        if cfg.resume is None:
-            _claim(folder)
-            base = Run(str(cfg.from_run)) if cfg.from_run is not None else None
-            cfg, ckpt = _named(_based(cfg, base)), None
-        else:
-            run, base = Run(str(cfg.resume)), None
-            cfg, ckpt = _resumed(run, cfg), run.checkpoint("last")
-            _drop_if_empty(folder)
-            folder = run.path
-        _quiet()
-        data = build_data(cfg)
-        _seed(cfg.seed)
-        classifier = build_classifier(cfg, data)
-        if base is not None:
-            begin_with(classifier, base)
-        return _Job(cfg, folder, data, classifier).run(ckpt)
-    except Exception:
+        with Signals() as signals:
+            if cfg.resume is None:
+                _claim(folder)
+                base = Run(str(cfg.from_run)) if cfg.from_run is not None else None
+                cfg, ckpt = _named(_based(cfg, base)), None
+            else:
+                run, base = Run(str(cfg.resume)), None
+                cfg, ckpt = _resumed(run, cfg), _where_to_go_on(run)
+                _drop_if_empty(folder)
+                folder = run.path
+            _quiet()
+            data = build_data(cfg)
+            _seed(cfg.seed)
+            classifier = build_classifier(cfg, data)
+            if base is not None:
+                begin_with(classifier, base)
+            return _Job(cfg, folder, data, classifier, signals).run(ckpt)
+    except BaseException:
         _drop_if_empty(folder)
         raise
 
@@ -60,7 +62,9 @@ def train_run(cfg: DictConfig) -> float:
 class _Job:
     """A run while it goes on."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, data: LabData, classifier: Classifier) -> None:
+    def __init__(
+        self, cfg: DictConfig, folder: Path, data: LabData, classifier: Classifier, signals: Signals
+    ) -> None:
         self.cfg, self.folder, self.data, self.classifier = cfg, folder, data, classifier
         self.console = Console()
         data.setup()
@@ -69,7 +73,14 @@ class _Job:
             hardware.keep_memory()
         if cfg.trainer.channels_last:
             classifier.net.to(memory_format=torch.channels_last)
-        self.trainer = _trainer(cfg, folder, data, [self.journal, Display(self.console, self.journal)])
+        checkpoints = Checkpoints(
+            folder / "checkpoints",
+            "val_errors" if len(data.splits["val"]) else None,  # without validation the last is the best
+            cfg.trainer.checkpoint_steps,
+            cfg.trainer.checkpoint_seconds,
+            signals,
+        )
+        self.trainer = _trainer(cfg, folder, [self.journal, Display(self.console, self.journal), checkpoints])
 
     def run(self, ckpt: Path | None) -> float:
         (self.folder / "summary.json").unlink(missing_ok=True)  # a resumed run has not ended yet
@@ -83,11 +94,16 @@ class _Job:
             self._test()
         except (KeyboardInterrupt, SystemExit):
             self._end("interrupted")
-            where = f"go on with: python -m cnnlab.train resume={self.folder}"
-            if not (self.folder / "checkpoints" / "last.ckpt").exists():
-                where = "its first epoch had not ended, so there is nothing to go on from"
-            self.console.print(f"\ninterrupted; {where}", soft_wrap=True, highlight=False)
+            go_on = f"\ninterrupted; go on with: python -m cnnlab.train resume={self.folder}"
+            self.console.print(go_on, soft_wrap=True, highlight=False)
             raise
+        except Diverged as error:
+            path, _ = newest_whole(self.folder / "checkpoints")
+            kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+            self._end("failed", error=f"{error}; {kept}")
+            raise UserError(
+                f"{error}; {kept}; lower optimizer.lr, or try trainer.precision=32-true"
+            ) from error
         except Exception as error:
             self._end("failed", error=f"{type(error).__name__}: {error}")
             raise
@@ -102,6 +118,7 @@ class _Job:
         summary = self._summary("finished", best_epoch=best["epoch"] + 1, test=test)
         report.write(self.folder, summary, self.journal.rows, self.data, self.classifier, self.cfg.watch)
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        (self.folder / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
         report.closing_lines(self.console, self.folder, summary)
 
     def _best_accuracy(self) -> float:
@@ -129,8 +146,9 @@ class _Job:
         }
 
     def _end(self, status: str, **more: Any) -> None:
-        summary = self._summary(status, **more)
-        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        with suppress(OSError):  # where the disk is full or the folder gone, that is what must be said
+            summary = self._summary(status, **more)
+            write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _watch(count: int, data: LabData) -> Watch | None:
@@ -143,16 +161,7 @@ def _watch(count: int, data: LabData) -> Watch | None:
     return Watch(data.heads, sample_of(split, count), split.truths)
 
 
-def _trainer(cfg: DictConfig, folder: Path, data: LabData, callbacks: list[L.Callback]) -> L.Trainer:
-    checkpoints = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="best",
-        monitor="val_errors" if len(data.splits["val"]) else None,  # without validation the last is the best
-        mode="min",
-        save_last=True,
-        save_on_train_epoch_end=True,  # after the journal's row
-        enable_version_counter=False,
-    )
+def _trainer(cfg: DictConfig, folder: Path, callbacks: list[L.Callback]) -> L.Trainer:
     if cfg.trainer.max_epochs < 1:
         raise UserError(f"trainer.max_epochs={cfg.trainer.max_epochs} must be at least 1")
     try:
@@ -161,7 +170,7 @@ def _trainer(cfg: DictConfig, folder: Path, data: LabData, callbacks: list[L.Cal
             accelerator=cfg.trainer.accelerator,
             devices=cfg.trainer.devices,
             precision=hardware.precision(cfg.trainer.precision),  # type: ignore[arg-type]
-            callbacks=[*callbacks, checkpoints],
+            callbacks=callbacks,
             default_root_dir=folder,
             logger=False,
             enable_progress_bar=False,
@@ -215,6 +224,21 @@ def _drop_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def _where_to_go_on(run: Run) -> Path | None:
+    """The newest checkpoint of a run that can be read; None, so the beginning, where there is none yet.
+
+    Raises `UserError` where there are checkpoints and none can be read.
+    """
+    path, broken = newest_whole(run.path / "checkpoints")
+    if broken and path is None:
+        raise UserError(f"{broken[0]} is broken and there is none before it; train anew")
+    for name in broken:
+        print(f"{name} is broken; going on from {path}")
+    if path is None:
+        print(f"{run.path} stopped before its first checkpoint; it begins again")
+    return path
+
+
 def _resumed(run: Run, cfg: DictConfig) -> DictConfig:
     """The run's own configuration; of the command line's only `trainer.max_epochs` counts, to raise it."""
     for override in HydraConfig.get().overrides.task:
@@ -248,7 +272,6 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for advice in (
         ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists.*",
         ".*treespec, LeafSpec.*",
         ".*in eval mode at the start of training.*",  # what train_heads leaves out
         "Total length of .list. across ranks is zero.*",

@@ -26,6 +26,7 @@ FLOORS = [
         "cnnlab.layers",
         "cnnlab.augment",
         "cnnlab.files",
+        "cnnlab.checkpoints",
     },
     {"cnnlab.nets", "cnnlab.weighting", "cnnlab.data.splits", "cnnlab.data.drawing"},
     {"cnnlab.data.lines", "cnnlab.data.mnist", "cnnlab.explain.probe"},

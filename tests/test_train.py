@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from cnnlab.checkpoints import load_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.cli import CONF
 from cnnlab.data.splits import Batch
-from cnnlab.runs import Run, load_checkpoint
+from cnnlab.runs import Run
 from tests.conftest import TINY_LINES, TINY_MNIST, run_train
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -154,9 +155,12 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_ends(
     words = ("experiment=multihead", option, *TINY_LINES, "trainer.max_epochs=4")
     whole = run_train(tmp_path / "whole", *words)
 
+    begin = Classifier.on_validation_epoch_start
+
     def stop(self: Classifier) -> None:
         if self.trainer.current_epoch == 2:
             raise KeyboardInterrupt
+        begin(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_validation_epoch_start", stop)

@@ -43,11 +43,12 @@ class Split(Dataset[Batch]):
 class Shuffle(Sampler[int]):
     """The order of an epoch, a pure function of (seed, epoch): a resumed run needs no state.
 
-    `fresh` counts the indices on from epoch to epoch instead of beginning again at 0.
+    `fresh` counts the indices on from epoch to epoch instead of beginning again at 0. `skip` leaves out
+    the first of the next epoch alone.
     """
 
     def __init__(self, size: int, seed: int, fresh: bool = False) -> None:
-        self.size, self.seed, self.fresh, self.epoch = size, seed, fresh, 0
+        self.size, self.seed, self.fresh, self.epoch, self.skip = size, seed, fresh, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
@@ -59,7 +60,31 @@ class Shuffle(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator)
-        yield from (order + self.fresh * self.epoch * self.size).tolist()
+        skip, self.skip = self.skip, 0
+        yield from (order + self.fresh * self.epoch * self.size).tolist()[skip:]
+
+
+class TrainLoader(DataLoader[Batch]):
+    """Knows how many batches of which epoch it has served, so that a run can go on within one. Lightning
+    keeps its state in the checkpoint."""
+
+    sampler: Shuffle
+    batch_size: int
+    served = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.served = self.sampler.skip // self.batch_size
+        for batch in super().__iter__():
+            self.served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        whole = self.served == len(self)
+        return {"epoch": self.sampler.epoch + whole, "served": 0 if whole else self.served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.epoch = state["epoch"]
+        self.sampler.skip = state["served"] * self.batch_size
 
 
 def _as_served(batch: Batch) -> Batch:
@@ -95,7 +120,8 @@ class LabData(LightningDataModule):
         """Make the splits, once."""
 
     def _loader(self, name: str, batch_size: int, sampler: Shuffle | None = None) -> DataLoader[Batch]:
-        return DataLoader(
+        kind = DataLoader if sampler is None else TrainLoader
+        return kind(
             self.splits[name],
             batch_size=batch_size,
             sampler=sampler,

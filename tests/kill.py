@@ -1,0 +1,110 @@
+"""Kill a training at random moments, resume it each time, and see that it ends as one that was left alone.
+
+python -m tests.kill 20     prints how many kills were survived of those tried
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cnnlab.checkpoints import load_checkpoint, newest_whole
+from tests.conftest import TINY_LINES, run_train
+
+WORDS = (
+    "experiment=multihead",
+    "weighting=uncertainty",
+    *TINY_LINES,
+    "data.batch_size=96",
+    "trainer.max_epochs=4",
+    "trainer.checkpoint_steps=1",
+)
+# A process with torch imported and nothing run yet, of which each training is a copy.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["cnnlab.training", "tests.conftest"])
+
+
+def _train(folder: Path, words: tuple[str, ...]) -> None:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    run_train(folder, *words)
+
+
+def _start(folder: Path) -> multiprocessing.process.BaseProcess:
+    """Train into `folder`, from where it stands."""
+    begun = (folder / "config.yaml").exists()
+    if not begun and folder.exists():
+        shutil.rmtree(folder)
+    words = (f"resume={folder}",) if begun else WORDS
+    process = CONTEXT.Process(target=_train, args=(folder.parent / "unused" if begun else folder, words))
+    process.start()
+    return process
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[list[str]], dict[str, object]]:
+    """The last weights, `metrics.csv` without its seconds, and the test results."""
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    kept = [place for place, name in enumerate(rows[0]) if not name.endswith("seconds")]
+    state = load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    test = json.loads((folder / "summary.json").read_text())["test"]
+    return state, [[row[place] for place in kept] for row in rows], test
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two runs ended alike to the bit."""
+    (weights, rows, test), (others, other_rows, other_test) = outcome(first), outcome(second)
+    equal = weights.keys() == others.keys() and all(torch.equal(weights[k], others[k]) for k in weights)
+    return equal and rows == other_rows and test == other_test
+
+
+def _steps(folder: Path) -> int:
+    """The steps of the newest checkpoint; 0 where there is none."""
+    path, _ = newest_whole(folder / "checkpoints")
+    return 0 if path is None else int(load_checkpoint(path)["global_step"])
+
+
+def survive(kills: int, parent: Path, seed: int) -> tuple[list[int], bool]:
+    """Kill one training `kills` times at random moments: at which steps the kills found it, and whether it
+    ended as one that was left alone."""
+    draw = random.Random(seed)
+    whole, cut = parent / "whole", parent / "cut"
+    process = _start(whole)
+    while not (whole / "config.yaml").exists():
+        time.sleep(0.005)  # the first has waited for torch
+    start = time.monotonic()
+    process.join()
+    usual = time.monotonic() - start
+    found = []
+    while len(found) < kills:
+        process = _start(cut)
+        process.join(draw.uniform(0.1, 0.6) * usual)
+        if not process.is_alive():  # it was faster: begin anew, and kill that one
+            shutil.rmtree(cut)
+            continue
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        found.append(_steps(cut))
+    _start(cut).join()
+    return found, same(whole, cut)
+
+
+if __name__ == "__main__":
+    wanted, tried, survived, seed = int(sys.argv[1]), 0, 0, 0
+    while tried < wanted:
+        with tempfile.TemporaryDirectory() as parent:
+            steps, equal = survive(min(4, wanted - tried), Path(parent), seed)
+        tried, survived, seed = tried + len(steps), survived + len(steps) * equal, seed + 1
+        end = "ended bit for bit as a run left alone" if equal else "ended differently"
+        print(f"killed after steps {steps} of 24: {end}", flush=True)
+    print(f"survived {survived} of {tried} kills")
+    sys.exit(survived < tried)

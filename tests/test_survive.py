@@ -1,0 +1,177 @@
+"""Whatever stops a run, it goes on from where it stood, and ends as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnlab import UserError
+from cnnlab.checkpoints import load_checkpoint, newest_whole
+from tests import kill
+from tests.conftest import run_train
+
+
+def test_a_run_killed_again_and_again_ends_as_one_left_alone(tmp_path: Path) -> None:
+    steps, equal = kill.survive(4, tmp_path, seed=7)
+    assert equal
+    assert any(step % 6 for step in steps)  # not only between epochs, which have 6 steps
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_order(number: int, status: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*kill.WORDS, "trainer.max_epochs=500", "trainer.checkpoint_steps=0", f"hydra.run.dir={folder}"]
+    command = [sys.executable, "-m", "cnnlab.train", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (folder / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert f"interrupted; go on with: python -m cnnlab.train resume={folder}" in printed
+    assert "Traceback" not in printed
+    steps = load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+    rows = (folder / "metrics.csv").read_text().count("\n") - 1
+    assert steps >= 6 * rows  # it went on after the last whole epoch of 6 steps
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed at the end of its second epoch, with two checkpoints from within it."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from cnnlab.progress import Journal; from tests.conftest import run_train\n"
+        "Journal.on_validation_start = lambda self, t, m: os._exit(9) if t.current_epoch == 1 else None\n"
+        "run_train(Path(sys.argv[1]), *sys.argv[2:])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), *kill.WORDS], check=False, capture_output=True)
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+        "best.ckpt", "last.ckpt", "previous.ckpt",
+    }  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def cut(killed: Path, tmp_path: Path) -> Path:
+    """A copy of that run, to go on with."""
+    return shutil.copytree(killed, tmp_path / "cut")
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "torn": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: content[:500_000] + bytes([content[500_000] ^ 1]) + content[500_001:],
+    "empty": lambda _: b"",
+    "text": lambda _: b"not a checkpoint",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_checkpoint_is_noticed(damage: str, cut: Path) -> None:
+    last, previous = (cut / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    assert newest_whole(last.parent) == (last, [])
+    last.write_bytes(DAMAGES[damage](last.read_bytes()))
+    assert newest_whole(last.parent) == (previous, [last])
+
+
+def test_the_checkpoint_before_is_used(cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = cut / "checkpoints" / "last.ckpt"
+    last.write_bytes(DAMAGES["torn"](last.read_bytes()))
+    run_train(tmp_path / "unused", f"resume={cut}")
+    printed = capsys.readouterr().out
+    assert f"{last} is broken; going on from {cut}/checkpoints/previous.ckpt" in printed
+    whole = run_train(tmp_path / "whole", *kill.WORDS)
+    assert kill.same(whole, cut)
+
+
+def test_without_any_whole_checkpoint_nothing_is_lost(cut: Path, tmp_path: Path) -> None:
+    for name in ("last", "previous"):
+        (cut / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"last.ckpt is broken and there is none before it"):
+        run_train(tmp_path / "unused", f"resume={cut}")
+    assert (cut / "checkpoints" / "best.ckpt").exists()
+    shutil.rmtree(cut / "checkpoints")
+    run_train(tmp_path / "unused", f"resume={cut}")  # from the beginning
+    assert json.loads((cut / "summary.json").read_text())["status"] == "finished"
+    assert not (cut / "checkpoints" / "previous.ckpt").exists()
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/should-never-be",)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "code": _Evil()}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="is broken or no checkpoint of plain tensors"):
+        load_checkpoint(tmp_path / "last.ckpt")
+    torch.save({"weights": torch.ones(2)}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="it holds no weights"):
+        load_checkpoint(tmp_path / "last.ckpt")
+    assert newest_whole(tmp_path) == (None, [tmp_path / "last.ckpt"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit, match=r"error: step \d+: .*; lower optimizer.lr") as stopped:
+        run_train(folder, *kill.WORDS, "optimizer.lr=1e30", "schedule=constant")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"].partition(";")[0] in str(stopped.value)
+    if (folder / "checkpoints").exists():  # nothing bad was kept
+        state = load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+        assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def _limited(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Train where no file may be larger than 100 kB, as on a disk that is full: a checkpoint is larger."""
+    code = (
+        "import resource, sys; from pathlib import Path; from tests.conftest import run_train\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "run_train(Path(sys.argv[1]), *sys.argv[2:])"
+    )
+    command = [sys.executable, "-c", code, str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_is_one_clear_line_and_takes_nothing_away(cut: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (cut / "checkpoints").iterdir()}
+    done = _limited(cut.parent / "unused", f"resume={cut}")
+    assert done.returncode == 1
+    assert re.search(r"^error: cannot write to .*File too large", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name: path.read_bytes() for path in (cut / "checkpoints").iterdir()} == before
+    assert json.loads((cut / "summary.json").read_text())["status"] == "failed"
+
+
+def test_a_folder_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*kill.WORDS, "trainer.max_epochs=500", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cnnlab.train", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (folder / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    folder.rename(tmp_path / "elsewhere")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.startswith(f"error: cannot write to {folder}")
+    assert said.count("\n") == 1
+    assert not folder.exists()
