@@ -16,7 +16,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from cnnlab import Diverged, UserError
+from cnnlab import Diverged, UserError, processes
 
 LAST = ("last", "previous")  # in the order they are tried
 
@@ -29,12 +29,12 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """While active, SIGINT and SIGTERM raise `Interrupted`: at once, or while `waiting` as soon as `check` is
-    called, so that a step is never cut in half. A second signal does not wait."""
+    """While active, SIGINT and SIGTERM raise `Interrupted` at once, or, while `waiting`, are only kept in
+    `came`, so that a step is never cut in half. A second signal does not wait."""
 
     def __init__(self) -> None:
         self.waiting = False
-        self._came: int | None = None
+        self.came: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -52,17 +52,11 @@ class Signals:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not self.waiting or self._came is not None:
+        if processes.rank() > 0:
+            return  # process 0 says when
+        if not self.waiting or self.came is not None:
             raise Interrupted(number)
-        self._came = number
-
-    def came(self) -> bool:
-        return self._came is not None
-
-    def check(self) -> None:
-        """Raise `Interrupted` if a signal came while waiting."""
-        if self._came is not None:
-            raise Interrupted(self._came)
+        self.came = number
 
 
 class Checkpoints(Checkpoint):
@@ -98,12 +92,13 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if trainer.is_last_batch:  # the epoch ends, and with it a checkpoint comes
             return
-        stop = self.signals.came()
-        due = self.steps and trainer.global_step % self.steps == 0
-        late = self.seconds and time.monotonic() - self._saved >= self.seconds
-        if stop or due or late:
+        due = self.steps > 0 and trainer.global_step % self.steps == 0
+        late = self.seconds > 0 and time.monotonic() - self._saved >= self.seconds
+        stop = _agreed(trainer, self.signals.came is not None)
+        if stop or due or _agreed(trainer, late):
             self._save(trainer)
-        self.signals.check()
+        if stop:
+            raise Interrupted(self.signals.came or signal.SIGTERM)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = None if self.monitor is None else trainer.callback_metrics[self.monitor].item()
@@ -111,7 +106,8 @@ class Checkpoints(Checkpoint):
         if score is not None and improved:
             self.best = score
         self._save(trainer, improved)
-        self.signals.check()
+        if _agreed(trainer, self.signals.came is not None):
+            raise Interrupted(self.signals.came or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.signals.waiting = False
@@ -123,7 +119,9 @@ class Checkpoints(Checkpoint):
         self.folder.mkdir(exist_ok=True)
         partial = self.folder / f".partial.{os.getpid()}"
         try:
-            trainer.save_checkpoint(partial)
+            trainer.save_checkpoint(partial)  # all processes take part, the first writes
+            if not trainer.is_global_zero:
+                return
             if best:
                 copy = self.folder / f".best.{os.getpid()}"
                 shutil.copyfile(partial, copy)
@@ -135,6 +133,11 @@ class Checkpoints(Checkpoint):
         finally:
             partial.unlink(missing_ok=True)
         self._saved = time.monotonic()
+
+
+def _agreed(trainer: L.Trainer, wish: bool) -> bool:
+    """Whether any process of the run wishes it: they must all save or stop at the same step."""
+    return wish if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wish, all=False)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

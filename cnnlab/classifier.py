@@ -167,7 +167,7 @@ class Classifier(L.LightningModule):
         return loss, logits
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cnnlab import UserError
+from cnnlab.files import read_csv
 
 Settings = dict[str, Any]
 
@@ -168,7 +168,8 @@ def read(folder: Path) -> Entry:
         settings = _settings(config)
         if (folder / "summary.json").is_file():
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        entry = Entry(folder, settings, summary, _metrics(folder / "metrics.csv"))
+        metrics = folder / "metrics.csv"
+        entry = Entry(folder, settings, summary, read_csv(metrics) if metrics.is_file() else [])
         if entry.finished:
             Group([entry], {}, {}).row()  # whether all that a table needs is there
         return entry
@@ -182,13 +183,6 @@ def read(folder: Path) -> Entry:
         OmegaConfBaseException,
     ) as error:
         return Entry(folder, settings, {}, trouble=f"unreadable ({type(error).__name__})")
-
-
-def _metrics(file: Path) -> list[dict[str, float]]:
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8") as lines:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
 
 
 def _settings(config: dict[str, Any]) -> Settings:

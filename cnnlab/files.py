@@ -37,6 +37,12 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV file of numbers; `ValueError` where one is none."""
+    with path.open(encoding="utf-8") as lines:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+
+
 def to_csv(rows: list[dict[str, Any]]) -> str:
     """Rows of equal keys as CSV text with a header."""
     text = StringIO()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from cnnlab import UserError
 
 # glibc's mallopt parameters, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -22,6 +27,19 @@ def precision(setting: str) -> str:
     else:
         native = torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def share_cores(setting: int | None, launcher: Mapping[str, Any], processes: int) -> None:
+    """Let this process use `setting` threads, or its share of the cores where several jobs run at once, or a
+    job of several `processes`: `launcher` is Hydra's, which says how many jobs (joblib) or how many cores
+    each has (submitit)."""
+    if setting is not None and setting < 1:
+        raise UserError(f"trainer.threads={setting} must be at least 1")
+    cores = launcher.get("cpus_per_task") or os.cpu_count() or 1
+    jobs = launcher.get("n_jobs", 1)
+    jobs = cores if jobs < 1 else jobs  # joblib's -1: as many as there are cores
+    if setting or jobs * processes > 1 or launcher.get("cpus_per_task"):
+        torch.set_num_threads(setting or max(1, cores // (jobs * processes)))
 
 
 def keep_memory() -> None:

@@ -242,7 +242,7 @@ class Blocks(Net):
         self,
         in_channels: int,
         heads: Sequence[Head],
-        filters: Sequence[int] = (32, 64, 128),
+        filters: Sequence[int] = (16, 64, 192),
         dropout: float = 0.1,
     ) -> None:
         stem: Layers = {}

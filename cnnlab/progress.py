@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnnlab.classifier import Classifier
@@ -15,6 +15,12 @@ from cnnlab.explain.grading import Watch
 from cnnlab.files import to_csv, write_whole
 
 Row = dict[str, float]
+
+
+def best_accuracy(rows: list[Row]) -> float:
+    """The highest joint accuracy of an epoch on validation, on training where there is no validation."""
+    name = "val_joint_accuracy" if "val_joint_accuracy" in rows[0] else "train_joint_accuracy"
+    return max(row[name] for row in rows)
 
 
 class Journal(L.Callback):
@@ -59,22 +65,38 @@ class Journal(L.Callback):
         write_whole(self.folder / "metrics.csv", to_csv(self.rows))
 
 
+class Log:
+    """Says it on the console, and keeps it in the run's `log.txt`: jobs that run at once share a console."""
+
+    def __init__(self, folder: Path) -> None:
+        self.console, self.file = Console(), folder / "log.txt"
+
+    def say(self, what: RenderableType) -> None:
+        self.console.print(what, highlight=False, soft_wrap=True)
+        self.keep(what)
+
+    def keep(self, what: RenderableType) -> None:
+        """Only in the file."""
+        with self.file.open("a", encoding="utf-8") as file:
+            Console(file=file, width=200).print(what, highlight=False, soft_wrap=True)
+
+
 class Display(L.Callback):
     """On a terminal a live bar with the heads' running accuracies; a line at the end of every epoch."""
 
     refresh = 0.5  # seconds between two looks at the running means
 
-    def __init__(self, console: Console, journal: Journal) -> None:
-        self.console, self.journal = console, journal
+    def __init__(self, log: Log, journal: Journal) -> None:
+        self.run_log, self.journal = log, journal
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f} %"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[state]}"),
-            console=console,
+            console=log.console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not log.console.is_terminal,
         )
         self._looked = 0.0
 
@@ -92,7 +114,9 @@ class Display(L.Callback):
         if self.bar.disable or time.monotonic() - self._looked < self.refresh:
             return
         assert isinstance(pl_module, Classifier)
-        state = _accuracies(pl_module.tally("train").compute(), pl_module)
+        # Of several processes all would have to say their numbers at once.
+        alone = trainer.world_size == 1
+        state = _accuracies(pl_module.tally("train").compute(), pl_module) if alone else ""
         self.bar.update(self.task, completed=batch_idx + 1, state=state)
         self._looked = time.monotonic()
 
@@ -104,10 +128,8 @@ class Display(L.Callback):
         losses = "  ".join(f"{name} loss {row[f'{name}_loss']:.4f}" for name in ("train", stage))
         accuracies = f"{stage} {_accuracies(means, pl_module)}"
         seconds = row["seconds"] + row["val_seconds"]
-        self.console.print(
-            f"epoch {int(row['epoch'])}/{trainer.max_epochs}  {losses}  {accuracies}  {seconds:.1f} s",
-            highlight=False,
-            soft_wrap=True,
+        self.run_log.say(
+            f"epoch {int(row['epoch'])}/{trainer.max_epochs}  {losses}  {accuracies}  {seconds:.1f} s"
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from cnnlab.files import to_csv, write_whole
 from cnnlab.heads import Head
 from cnnlab.layers import layer_table, parameter_counts
 from cnnlab.nets import Net
-from cnnlab.progress import Row
+from cnnlab.progress import Log, Row
 
 SHOWN = 24  # pictures in a grid
 Summary = dict[str, Any]
@@ -200,7 +199,7 @@ def _f_scores(heads: tuple[Head, ...], values: dict[str, dict[str, Tensor]]) -> 
     return figures.f_scores(scores, {head.name: head.classes for head in heads})
 
 
-def closing_lines(console: Console, folder: Path, summary: Summary) -> None:
+def closing_lines(log: Log, folder: Path, summary: Summary) -> None:
     """The result on the console: a row a head, the data's honesty, time, folder, and what to do next."""
     table = Table("head", box=None, pad_edge=False, header_style="bold")
     for column in ("accuracy", "F1", "precision", "recall", "worst class", "its recall"):
@@ -209,8 +208,8 @@ def closing_lines(console: Console, folder: Path, summary: Summary) -> None:
         scores = [page.percent(head[score]) for score in ("accuracy", "f1", "precision", "recall")]
         table.add_row(name, *scores, head["worst_class"], page.percent(head["worst_recall"]))
     data = summary["data"]
-    console.print()
-    console.print(table)
+    log.say("")
+    log.say(table)
     distinct = ", ".join(
         f"{data[f'distinct_{name}']:,} of {data[name]:,} {name}" for name in ("train", "val", "test")
     )
@@ -223,4 +222,4 @@ def closing_lines(console: Console, folder: Path, summary: Summary) -> None:
         f"page             {folder / 'report.html'}",
         f"explain it       python -m cnnlab.explain run={folder}",
     ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    log.say("\n".join(lines))

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab.compare import main as compare
@@ -48,21 +49,36 @@ THEIRS = {
 HEADS = ["length", "width", "angle", "colour"]
 SCORES = ["accuracy", "f1", "precision", "recall", "worst class"]
 RUN = ["n", "epochs", "seconds", "parameters"]
+VARIED = ["validation", "accuracy", *RUN]
 
-# Table: the section it reads, its settings, its other columns.
-TABLES: dict[str, tuple[str, list[str], list[str]]] = {
-    "mnist": ("mnist", ["experiment"], ["theirs", *SCORES, *RUN]),
-    "lines": ("lines", ["experiment"], ["theirs", *SCORES, *RUN]),
-    "multihead": ("multihead", ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]),
-    "weighting": ("weighting", ["weighting"], ["to 99.9 %", "all heads right", *HEADS, "n"]),
-    "green": ("green", ["from_run"], ["all heads right", *HEADS, "n"]),
-    "red": ("red", ["from_run"], ["all heads right", *HEADS, "n"]),
-    "holdout": ("holdout", ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),
-    "filters": ("filters", ["net.kernel_size", "net.filters"], ["validation", "accuracy", *RUN]),
-    "pooling": ("pooling", ["net.downsample"], ["validation", "accuracy", *RUN]),
-    "depth": ("depth", ["net.filters"], ["validation", "accuracy", *RUN]),
-    "decay": ("decay", ["schedule"], ["validation", "accuracy", *RUN]),
-    "regularisation": ("regularisation", ["net.dropout", "l2"], ["validation", "accuracy", *RUN]),
+
+@dataclass(frozen=True)
+class Table:
+    """The sections it reads, its settings, its other columns; only some rows, where they are named."""
+
+    sections: list[str]
+    settings: list[str]
+    columns: list[str]
+    only: list[str] | None = None
+
+
+SHORT = ["mnist", "mnist_deep", "mnist_best", "lines", "lines_deep", "multihead_figure5", "multihead"]
+TABLES = {
+    "readme": Table(["mnist", "lines", "multihead"], ["experiment"], ["theirs", "accuracy", *RUN], SHORT),
+    "mnist": Table(["mnist"], ["experiment"], ["theirs", *SCORES, *RUN]),
+    "lines": Table(["lines"], ["experiment"], ["theirs", *SCORES, *RUN]),
+    "multihead": Table(
+        ["multihead"], ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]
+    ),
+    "weighting": Table(["weighting"], ["weighting"], ["to 99.9 %", "all heads right", *HEADS, "n"]),
+    "green": Table(["green"], ["from_run"], ["all heads right", *HEADS, "n"]),
+    "red": Table(["red"], ["from_run"], ["all heads right", *HEADS, "n"]),
+    "holdout": Table(["holdout"], ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),
+    "filters": Table(["filters"], ["net.kernel_size", "net.filters"], VARIED),
+    "pooling": Table(["pooling"], ["net.downsample"], VARIED),
+    "depth": Table(["depth"], ["net.filters"], VARIED),
+    "decay": Table(["decay"], ["schedule"], VARIED),
+    "regularisation": Table(["regularisation"], ["net.dropout", "l2"], VARIED),
 }
 NAMES = {"accuracy": "joint", "all heads right": "joint", "mean of heads": "heads_mean"}
 
@@ -84,17 +100,22 @@ def cell(column: str, row: Row) -> str:
 
 
 def table(name: str) -> str:
-    section, settings, columns = TABLES[name]
-    file = DOCS / "results" / f"{section}.csv"
-    if not file.exists():
-        return "(not run yet)"
-    with file.open(encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if int(row["finished"])]
-    lines_of = [[*settings, *columns], ["---"] * len(settings) + ["---:"] * len(columns)]
-    lines_of += [
-        [*(f"`{row[key]}`" for key in settings), *(cell(column, row) for column in columns)] for row in rows
+    shape = TABLES[name]
+    rows = [row for section in shape.sections for row in rows_of(section)]
+    if shape.only:
+        rows = [row for wanted in shape.only for row in rows if row["experiment"] == wanted]
+    lines = [[*shape.settings, *shape.columns], ["---"] * len(shape.settings) + ["---:"] * len(shape.columns)]
+    lines += [
+        [*(f"`{row[key]}`" for key in shape.settings), *(cell(column, row) for column in shape.columns)]
+        for row in rows
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines_of)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def rows_of(section: str) -> list[Row]:
+    """The groups of a section with at least one finished run."""
+    with (DOCS / "results" / f"{section}.csv").open(encoding="utf-8") as lines:
+        return [row for row in csv.DictReader(lines) if int(row["finished"])]
 
 
 def filled(text: str) -> str:

@@ -48,7 +48,7 @@ def build(name: str, data: dict[str, Any], **settings: Any) -> Net:
         ("branched", MULTI, {}, 98_927, 512),
         # The common stem has one channel instead of three, the colour head a stem of its own.
         ("branched", MULTI, {"hue_heads": ["colour"]}, 98_927 - 2 * 9 * 32 + 1_024, 512 + 64),
-        ("blocks", MNIST, {}, 299_754, 2 * 2 * (32 + 64 + 128)),
+        ("blocks", MNIST, {}, 510_906, 2 * 2 * (16 + 64 + 192)),
     ],
 )
 def test_totals_are_the_reports(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from cnnlab.checkpoints import load_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.cli import CONF
+from cnnlab.comparison import find
 from cnnlab.data.splits import Batch
 from cnnlab.runs import Run
 from tests.conftest import TINY_LINES, TINY_MNIST, run_train
@@ -53,7 +55,7 @@ def test_the_run_folder_holds_what_it_promises(lines_run: Path) -> None:
         *(f"confusion_{head}" for head in heads),
     }
     assert names == {
-        "config.yaml", "summary.json", "metrics.csv", "model.txt", "classes.csv", "report.html",
+        "config.yaml", "summary.json", "metrics.csv", "model.txt", "log.txt", "classes.csv", "report.html",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         *(f"confusion_{head}.csv" for head in heads),
         *(f"figures/{name}.png" for name in figures),
@@ -257,3 +259,28 @@ def test_mnist_reports_one_head(mnist_run: Path) -> None:
     summary = Run(mnist_run).summary
     assert summary["data"]["test"] == 256
     assert summary["test"]["joint_accuracy"] == pytest.approx(summary["test"]["heads"]["digit"]["accuracy"])
+
+
+def test_a_failing_job_is_said_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("-m", f"hydra.sweep.dir={tmp_path}/sweep", "experiment=multihead", *TINY_LINES)
+    grid = ("trainer.max_epochs=1", "net.filters=8,-1,4")
+    with pytest.raises(SystemExit, match=r"net.filters=-1 must be at least 1"):
+        run_train(tmp_path / "unused", *words, *grid)
+    runs = [tmp_path / "sweep" / str(job) for job in range(3)]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    assert [summary["status"] for summary in summaries] == ["finished", "failed", "finished"]
+    assert summaries[1]["error"] == "net.filters=-1 must be at least 1"
+    assert "UserError: net.filters=-1" in (runs[1] / "log.txt").read_text()
+    assert "run folder" in (runs[2] / "log.txt").read_text()
+    assert [entry.status for entry in find([tmp_path / "sweep"])] == ["finished", "failed", "finished"]
+
+    shutil.rmtree(runs[2] / "checkpoints")
+    (runs[2] / "summary.json").unlink()  # as if it had been killed
+    times = [(run / "config.yaml").stat().st_mtime_ns for run in runs]
+    with pytest.raises(SystemExit, match=r"net.filters=-1 must be at least 1"):
+        run_train(tmp_path / "unused", *words, *grid, "skip_finished=true")
+    assert Run(runs[2]).finished
+    again = [(run / "config.yaml").stat().st_mtime_ns != time for run, time in zip(runs, times, strict=True)]
+    assert again == [False, False, True]  # the failed one failed again, as it began
+    with pytest.raises(SystemExit, match="holds another run than this"):
+        run_train(tmp_path / "unused", *words, "trainer.max_epochs=2", "net.filters=8", "skip_finished=true")

@@ -44,24 +44,27 @@ class Shuffle(Sampler[int]):
     """The order of an epoch, a pure function of (seed, epoch): a resumed run needs no state.
 
     `fresh` counts the indices on from epoch to epoch instead of beginning again at 0. `skip` leaves out
-    the first of the next epoch alone.
+    the first of the next epoch alone. Of `world` processes each takes every `world`-th image, so that
+    together they see the batches that one process would see; what is left over is left out.
     """
 
-    def __init__(self, size: int, seed: int, fresh: bool = False) -> None:
+    def __init__(self, size: int, seed: int, fresh: bool = False, rank: int = 0, world: int = 1) -> None:
         self.size, self.seed, self.fresh, self.epoch, self.skip = size, seed, fresh, 0, 0
+        self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.size
+        return self.size // self.world
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator)
         skip, self.skip = self.skip, 0
-        yield from (order + self.fresh * self.epoch * self.size).tolist()[skip:]
+        order += self.fresh * self.epoch * self.size
+        yield from order[self.rank : len(self) * self.world : self.world].tolist()[skip:]
 
 
 class TrainLoader(DataLoader[Batch]):
@@ -119,8 +122,8 @@ class LabData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Make the splits, once."""
 
-    def _loader(self, name: str, batch_size: int, sampler: Shuffle | None = None) -> DataLoader[Batch]:
-        kind = DataLoader if sampler is None else TrainLoader
+    def _loader(self, name: str, batch_size: int, sampler: Shuffle | range) -> DataLoader[Batch]:
+        kind = TrainLoader if isinstance(sampler, Shuffle) else DataLoader
         return kind(
             self.splits[name],
             batch_size=batch_size,
@@ -133,14 +136,26 @@ class LabData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        sampler = Shuffle(len(self.splits["train"]), self.seed, self.fresh)
-        return self._loader("train", self.batch_size, sampler)
+        rank, world = self._place()
+        if self.batch_size % world:
+            raise UserError(f"data.batch_size={self.batch_size} cannot be shared out to {world} processes")
+        sampler = Shuffle(len(self.splits["train"]), self.seed, self.fresh, rank, world)
+        return self._loader("train", self.batch_size // world, sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        return self._loader("val", self.eval_batch_size) if len(self.splits["val"]) else []
+        return self._in_order("val") if len(self.splits["val"]) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test", self.eval_batch_size)
+        return self._in_order("test")
+
+    def _in_order(self, name: str) -> DataLoader[Batch]:
+        """Every image once, in one process or another."""
+        rank, world = self._place()
+        return self._loader(name, self.eval_batch_size, range(rank, len(self.splits[name]), world))
+
+    def _place(self) -> tuple[int, int]:
+        """The number of this process among those of the run, and how many they are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def counts(self, epochs: int = 1) -> dict[str, int]:
         """How many images each split has, how many are distinct, and how many test images (distinct)

@@ -1,0 +1,114 @@
+"""A run of two processes: every image counted once, one folder, one voice, and no process left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnlab.data.splits import Shuffle
+from cnnlab.files import read_csv
+from cnnlab.runs import Run
+from tests.conftest import TINY_LINES, run_train
+
+WORDS = (
+    "experiment=multihead",
+    *TINY_LINES,
+    "data.batch_size=96",
+    "net.dropout=0.0",
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+)
+
+
+def test_processes_share_out_the_batches_of_one() -> None:
+    alone = list(Shuffle(11, seed=3))
+    shares = [list(Shuffle(11, seed=3, rank=rank, world=2)) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [5, 5]
+    together = [index for pair in zip(*shares, strict=True) for index in pair]
+    assert together == alone[:10]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of two processes, and what it said."""
+    folder = tmp_path_factory.mktemp("ddp") / "run"
+    command = [sys.executable, "-m", "cnnlab.train", *WORDS, "trainer=ddp", f"hydra.run.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_every_image_is_counted_once(two: tuple[Path, str]) -> None:
+    run = Run(two[0])
+    data = run.data()
+    net = run.net(data)
+    best = read_csv(run.path / "metrics.csv")[run.summary["best_epoch"] - 1]
+    for stage, counted in (("val", best), ("test", None)):
+        split = data.splits[stage]
+        images, targets = split.__getitems__(list(range(len(split))))
+        with torch.no_grad():
+            logits = net(images)
+        for head in data.heads:
+            right = (head.predict(logits[head.name]) == targets[head.name]).float().mean().item()
+            said = counted or {
+                f"test_{k}_accuracy": v["accuracy"] for k, v in run.summary["test"]["heads"].items()
+            }
+            assert said[f"{stage}_{head.name}_accuracy"] == pytest.approx(right, abs=1e-6)
+
+
+def test_two_processes_take_the_steps_of_one(two: tuple[Path, str], tmp_path: Path) -> None:
+    one = read_csv(run_train(tmp_path / "one", *WORDS) / "metrics.csv")
+    both = read_csv(two[0] / "metrics.csv")
+    for row, other in zip(one, both, strict=True):  # BatchNorm sees half a batch, all else is the same
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.1)
+        assert row["learning_rate"] == other["learning_rate"]
+
+
+def test_there_is_one_folder_and_one_voice(two: tuple[Path, str]) -> None:
+    folder, said = two
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
+    assert said.count("epoch 1/2") == said.count("epoch 2/2") == said.count("all heads right") == 1
+    assert "2 processes" in said
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_signal_ends_both(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*WORDS, "trainer=ddp", "trainer.max_epochs=500", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen([sys.executable, "-m", "cnnlab.train", *words], stdout=subprocess.DEVNULL)
+    while not (folder / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert not any(_alive(int(child)) for child in children)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.devices=0"], "trainer.devices=0 must be at least 1"),
+        (["trainer=ddp", "data.batch_size=95"], "data.batch_size=95 cannot be shared out to 2 processes"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run_train(tmp_path / "run", *WORDS, *words)
