@@ -25,6 +25,16 @@ def rank() -> int:
 
 
 @contextmanager
+def own_folder(folder: Path) -> Iterator[Path]:
+    """`folder` for process 0; for the others one of their own, of which nothing stays."""
+    if rank() == 0:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+
+
+@contextmanager
 def together(devices: int, words: Sequence[str]) -> Iterator[None]:
     """Within, `devices` - 1 other processes do `python -m cnnlab.train <words>` together with this one.
 
@@ -74,6 +84,6 @@ def machines(devices: int) -> int:
 def _start(number: int, words: Sequence[str], common: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **common, RANK: str(number)}
     command = [sys.executable, "-m", "cnnlab.train", *words, "hydra.mode=RUN"]
-    command += [f"hydra.run.dir={said.with_suffix('')}"]  # its own folder, which goes with the scratch
+    command += [f"hydra.run.dir={said.with_suffix('')}"]  # Hydra would make a new folder for it
     with said.open("w") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file)

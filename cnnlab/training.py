@@ -38,9 +38,8 @@ def train_run(cfg: DictConfig) -> float:
 
     Raises `UserError` for what the user can mend; then no folder is left that was not there before.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        with Signals() as signals:
+    with Signals() as signals, processes.own_folder(Path(HydraConfig.get().runtime.output_dir)) as folder:
+        try:
             start = begin(cfg, folder)
             if start.done:
                 return best_accuracy(read_csv(start.folder / "metrics.csv"))
@@ -48,8 +47,8 @@ def train_run(cfg: DictConfig) -> float:
                 start = replace(start, folder=folder)  # the run's own is for process 0 alone
             with processes.together(start.cfg.trainer.devices, start.words):
                 return _begun(start, signals)
-    finally:
-        drop_if_empty(folder)
+        finally:
+            drop_if_empty(folder)
 
 
 def _begun(start: Start, signals: Signals) -> float:

@@ -1,0 +1,124 @@
+"""Throw wrong values at every setting: each either works, and is what the run's configuration then says, or
+ends in one line.
+
+    python -m tests.fuzz 500     prints how many were tried, worked and were refused
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from cnnlab.cli import CONF
+from tests.conftest import run_train
+
+BASE = (
+    "experiment=multihead",
+    "data.train_per_class=1",
+    "data.val_per_class=1",
+    "data.test_per_class=1",
+    "trainer.max_epochs=1",
+)
+GROUPS = ("data", "net", "optimizer", "schedule", "weighting", "augment", "trainer")
+
+
+def _settings() -> list[str]:
+    """Every setting of the experiment, and every group."""
+    train = OmegaConf.load(CONF / "train.yaml")
+    keys = [key for key in train if key not in ("defaults", "hydra")]
+    chosen = {
+        "data": "lines",
+        "net": "branched",
+        "optimizer": "adam",
+        "schedule": "one_cycle",
+        "trainer": "single",
+    }
+    for group, option in chosen.items():
+        loaded = OmegaConf.load(CONF / group / f"{option}.yaml")
+        keys += [f"{group}.{key}" for key in loaded if not key.startswith("_")]
+    return [*keys, "weighting.weights.angle", "weighting.weights", *GROUPS, "experiment"]
+
+
+NUMBERS = st.one_of(st.integers(-3, 3), st.sampled_from([2**31, -(2**63), 10**30]), st.floats(width=32))
+WORDS = ["null", "true", "''", "[]", "{}", "[1,2]", "{a: 1}", "nan", "inf", "-inf", "???", "auto", "cpu"]
+WORDS += [
+    "${seed}",
+    "${nothing}",
+    "lines",
+    "mnist",
+    "adamw",
+    "/",
+    "../x",
+    "a,b",
+    "1e400",
+    "ümläut",
+    "0x1",
+    "1_0",
+]
+VALUES = st.one_of(NUMBERS.map(str), st.sampled_from(WORDS), st.text(max_size=6))
+# A huge number of these is no mistake, only long, or more than the machine has.
+LONG = ("max_epochs", "num_workers", "per_class", "filters", "watch", "devices", "threads", "kernel_size")
+
+
+def _short(key: str, value: str) -> str:
+    try:
+        return "3" if key.endswith(LONG) and float(value) > 3 else value
+    except ValueError:
+        return value
+
+
+def attempt(key: str, value: str) -> str:
+    """Train with `key=value`: "worked" or "refused"; `AssertionError` for everything else."""
+    parent = Path(tempfile.mkdtemp())
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run_train(parent / "run", *BASE, f"{key}={value}")
+    except SystemExit as ended:
+        line = str(ended)
+        assert line.startswith("error: "), (key, value, line)
+        assert "\n" not in line, (key, value, line)
+        return "refused"
+    except BaseException as error:
+        raise AssertionError(f"{key}={value!r}: {type(error).__name__}: {error}") from error
+    else:
+        summary: dict[str, Any] = json.loads((parent / "run" / "summary.json").read_text())
+        assert summary["status"] == "finished", (key, value)
+        return "worked"
+    finally:
+        shutil.rmtree(parent)
+
+
+def run(examples: int) -> dict[str, int]:
+    """Try `examples` values; {"worked" and "refused": how many}. Raises at the first that does neither."""
+    counts = {"worked": 0, "refused": 0}
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(_settings()), VALUES)
+    def one(key: str, value: str) -> None:
+        counts[attempt(key, _short(key, value))] += 1
+
+    one()
+    return counts
+
+
+if __name__ == "__main__":
+    print(run(int(sys.argv[1])))
