@@ -4,9 +4,10 @@ network and its weights."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
 from cnnlab import UserError
 from cnnlab.checkpoints import load_checkpoint
@@ -23,6 +26,7 @@ from cnnlab.classifier import Classifier
 from cnnlab.data.splits import LabData
 from cnnlab.nets import Net
 
+TRUSTED = ("cnnlab.", "torch.optim.", "torch.nn.")
 PACKAGES = ("cnnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
 
 
@@ -87,15 +91,30 @@ class Run:
 
     @cached_property
     def config(self) -> DictConfig:
-        config = OmegaConf.load(self.path / "config.yaml")
-        assert isinstance(config, DictConfig)
+        """What `config.yaml` says. Raises `UserError` where it is broken, or names code not of cnnlab."""
+        file = self.path / "config.yaml"
+        try:
+            config = OmegaConf.load(file)
+        except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} is broken ({type(error).__name__})") from error
+        if not isinstance(config, DictConfig) or not set(config) >= {"experiment", "data", "net", "trainer"}:
+            raise UserError(f"{file} is not the configuration of a run, or cut short")
+        _check_code(config, file)
         return config
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` says; {} while the run has not ended."""
+        """What `summary.json` says; {} while the run has not ended. Raises `UserError` where it is broken."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        try:
+            summary = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{file} is broken ({type(error).__name__})") from error
+        if not isinstance(summary, dict):
+            raise UserError(f"{file} is not the summary of a run")
+        return summary
 
     @property
     def finished(self) -> bool:
@@ -123,10 +142,26 @@ class Run:
     def net(self, data: LabData) -> Net:
         """The run's network with its best weights, in evaluation mode."""
         net = build_net(self.config, data)
-        net.load_state_dict(self.weights())
+        with _refused(str(self.checkpoint("best"))):
+            net.load_state_dict(self.weights())
         if self.config.trainer.channels_last:
             net.to(memory_format=torch.channels_last)
         return net.eval()
+
+
+def _check_code(node: Any, file: Path) -> None:
+    """Raise `UserError` where a configuration from outside would run code of neither cnnlab nor torch's
+    optimizers and layers. CNNLAB_TRUST=<package>,... names others that may."""
+    if isinstance(node, ListConfig):
+        node = {place: node[place] for place in range(len(node))}
+    elif not isinstance(node, DictConfig):
+        return
+    for key, value in node.items():
+        trusted = [*TRUSTED, *(f"{name}." for name in os.environ.get("CNNLAB_TRUST", "").split(",") if name)]
+        if key == "_target_" and not str(value).startswith(tuple(trusted)):
+            package = str(value).partition(".")[0]
+            raise UserError(f"{file} would run {value}; if you trust it, set CNNLAB_TRUST={package}")
+        _check_code(value, file)
 
 
 def begin_with(classifier: Classifier, base: Run) -> None:
@@ -148,13 +183,17 @@ def begin_with(classifier: Classifier, base: Run) -> None:
 
 def newest(outputs: Path) -> Run:
     """The run below `outputs` that finished last. Raises `UserError` where there is none."""
-    runs = [Run(path.parent) for path in outputs.rglob("summary.json")]
-    finished = [run for run in runs if run.finished]
-    if not finished:
+    runs = []
+    for file in outputs.rglob("summary.json"):
+        with suppress(UserError):  # a broken one among others
+            run = Run(file.parent)
+            if run.finished:
+                runs.append(run)
+    if not runs:
         raise UserError(
             f"there is no finished run in {outputs}/: train one (python -m cnnlab.train) or set run=<folder>"
         )
-    return max(finished, key=lambda run: (run.path / "summary.json").stat().st_mtime)
+    return max(runs, key=lambda run: (run.path / "summary.json").stat().st_mtime)
 
 
 def versions() -> dict[str, str]:

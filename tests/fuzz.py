@@ -115,6 +115,8 @@ def run(examples: int) -> dict[str, int]:
     @given(st.sampled_from(_settings()), VALUES)
     def one(key: str, value: str) -> None:
         counts[attempt(key, _short(key, value))] += 1
+        if sys.stdout.isatty() or sum(counts.values()) % 10 == 0:
+            print(counts, end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
     one()
     return counts

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from cnnlab.cli import CONF
+from cnnlab.compare import main as compare
 from tests.conftest import TINY_LINES, TINY_MNIST, run_train
 from tests.test_explain import run_explain
 from tests.test_score import run_score
+from tests.test_train import MNIST_SWEEPS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,13 +37,14 @@ def _words(line: str, module: str, run: Path) -> list[str]:
 def _tiny(words: list[str]) -> tuple[str, ...]:
     names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     name = names[0] if names else OmegaConf.load(CONF / "train.yaml").defaults[-3].experiment
-    return TINY_MNIST if "mnist" in name else TINY_LINES
+    return TINY_MNIST if "mnist" in name or name in MNIST_SWEEPS else TINY_LINES
 
 
 def test_there_are_commands_to_try() -> None:
     assert _commands("cnnlab.train")
     assert _commands("cnnlab.explain")
     assert _commands("cnnlab.score")
+    assert _commands("cnnlab.compare")
 
 
 @pytest.mark.parametrize("line", _commands("cnnlab.train"))
@@ -55,8 +59,9 @@ def test_the_training_commands_work(
         return
     kept = [word for word in words if not word.startswith(("trainer.max_epochs", "watch="))]
     watch = ["watch=5"] if len(kept) < len(words) and "watch" in line else []
+    once = ["hydra.mode=RUN"] if "experiment=sweep_" in line else []  # of a sweep one run
     run_train(
-        tmp_path / "run", *kept, *watch, *_tiny(words)[:-1], "trainer.max_epochs=1",
+        tmp_path / "run", *kept, *watch, *once, *_tiny(words)[:-1], "trainer.max_epochs=1",
         f"hydra.sweep.dir={tmp_path}/sweep",
     )  # fmt: skip
     assert list(tmp_path.rglob("report.html"))
@@ -81,6 +86,19 @@ def test_the_scoring_commands_work(line: str, lines_run: Path, mnist_run: Path, 
     kept = [word for word in words if not word.startswith(("out=", "images="))]
     run_score(f"run={lines_run}", *kept, f"out={tmp_path / 'out'}", "images=4")
     assert (tmp_path / "out" / "1" / "scores.csv").exists()
+
+
+@pytest.mark.parametrize("line", _commands("cnnlab.compare"))
+def test_the_comparing_commands_work(line: str, lines_run: Path, tmp_path: Path) -> None:
+    words = line.partition("cnnlab.compare")[2].replace("outputs/sweeps/<time>", str(lines_run)).split()
+    compare([*words, "--out", str(tmp_path)])
+    assert (tmp_path / "compare.html").exists()
+
+
+def test_the_tables_of_the_results_are_those_of_their_csv_files() -> None:
+    filled = runpy.run_path(str(ROOT / "docs" / "results.py"))["filled"]
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        assert filled(page.read_text()) == page.read_text(), page
 
 
 def test_the_make_targets_exist() -> None:
