@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +47,10 @@ def begin(cfg: DictConfig, folder: Path) -> Start:
         if run.config != OmegaConf.create(OmegaConf.to_container(config, resolve=True)):
             raise UserError(f"{folder} holds another run than this; choose another hydra.sweep.dir")
         return Start(config, folder, done=True) if run.finished else _going_on(run, config)
-    _claim(folder)
+    if cfg.skip_finished:  # a job that was killed before it had written anything
+        drop_if_unused(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
     return Start(config, folder, base=base)
 
 
@@ -82,18 +84,28 @@ def _based(cfg: DictConfig, base: Run | None) -> DictConfig:
     return based
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder ours. Nothing in it is ever written over."""
+def claim(folder: Path) -> None:
+    """Make the folder ours: of several runs that want it at the same moment one gets it, the one that makes
+    its `log.txt`. Nothing in it is ever written over. Raises `UserError` where it is another's."""
+    taken = f"{folder} is not empty; choose another hydra.run.dir, or go on with resume={folder}"
     if any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; choose another hydra.run.dir, or go on with resume={folder}")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to {folder}; set hydra.run.dir=<folder>")
+        raise UserError(taken)
+    try:
+        (folder / "log.txt").touch(exist_ok=False)
+    except FileExistsError:
+        raise UserError(taken) from None
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}; set hydra.run.dir=<folder>") from error
 
 
-def drop_if_empty(folder: Path) -> None:
-    """Leave no folder behind in which there is nothing."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def drop_if_unused(folder: Path) -> None:
+    """Leave no folder behind in which there is nothing but an empty log."""
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    if all(path.name == "log.txt" and path.stat().st_size == 0 for path in found):
+        for path in found:
+            path.unlink()
+        if folder.is_dir():
+            folder.rmdir()
 
 
 def _where_to_go_on(run: Run) -> Path | None:

@@ -29,7 +29,7 @@ from cnnlab.files import read_csv, write_whole
 from cnnlab.layers import parameter_counts
 from cnnlab.progress import Display, Journal, Log, best_accuracy
 from cnnlab.runs import begin_with, build_classifier, build_data, commit, versions
-from cnnlab.start import Start, begin, drop_if_empty
+from cnnlab.start import Start, begin, drop_if_unused
 
 
 def train_run(cfg: DictConfig) -> float:
@@ -48,7 +48,7 @@ def train_run(cfg: DictConfig) -> float:
             with processes.together(start.cfg.trainer.devices, start.words):
                 return _begun(start, signals)
         finally:
-            drop_if_empty(folder)
+            drop_if_unused(folder)
 
 
 def _begun(start: Start, signals: Signals) -> float:
@@ -213,7 +213,8 @@ def _machine(trainer: L.Trainer) -> str:
 
 def _quiet() -> None:
     """The console is ours: no advice from Lightning, and none about what it itself calls of torch."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for part in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(part).setLevel(logging.ERROR)
     for advice in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",

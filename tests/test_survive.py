@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
 
 from cnnlab import UserError
 from cnnlab.checkpoints import load_checkpoint, newest_whole
+from cnnlab.start import claim, drop_if_unused
 from tests import kill
 from tests.conftest import run_train
 
@@ -175,3 +178,22 @@ def test_a_folder_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
     assert said.startswith(f"error: cannot write to {folder}")
     assert said.count("\n") == 1
     assert not folder.exists()
+
+
+def test_of_runs_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
+    together = Barrier(8)
+
+    def want(_: int) -> bool:
+        together.wait()
+        try:
+            claim(tmp_path)
+        except UserError:
+            return False
+        return True
+
+    for _ in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(want, range(8))) == 1
+        drop_if_unused(tmp_path)
+        assert not tmp_path.exists()
+        tmp_path.mkdir()
