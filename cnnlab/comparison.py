@@ -101,7 +101,13 @@ class Group:
     def row(self, on: tuple[str, str] | None = None) -> dict[str, Any]:
         """The group as a row of `compare.csv`: numbers unrounded, accuracies in [0, 1]."""
         done = self.finished
-        row: dict[str, Any] = {**self.differing, "runs": len(self.entries), "finished": len(done)}
+        experiment = {"experiment": self.entries[0].settings.get("experiment")}
+        row: dict[str, Any] = {
+            **experiment,
+            **self.differing,
+            "runs": len(self.entries),
+            "finished": len(done),
+        }
         row |= {"status": self.status or "finished"}
         if not done:
             return row

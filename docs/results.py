@@ -89,7 +89,7 @@ def cell(column: str, row: Row) -> str:
     if column == "n":
         return row["finished"]
     if column == "to 99.9 %":
-        return f"{float(row['seconds_to_goal']):.0f} s" if row["seconds_to_goal"] else "not in 12 epochs"
+        return f"{float(row['seconds_to_goal']):.0f} s" if row["seconds_to_goal"] else "not in 16 epochs"
     if column in ("seconds", "epochs", "parameters"):
         return f"{float(row[column]):,.0f}"
     if column == "worst class":
@@ -104,6 +104,8 @@ def table(name: str) -> str:
     rows = [row for section in shape.sections for row in rows_of(section)]
     if shape.only:
         rows = [row for wanted in shape.only for row in rows if row["experiment"] == wanted]
+    if not rows:
+        return "Not run yet."
     lines = [[*shape.settings, *shape.columns], ["---"] * len(shape.settings) + ["---:"] * len(shape.columns)]
     lines += [
         [*(f"`{row[key]}`" for key in shape.settings), *(cell(column, row) for column in shape.columns)]
@@ -113,7 +115,9 @@ def table(name: str) -> str:
 
 
 def rows_of(section: str) -> list[Row]:
-    """The groups of a section with at least one finished run."""
+    """The groups of a section with at least one finished run; none where it was not run yet."""
+    if not (DOCS / "results" / f"{section}.csv").exists():
+        return []
     with (DOCS / "results" / f"{section}.csv").open(encoding="utf-8") as lines:
         return [row for row in csv.DictReader(lines) if int(row["finished"])]
 

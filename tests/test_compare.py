@@ -57,7 +57,8 @@ def test_seeds_are_folded_and_the_best_on_validation_is_first(sweep: Path) -> No
     main([str(sweep)])
     large, small, failed = _table(sweep)
     assert [row["net.filters"] for row in (large, small, failed)] == ["32", "8", "64"]
-    assert "experiment" not in large  # it is the same for all
+    assert "seed" not in large
+    assert large["experiment"] == "two"
     assert (small["runs"], small["finished"], small["seeds"]) == ("2", "2", "0 1")
     assert float(small["joint"]) == pytest.approx(0.85)
     assert float(small["joint_std"]) == pytest.approx(0.05 * 2**0.5)
