@@ -10,7 +10,7 @@ train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,23 @@ def precision(setting: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def share_cores(setting: int | None, launcher: Mapping[str, Any], processes: int) -> None:
-    """Let this process use `setting` threads, or its share of the cores where several jobs run at once, or a
-    job of several `processes`: `launcher` is Hydra's, which says how many jobs (joblib) or how many cores
-    each has (submitit)."""
+@contextmanager
+def shared_cores(setting: int | None, launcher: Mapping[str, Any], processes: int) -> Iterator[None]:
+    """Within, this process uses `setting` threads, or its share of the cores where several jobs run at once,
+    or a job of several `processes`: `launcher` is Hydra's, which says how many jobs (joblib) or how many
+    cores each has (submitit). The next job in this process begins with all again."""
     if setting is not None and setting < 1:
         raise UserError(f"trainer.threads={setting} must be at least 1")
     cores = launcher.get("cpus_per_task") or os.cpu_count() or 1
     jobs = launcher.get("n_jobs", 1)
     jobs = cores if jobs < 1 else jobs  # joblib's -1: as many as there are cores
+    before = torch.get_num_threads()
     if setting or jobs * processes > 1 or launcher.get("cpus_per_task"):
         torch.set_num_threads(setting or max(1, cores // (jobs * processes)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_memory() -> None:

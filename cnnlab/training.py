@@ -45,7 +45,11 @@ def train_run(cfg: DictConfig) -> float:
                 return best_accuracy(read_csv(start.folder / "metrics.csv"))
             if processes.rank() > 0:
                 start = replace(start, folder=folder)  # the run's own is for process 0 alone
-            with processes.together(start.cfg.trainer.devices, start.words):
+            trainer, launcher = start.cfg.trainer, HydraConfig.get().launcher
+            with (
+                hardware.shared_cores(trainer.threads, launcher, trainer.devices),
+                processes.together(trainer.devices, start.words),
+            ):
                 return _begun(start, signals)
         finally:
             drop_if_unused(folder)
@@ -55,8 +59,6 @@ def _begun(start: Start, signals: Signals) -> float:
     """The run from where it starts; a job of a sweep that fails leaves a folder that says so."""
     try:
         _quiet()
-        trainer, launcher = start.cfg.trainer, HydraConfig.get().launcher
-        hardware.share_cores(trainer.threads, launcher, trainer.devices)
         data = build_data(start.cfg)
         _seed(start.cfg.seed)
         classifier = build_classifier(start.cfg, data)

@@ -261,6 +261,13 @@ def test_mnist_reports_one_head(mnist_run: Path) -> None:
     assert summary["test"]["joint_accuracy"] == pytest.approx(summary["test"]["heads"]["digit"]["accuracy"])
 
 
+def test_a_run_gives_back_the_cores_it_was_denied(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    folder = run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, "trainer.threads=1")
+    assert ", 1 threads," in Run(folder).summary["machine"]
+    assert torch.get_num_threads() == before
+
+
 def test_a_failing_job_is_said_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("-m", f"hydra.sweep.dir={tmp_path}/sweep", "experiment=multihead", *TINY_LINES)
     grid = ("trainer.max_epochs=1", "net.filters=8,-1,4")
