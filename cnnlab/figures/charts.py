@@ -8,7 +8,7 @@ from textwrap import fill
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cnnlab.figures.style import BLUE, CYCLE, RUST, SKY, Array
 
@@ -87,10 +87,11 @@ def weights(heads: Mapping[str, Sequence[float]]) -> Figure:
     for colour, (name, values) in zip(CYCLE, heads.items(), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour, marker="o", markersize=3, label=name)
     axes.set(xlabel="epoch", ylabel="weight of the loss", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
