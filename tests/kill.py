@@ -26,7 +26,7 @@ WORDS = (
     "weighting=uncertainty",
     *TINY_LINES,
     "data.batch_size=96",
-    "trainer.max_epochs=4",
+    "trainer.max_epochs=12",
     "trainer.checkpoint_steps=1",
 )
 # A process with torch imported and nothing run yet, of which each training is a copy.
@@ -86,7 +86,7 @@ def survive(kills: int, parent: Path, seed: int) -> tuple[list[int], bool]:
     found = []
     while len(found) < kills:
         process = _start(cut)
-        process.join(draw.uniform(0.1, 0.6) * usual)
+        process.join(draw.uniform(0.05, 0.5) * usual)
         if not process.is_alive():  # it was faster: begin anew, and kill that one
             shutil.rmtree(cut)
             continue
@@ -105,6 +105,6 @@ if __name__ == "__main__":
             steps, equal = survive(min(4, wanted - tried), Path(parent), seed)
         tried, survived, seed = tried + len(steps), survived + len(steps) * equal, seed + 1
         end = "ended bit for bit as a run left alone" if equal else "ended differently"
-        print(f"killed after steps {steps} of 24: {end}", flush=True)
+        print(f"killed after steps {steps} of 72: {end}", flush=True)
     print(f"survived {survived} of {tried} kills")
     sys.exit(survived < tried)

@@ -82,31 +82,31 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 def weights(heads: Mapping[str, Sequence[float]]) -> Figure:
     """The weight of each head's loss by epoch, {head: [one value an epoch]}, on a logarithmic axis."""
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for colour, (name, values) in zip(CYCLE, heads.items(), strict=False):
-        axes.plot(range(1, len(values) + 1), values, color=colour, marker="o", markersize=3, label=name)
-    axes.set(xlabel="epoch", ylabel="weight of the loss", yscale="log")
+    figure, axes = _by_epoch(heads)
+    axes.set(ylabel="weight of the loss", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
 def evidence(heads: Mapping[str, Sequence[float]]) -> Figure:
     """Rank accuracy of Grad-CAM by epoch, {head: [one value an epoch, in [0, 1]]}."""
+    figure, axes = _by_epoch(heads)
+    axes.set(ylabel="rank accuracy of Grad-CAM", ylim=(0, 1))
+    return figure
+
+
+def _by_epoch(heads: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
     axes = figure.subplots()
     for colour, (name, values) in zip(CYCLE, heads.items(), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour, marker="o", markersize=3, label=name)
-    axes.set(xlabel="epoch", ylabel="rank accuracy of Grad-CAM", ylim=(0, 1))
+    axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return figure
+    return figure, axes
 
 
 _MOST_DIGITS = 5.0  # all right is drawn where 99.999 % stands
