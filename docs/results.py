@@ -34,7 +34,7 @@ SECTIONS: dict[str, tuple[list[str], str | None]] = {
     },
 }
 
-# What the reports state, by experiment (shared reference, section 3).
+# What the reports state, by experiment.
 THEIRS = {
     "mnist": "98.64",
     "mnist_dropout": "similar",
