@@ -117,13 +117,12 @@ class Checkpoints(Checkpoint):
             if not torch.isfinite(parameter).all():  # a loss can be finite, and the step after it not
                 raise Diverged(f"step {trainer.global_step}: weights of {name} are no longer finite")
         self.folder.mkdir(exist_ok=True)
-        partial = self.folder / f".partial.{os.getpid()}"
+        partial, copy = (self.folder / f".{name}.{os.getpid()}" for name in ("partial", "best"))
         try:
             trainer.save_checkpoint(partial)  # all processes take part, the first writes
             if not trainer.is_global_zero:
                 return
             if best:
-                copy = self.folder / f".best.{os.getpid()}"
                 shutil.copyfile(partial, copy)
                 os.replace(copy, self.folder / "best.ckpt")
             last, previous = (self.folder / f"{name}.ckpt" for name in LAST)
@@ -131,7 +130,8 @@ class Checkpoints(Checkpoint):
                 os.replace(last, previous)
             os.replace(partial, last)
         finally:
-            partial.unlink(missing_ok=True)
+            for half in (partial, copy):  # on a full disk the first thing to give back
+                half.unlink(missing_ok=True)
         self._saved = time.monotonic()
 
 

@@ -1,5 +1,4 @@
-"""Throw wrong values at every setting: each either works, and is what the run's configuration then says, or
-ends in one line.
+"""Throw wrong values at every setting: each either works or ends in one line, never in a traceback.
 
     python -m tests.fuzz 500     prints how many were tried, worked and were refused
 """
