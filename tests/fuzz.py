@@ -1,6 +1,6 @@
 """Throw wrong values at every setting: each either works or ends in one line, never in a traceback.
 
-    python -m tests.fuzz 500     prints how many were tried, worked and were refused
+python -m tests.fuzz 500     prints how many were tried, worked and were refused
 """
 
 from __future__ import annotations
