@@ -25,9 +25,30 @@ def batch_norm_layer(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask costs a third of PyTorch's on a CPU: 16 random bits a value, four values a draw. The
+    rate is met to the nearest 1/65536."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return values
+        draws = torch.empty((values.numel() + 3) // 4, dtype=torch.int64, device=values.device)
+        bits = draws.random_(-(2**63), None).view(torch.int16)[: values.numel()]
+        dropped = round(self.p * 65536)
+        kept = (bits >= dropped - 32768).to(values.dtype) * (65536 / (65536 - dropped))
+        return values * kept.as_strided(values.shape, torch.empty_like(values).stride())
+
+
+class Flatten(nn.Flatten):
+    """(B, C, H, W) to (B, H W C), as Keras flattens: nothing moves in memory where channels come last."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1).flatten(1)
+
+
 def dropout_layer(rate: float) -> nn.Dropout:
     """Dropout at a rate in [0, 1); `UserError` for another."""
-    return nn.Dropout(_rate(rate))
+    return Dropout(_rate(rate))
 
 
 def channel_dropout_layer(rate: float) -> nn.Dropout2d:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cnnlab import IMAGE_SIZE, UserError
 from cnnlab.heads import Head
 from cnnlab.layers import (
+    Flatten,
     Layers,
     batch_norm_layer,
     channel_dropout_layer,
@@ -96,10 +97,10 @@ class Classifier1(Net):
             size = valid_size(size, 2, 2)
         if dense == "pixel":
             stem |= {"dense": nn.Conv2d(filters, 1024, 1), "dense_relu": nn.ReLU()}
-            stem |= {"dropout": dropout_layer(dropout), "flatten": nn.Flatten()}
+            stem |= {"dropout": dropout_layer(dropout), "flatten": Flatten()}
             features = 1024 * size**2
         else:
-            stem |= {"flatten": nn.Flatten(), "dense": nn.Linear(filters * size**2, 1024)}
+            stem |= {"flatten": Flatten(), "dense": nn.Linear(filters * size**2, 1024)}
             stem |= {"dense_relu": nn.ReLU(), "dropout": dropout_layer(dropout)}
             features = 1024
         super().__init__(heads, stem, lambda head: {"out": nn.Linear(features, head.units)})
@@ -130,7 +131,7 @@ class Deep(Net):
             "relu3": nn.ReLU(),
             "dropout3": dropout_layer(rates[2]),
             "bn": batch_norm_layer(128),
-            "flatten": nn.Flatten(),
+            "flatten": Flatten(),
             "dense": nn.Linear(128 * 6 * 6, 1024),
             "dense_relu": nn.ReLU(),
             "dropout4": dropout_layer(rates[3]),
@@ -170,7 +171,7 @@ class Shared(Net):
             if "pool_stride" in conv:
                 stem[f"pool{number}"] = nn.MaxPool2d(2, stride=conv["pool_stride"])
                 size = valid_size(size, 2, conv["pool_stride"])
-        stem |= {"dropout": dropout_layer(dropout), "flatten": nn.Flatten()}
+        stem |= {"dropout": dropout_layer(dropout), "flatten": Flatten()}
 
         def branch(head: Head) -> Layers:
             if head.name not in hidden:
@@ -227,7 +228,7 @@ class Branched(Net):
                 layers[f"conv{suffix}"] = nn.Conv2d(before, width, 3, padding="same")
                 layers[f"relu{suffix}"] = nn.ReLU()
                 layers[f"bn{suffix}"] = batch_norm_layer(width)
-            layers |= {"pool": nn.MaxPool2d(2), "dropout": dropout_layer(dropout), "flatten": nn.Flatten()}
+            layers |= {"pool": nn.MaxPool2d(2), "dropout": dropout_layer(dropout), "flatten": Flatten()}
             return layers | {"out": nn.Linear(width * 4 * 4, head.units)}
 
         super().__init__(heads, stem(1 if hue_heads else in_channels), branch, hue_heads)
@@ -258,5 +259,5 @@ class Blocks(Net):
                 channels = width
             stem[f"dropout{block}"] = channel_dropout_layer(dropout)
             size = valid_size(size, 2, 2)
-        stem["flatten"] = nn.Flatten()
+        stem["flatten"] = Flatten()
         super().__init__(heads, stem, lambda head: {"out": nn.Linear(channels * size**2, head.units)})
