@@ -20,7 +20,7 @@ Settings = dict[str, Any]
 
 # Runs that differ in nothing but these are repetitions of one another.
 _REPEATED = ("seed", "data.seed", "resume", "data.root", "data.num_workers")
-GOAL = 0.999  # of every head on validation: how many training seconds until then?
+GOAL = 0.999  # of every head on validation: how many epochs until then?
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,16 @@ class Entry:
         stage = "val" if self.rows and "val_joint_accuracy" in self.rows[0] else "train"
         return [row[f"{stage}_joint_accuracy"] for row in self.rows]
 
-    def seconds_to_goal(self) -> float | None:
-        """Seconds of training and validation until every head reached `GOAL` on validation, if ever."""
-        seconds = 0.0
-        for row in self.rows:
-            seconds += row["seconds"] + row["val_seconds"]
+    def epochs_to_goal(self) -> int | None:
+        """Epochs until every head reached `GOAL` on validation, if ever."""
+        for epoch, row in enumerate(self.rows, start=1):
             heads = [
                 value
                 for name, value in row.items()
                 if name.startswith("val_") and name.endswith("_accuracy") and name != "val_joint_accuracy"
             ]
             if heads and min(heads) >= GOAL:
-                return seconds
+                return epoch
         return None
 
 
@@ -124,9 +122,9 @@ class Group:
         elif len(heads[0]) > 1:
             means = [mean(value for name, value in column.items() if name != "joint") for column in columns]
             row |= _spread("heads_mean", means)
-        goals = [entry.seconds_to_goal() for entry in done]
-        reached = [seconds for seconds in goals if seconds is not None]
-        row["seconds_to_goal"] = mean(reached) if len(reached) == len(done) else None
+        reached = [epochs for entry in done if (epochs := entry.epochs_to_goal()) is not None]
+        row["reached_goal"] = len(reached)
+        row["epochs_to_goal"] = mean(reached) if len(reached) == len(done) else None
         row["seconds"] = mean(entry.summary["train_seconds"] for entry in done)
         row["epochs"] = max(entry.summary["epochs"] for entry in done)
         row["parameters"] = done[0].summary["parameters"]["total"]

@@ -60,8 +60,8 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     spreads = [key for key in keys if f"{key}_min" in keys and f"{key}_max" in keys]
     names = {"heads_mean": "mean of heads", "joint": "all heads right"}
-    extra = [key for key in ("f1", "seconds_to_goal", "epochs", "seconds", "parameters") if key in keys]
-    titles = {"f1": "F1", "seconds_to_goal": f"to {GOAL:.1%}"}
+    extra = [key for key in ("f1", "epochs_to_goal", "epochs", "seconds", "parameters") if key in keys]
+    titles = {"f1": "F1", "epochs_to_goal": f"epochs to {GOAL:.1%}"}
     several = any(len(group.entries) > 1 for group in found)
     header = ["", *settings, *(["n"] if several else []), "validation"]
     header += [names.get(key, key) for key in spreads] + [titles.get(key, key) for key in extra]

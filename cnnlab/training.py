@@ -64,7 +64,7 @@ def _begun(start: Start, signals: Signals) -> float:
         classifier = build_classifier(start.cfg, data)
         if start.base is not None:
             begin_with(classifier, start.base)
-        return _Job(start.cfg, start.folder, data, classifier, signals).run(start.ckpt)
+        return Job(start.cfg, start.folder, data, classifier, signals).run(start.ckpt)
     except Exception as error:
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         if in_sweep and not (start.folder / "summary.json").exists():
@@ -76,7 +76,7 @@ def _begun(start: Start, signals: Signals) -> float:
         raise
 
 
-class _Job:
+class Job:
     """A run while it goes on."""
 
     def __init__(

@@ -89,7 +89,8 @@ def cell(column: str, row: Row) -> str:
     if column == "n":
         return row["finished"]
     if column == "to 99.9 %":
-        return f"{float(row['seconds_to_goal']):.0f} s" if row["seconds_to_goal"] else "not in 16 epochs"
+        epochs = f"{float(row['epochs_to_goal'] or 0):.1f} epochs"
+        return epochs if row["epochs_to_goal"] else f"{row['reached_goal']} of {row['finished']} runs"
     if column in ("seconds", "epochs", "parameters"):
         return f"{float(row[column]):,.0f}"
     if column == "worst class":

@@ -20,6 +20,7 @@ from cnnlab.data.drawing import (
     kind_of,
     parse_file_name,
     render,
+    render_float,
 )
 
 EVERY = torch.arange(KINDS)
@@ -113,3 +114,10 @@ def test_the_whole_line_is_inside() -> None:
             assert (low[:, 1] + y).min() > -1e-4
             assert (high[:, 1] + y).max() < 28 + 1e-4
     assert low[0].tolist() == [3.5, 0.5]  # 7 x 1, upright
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_drawn_as_floats_is_what_is_drawn_as_bytes(antialias: bool) -> None:
+    centres = torch.rand(KINDS, 2) * 6 + 11
+    bytes_ = render(EVERY, centres, antialias)
+    assert torch.equal(render_float(EVERY, centres, antialias), bytes_.float() / 255)

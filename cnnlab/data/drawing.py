@@ -29,16 +29,18 @@ ATTRIBUTES = {
 SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
 KINDS = math.prod(SHAPE)
 
-_LENGTH = torch.tensor(list(LENGTHS.values()))
-_WIDTH = torch.tensor(list(WIDTHS.values()))
-_COS = torch.tensor([math.cos(angle) for angle in ANGLES.values()])
-_SIN = torch.tensor([math.sin(angle) for angle in ANGLES.values()])
-_COLOUR = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)
+# Of every kind, (144,) each, and which channels its colour lights, (144, 3).
+_AT = dict(zip(ATTRIBUTES, torch.unravel_index(torch.arange(KINDS), SHAPE), strict=True))
+_LENGTH = torch.tensor(list(LENGTHS.values()))[_AT["length"]]
+_WIDTH = torch.tensor(list(WIDTHS.values()))[_AT["width"]]
+_COS = torch.tensor([math.cos(angle) for angle in ANGLES.values()])[_AT["angle"]]
+_SIN = torch.tensor([math.sin(angle) for angle in ANGLES.values()])[_AT["angle"]]
+_LIT = torch.tensor(list(COLOURS.values()))[_AT["colour"]] // 255
 
 
 def attributes_of(kinds: Tensor) -> dict[str, Tensor]:
     """{attribute: int64 (B,)} of kinds int64 (B,) in [0, 144)."""
-    return dict(zip(ATTRIBUTES, torch.unravel_index(kinds, SHAPE), strict=True))
+    return {name: values[kinds] for name, values in _AT.items()}
 
 
 def kind_of(attributes: dict[str, Tensor]) -> Tensor:
@@ -76,9 +78,8 @@ def parse_file_name(name: str) -> tuple[int, int]:
 
 def centre_bounds(kinds: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest (x, y) in pixels, float32 (B, 2) each, of a centre whose whole line is inside."""
-    at = attributes_of(kinds)
-    cos, sin = _COS[at["angle"]].abs(), _SIN[at["angle"]].abs()
-    length, width = _LENGTH[at["length"]], _WIDTH[at["width"]]
+    cos, sin = _COS[kinds].abs(), _SIN[kinds].abs()
+    length, width = _LENGTH[kinds], _WIDTH[kinds]
     half = torch.stack([length * cos + width * sin, length * sin + width * cos], dim=1) / 2
     return half, IMAGE_SIZE - half
 
@@ -91,16 +92,16 @@ def coverage(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
     line: coverage falls from 1 to 0 over one pixel, and is the exact area for an upright line. Without
     `antialias` a pixel is on where its centre is in the box.
     """
-    at = attributes_of(kinds)
-    cos, sin = _COS[at["angle"]].view(-1, 1, 1), _SIN[at["angle"]].view(-1, 1, 1)
+    cos, sin = _COS[kinds].view(-1, 1, 1), _SIN[kinds].view(-1, 1, 1)
     pixels = torch.arange(IMAGE_SIZE) + 0.5
     x = pixels.view(1, 1, -1) - centres[:, 0].view(-1, 1, 1)  # (B, 1, 28)
     y = centres[:, 1].view(-1, 1, 1) - pixels.view(1, -1, 1)  # (B, 28, 1), up
-    inside_along = _LENGTH[at["length"]].view(-1, 1, 1) / 2 - (x * cos + y * sin).abs()  # (B, 28, 28)
-    inside_across = _WIDTH[at["width"]].view(-1, 1, 1) / 2 - (y * cos - x * sin).abs()
+    along, across = x * cos + y * sin, y * cos - x * sin  # (B, 28, 28), and from here on in place
+    torch.sub(_LENGTH[kinds].view(-1, 1, 1) / 2, along.abs_(), out=along)
+    torch.sub(_WIDTH[kinds].view(-1, 1, 1) / 2, across.abs_(), out=across)
     if not antialias:
-        return ((inside_along >= 0) & (inside_across >= 0)).float()
-    return (inside_along + 0.5).clamp_(0, 1) * (inside_across + 0.5).clamp_(0, 1)
+        return ((along >= 0) & (across >= 0)).float()
+    return along.add_(0.5).clamp_(0, 1).mul_(across.add_(0.5).clamp_(0, 1))
 
 
 def grey_levels(kinds: Tensor, centres: Tensor, antialias: bool) -> Tensor:
@@ -110,8 +111,17 @@ def grey_levels(kinds: Tensor, centres: Tensor, antialias: bool) -> Tensor:
 
 def render(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
     """The 8-bit images, uint8 (B, 3, 28, 28), of `kinds` int64 (B,) at `centres` float32 (B, 2)."""
-    grey = grey_levels(kinds, centres, antialias).to(torch.uint8)
-    lit = _COLOUR[attributes_of(kinds)["colour"]] // 255
+    return _in_colour(grey_levels(kinds, centres, antialias).to(torch.uint8), kinds)
+
+
+def render_float(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
+    """What `render` draws, divided by 255, float32 (B, 3, 28, 28) in [0, 1]; faster than to divide it after."""
+    return _in_colour(grey_levels(kinds, centres, antialias).div_(255), kinds)
+
+
+def _in_colour(grey: Tensor, kinds: Tensor) -> Tensor:
+    """`grey` (B, 28, 28) in the channels (B, 3, 28, 28) of the kinds' colours."""
+    lit = _LIT[kinds].to(grey.dtype)
     return grey[:, None] * lit[:, :, None, None]
 
 

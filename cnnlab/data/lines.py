@@ -21,6 +21,7 @@ from cnnlab.data.drawing import (
     kind_of,
     line_mask,
     render,
+    render_float,
 )
 from cnnlab.data.splits import COUNT_CHUNK, LabData, Split
 from cnnlab.heads import Head
@@ -142,17 +143,14 @@ class LineSplit(Split):
         self.heads = line_heads(colours)
         self.classes = math.prod(len(head.classes) for head in self.heads)
         numbers = torch.tensor([list(COLOURS).index(colour) for colour in colours])
-        at = self._attributes(torch.arange(self.classes))
-        self.kinds = kind_of({**at, "colour": numbers[at["colour"]]})
+        parts = _combinations(self.heads, torch.arange(self.classes))
+        self.at = {head.name: part for head, part in zip(self.heads, parts, strict=True)}
+        self.kinds = kind_of({**self.at, "colour": numbers[self.at["colour"]]})
         self.size = per_class * self.classes
         self.centres = None if fresh else self._drawn(torch.arange(self.size))
 
     def __len__(self) -> int:
         return self.size
-
-    def _attributes(self, indices: Tensor) -> dict[str, Tensor]:
-        parts = _combinations(self.heads, indices % self.classes)
-        return {head.name: part for head, part in zip(self.heads, parts, strict=True)}
 
     def _drawn(self, indices: Tensor) -> Tensor:
         return draw_centres(
@@ -170,6 +168,9 @@ class LineSplit(Split):
     def images(self, indices: Tensor) -> Tensor:
         return render(self.kinds_of(indices), self.centres_of(indices), self.antialias)
 
+    def inputs(self, indices: Tensor) -> Tensor:
+        return render_float(self.kinds_of(indices), self.centres_of(indices), self.antialias)
+
     def truths(self, indices: Tensor, head: Head) -> dict[str, Tensor]:
         """The true pixels of a head's answer, bool (B, 28, 28) each: the "line", and the "counterfactual" of
         the head's attribute (of all attributes, where the head is their product)."""
@@ -181,7 +182,10 @@ class LineSplit(Split):
         return {"line": line, "counterfactual": torch.stack(masks).any(dim=0)}
 
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
-        return self._attributes(indices) if self.task == "attributes" else {"class": indices % self.classes}
+        classes = indices % self.classes
+        if self.task == "class":
+            return {"class": classes}
+        return {name: values[classes] for name, values in self.at.items()}
 
 
 class LineData(LabData):

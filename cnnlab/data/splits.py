@@ -30,6 +30,10 @@ class Split(Dataset[Batch]):
     def images(self, indices: Tensor) -> Tensor:
         """The 8-bit images, uint8 (B, C, 28, 28), of `indices` int64 (B,)."""
 
+    def inputs(self, indices: Tensor) -> Tensor:
+        """The images as a network gets them, float32 (B, C, 28, 28) in [0, 1]."""
+        return self.images(indices).float().div_(255)
+
     @abstractmethod
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
         """{head: int64 (B,)} of `indices` int64 (B,)."""
@@ -37,7 +41,7 @@ class Split(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """A whole batch at once: no Python runs for the single image."""
         rows = torch.as_tensor(indices)
-        return self.images(rows).float() / 255, self.targets(rows)
+        return self.inputs(rows), self.targets(rows)
 
 
 class Shuffle(Sampler[int]):

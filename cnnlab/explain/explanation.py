@@ -171,7 +171,7 @@ class _Explanation:
 
     def _activations(self, folder: Path) -> list[pictures.LayerPage]:
         split = self.data.splits["test"]
-        sample = split.images(torch.arange(min(SAMPLE, len(split)))).float() / 255
+        sample = split.inputs(torch.arange(min(SAMPLE, len(split))))
         pages = []
         for answer in activations(self.net, self.layers, self.images, sample):
             channels = answer.most_active(MOST_CHANNELS)

@@ -56,7 +56,7 @@ def sample_of(split: Split, count: int) -> Sample:
     if not 1 <= count <= len(split):
         raise UserError(f"{count} images are not to be had: the split holds {len(split)}")
     rows = torch.arange(count) * len(split) // count
-    return Sample(split.images(rows).float() / 255, rows, split.targets(rows))
+    return Sample(split.inputs(rows), rows, split.targets(rows))
 
 
 def predicted(net: nn.Module, heads: Sequence[Head], images: Tensor) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: Split) -> in
     found: tuple[float, int] | None = None
     with untouched(net), torch.no_grad():
         for rows in torch.arange(len(split)).split(500):
-            logits = net(split.images(rows).float() / 255)
+            logits = net(split.inputs(rows))
             targets = split.targets(rows)
             for head in heads:
                 sure, said = head.probabilities(logits[head.name]).max(dim=1)
