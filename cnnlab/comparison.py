@@ -124,7 +124,7 @@ class Group:
             row |= _spread("heads_mean", means)
         reached = [epochs for entry in done if (epochs := entry.epochs_to_goal()) is not None]
         row["reached_goal"] = len(reached)
-        row["epochs_to_goal"] = mean(reached) if len(reached) == len(done) else None
+        row["epochs_to_goal"] = mean(reached) if reached else None
         row["seconds"] = mean(entry.summary["train_seconds"] for entry in done)
         row["epochs"] = max(entry.summary["epochs"] for entry in done)
         row["parameters"] = done[0].summary["parameters"]["total"]

@@ -16,7 +16,8 @@ from cnnlab.files import new_folder, to_csv, write_whole
 NOTE = (
     "Sorted by the share of validation images with every head right; the first is marked. Test accuracies in "
     "per cent, mean ± standard deviation over seeds. "
-    f"To {GOAL:.1%}: seconds of training until every head is that often right on validation."
+    f"To {GOAL:.1%}: epochs until every head is that often right on validation, in brackets how many runs "
+    "got there."
 )
 Row = dict[str, Any]
 
@@ -75,7 +76,7 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
             )
         line.append(_share(row.get("validation")))
         line += [_share(row.get(key), row.get(f"{key}_std")) for key in spreads]
-        line += [_share(row.get(key)) if key == "f1" else _number(row.get(key)) for key in extra]
+        line += [_share(row.get(key)) if key == "f1" else _count(row, key) for key in extra]
         cells.append(line)
     if any(group.status for group in found):
         cells = [
@@ -96,8 +97,18 @@ def _share(value: float | None, deviation: float | None = None) -> str:
     return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"
+def _count(row: Row, key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return "–"
+    if key == "epochs_to_goal":
+        return epochs_to_goal(value, row["reached_goal"], row["finished"])
+    return f"{value:,.0f}"
+
+
+def epochs_to_goal(epochs: float, reached: int, runs: int) -> str:
+    """The mean of the runs that got there, and how many did where not all."""
+    return f"{epochs:.1f}" + (f" ({reached} of {runs})" if reached < runs else "")
 
 
 def _print(table: list[list[str]], subject: str, folder: Path) -> None:

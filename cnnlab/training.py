@@ -58,7 +58,7 @@ def train_run(cfg: DictConfig) -> float:
 def _begun(start: Start, signals: Signals) -> float:
     """The run from where it starts; a job of a sweep that fails leaves a folder that says so."""
     try:
-        _quiet()
+        quiet()
         data = build_data(start.cfg)
         _seed(start.cfg.seed)
         classifier = build_classifier(start.cfg, data)
@@ -213,7 +213,7 @@ def _machine(trainer: L.Trainer) -> str:
     return f"{hardware.description()}{several}, {trainer.precision}"
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """The console is ours: no advice from Lightning, and none about what it itself calls of torch."""
     for part in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(part).setLevel(logging.ERROR)

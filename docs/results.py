@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlab.compare import main as compare
+from cnnlab.comparison_report import epochs_to_goal
 from cnnlab.page import percent
 
 DOCS = Path(__file__).parent
@@ -70,7 +71,7 @@ TABLES = {
     "multihead": Table(
         ["multihead"], ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]
     ),
-    "weighting": Table(["weighting"], ["weighting"], ["to 99.9 %", "all heads right", *HEADS, "n"]),
+    "weighting": Table(["weighting"], ["weighting"], ["epochs to 99.9 %", "validation", "all heads right", *HEADS, "n"]),
     "green": Table(["green"], ["from_run"], ["all heads right", *HEADS, "n"]),
     "red": Table(["red"], ["from_run"], ["all heads right", *HEADS, "n"]),
     "holdout": Table(["holdout"], ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),
@@ -88,9 +89,9 @@ def cell(column: str, row: Row) -> str:
         return THEIRS.get(row["experiment"], "–")
     if column == "n":
         return row["finished"]
-    if column == "to 99.9 %":
-        epochs = f"{float(row['epochs_to_goal'] or 0):.1f} epochs"
-        return epochs if row["epochs_to_goal"] else f"{row['reached_goal']} of {row['finished']} runs"
+    if column == "epochs to 99.9 %":
+        runs = int(row["reached_goal"]), int(row["finished"])
+        return epochs_to_goal(float(row["epochs_to_goal"]), *runs) if runs[0] else "–"
     if column in ("seconds", "epochs", "parameters"):
         return f"{float(row[column]):,.0f}"
     if column == "worst class":

@@ -115,7 +115,7 @@ def render(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
 
 
 def render_float(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
-    """What `render` draws, divided by 255, float32 (B, 3, 28, 28) in [0, 1]; faster than to divide it after."""
+    """What `render` draws, divided by 255, float32 (B, 3, 28, 28) in [0, 1]; sooner than by dividing."""
     return _in_colour(grey_levels(kinds, centres, antialias).div_(255), kinds)
 
 

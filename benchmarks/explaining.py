@@ -1,0 +1,100 @@
+"""Explaining: filters all at once beside one after another, Grad-CAM beside the grad-cam package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from benchmarks.side_by_side import Library, Result, Rounds, command, compared, in_turns
+
+LAYER, CHANNELS, STEPS = "angle.conv2", 64, 80
+BATCH = 250  # images of Grad-CAM at once, for both
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def torch_rounds(channels: int, count: int) -> Rounds:
+    import torch
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from torch import Tensor
+
+    from benchmarks.ours import configuration
+    from cnnlab import hardware
+    from cnnlab.explain.filters import Ascent, layer_filters
+    from cnnlab.explain.heatmaps import heatmaps
+    from cnnlab.explain.probe import OneHead, last_convolution, layer_named
+    from cnnlab.heads import Head
+    from cnnlab.runs import build_data, build_net
+
+    torch.manual_seed(0)
+    hardware.keep_memory()
+    cfg = configuration("experiment=multihead")
+    data = build_data(cfg)
+    data.setup()
+    net = build_net(cfg, data).eval().to(memory_format=torch.channels_last)
+    images, targets = data.splits["test"].__getitems__(list(range(count)))
+
+    def one_by_one() -> None:
+        for channel in range(channels):
+            layer_filters(net, LAYER, torch.tensor([channel]), 3, Ascent(steps=STEPS))
+
+    def ours(head: Head, rows: Tensor) -> Any:
+        return heatmaps(net, head, "grad_cam", images[rows], targets[head.name][rows])
+
+    def theirs(head: Head, rows: Tensor, kind: type[GradCAM] = GradCAM) -> Any:
+        layer = layer_named(net, last_convolution(net, head))
+        wanted = [ClassifierOutputTarget(target) for target in targets[head.name][rows].tolist()]
+        with kind(model=OneHead(net, head), target_layers=[layer]) as cam:
+            return cam(input_tensor=images[rows], targets=wanted)
+
+    def every(method: Callable[[Head, Tensor], Any]) -> Callable[[], float]:
+        batches = torch.arange(count).split(BATCH)
+        return lambda: _seconds(lambda: [method(head, rows) for head in data.heads for rows in batches])
+
+    class AsItIs(GradCAM):  # type: ignore[misc]
+        """The package's map in the layer's own resolution: it enlarges it in another way than we do."""
+
+        def get_target_width_height(self, input_tensor: Tensor) -> Any:
+            return None
+
+    for head in data.heads:  # the same maps, both scaled to [0, 1] as the package does
+        coarse = ours(head, torch.arange(BATCH)).coarse
+        low, high = coarse.amin(dim=(1, 2), keepdim=True), coarse.amax(dim=(1, 2), keepdim=True)
+        same = (coarse - low) / (1e-7 + high - low)
+        difference = (same - torch.from_numpy(theirs(head, torch.arange(BATCH), AsItIs))).abs().max()
+        assert difference < 1e-4, f"{head.name}: maps differ by {difference:.1e}"
+
+    every_channel = torch.arange(channels)
+    return {
+        "at once": lambda: _seconds(lambda: layer_filters(net, LAYER, every_channel, 3, Ascent(steps=STEPS))),
+        "one by one": lambda: _seconds(one_by_one),
+        "cnnlab": every(ours),
+        "grad-cam": every(theirs),
+    }
+
+
+def measure(full: bool) -> tuple[list[Result], list[dict[str, str]]]:
+    channels, count, rounds = (CHANNELS, 1000, 9) if full else (CHANNELS, 500, 1)
+    seconds = in_turns([Library(torch_rounds, channels, count)], rounds)
+    filters, maps = f"{channels} filters of {LAYER}, {STEPS} steps", f"Grad-CAM, {count} images x 4 heads"
+    results = [
+        compared(seconds, filters, "at once", "one by one", 8),
+        compared(seconds, maps, "cnnlab", "grad-cam", 1.5),
+    ]
+    works = {"at once": filters, "one by one": filters, "cnnlab": maps, "grad-cam": maps}
+    figures = [
+        {"work": works[who], "contestant": who, "seconds (median)": f"{median(took):.2f}"}
+        for who, took in seconds.items()
+    ]
+    return results, figures
+
+
+if __name__ == "__main__":
+    command("explaining", measure, __doc__)

@@ -1,0 +1,95 @@
+"""cnnlab's own contestants: the training of the command, and a loop as one would write it by hand."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from cnnlab import hardware
+from cnnlab.checkpoints import Signals
+from cnnlab.cli import CONF
+from cnnlab.data.splits import LabData
+from cnnlab.runs import build_classifier, build_data
+from cnnlab.training import Job, quiet
+
+
+def configuration(*overrides: str) -> DictConfig:
+    """What `python -m cnnlab.train <overrides>` would train."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def arrays(data: LabData, stage: str) -> tuple[Any, dict[str, Any]]:
+    """Images uint8 (N, C, 28, 28) and {head: int64 (N,)} of a split, in memory, for another library."""
+    rows = torch.arange(len(data.splits[stage]))
+    targets = data.splits[stage].targets(rows)
+    images = torch.cat([data.splits[stage].images(part) for part in rows.split(4096)])
+    return images.numpy(), {name: values.numpy() for name, values in targets.items()}
+
+
+@contextmanager
+def job(cfg: DictConfig) -> Iterator[Job]:
+    """A run as the command makes it, in a folder that is thrown away; it says nothing."""
+    quiet()
+    with tempfile.TemporaryDirectory() as folder, Signals() as signals:
+        data = build_data(cfg)
+        run = Job(cfg, Path(folder), data, build_classifier(cfg, data), signals)
+        run.log.console.quiet = True
+        yield run
+
+
+def epoch_seconds(cfg: DictConfig) -> float:
+    """Train one epoch through Lightning and the data module; the seconds of its steps, as `metrics.csv`
+    has them."""
+    with job(cfg) as run:
+        run.trainer.fit(run.classifier, datamodule=run.data)
+        return run.journal.rows[-1]["seconds"]
+
+
+class ByHand:
+    """The same network, losses, optimizer and schedule in a plain loop on float32 images in memory.
+    It keeps the running loss and the heads' accuracies, as ours and Keras do."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        hardware.keep_memory()
+        data = build_data(cfg)
+        data.setup()
+        pixels, targets = arrays(data, "train")
+        self.images = torch.from_numpy(pixels).float() / 255
+        self.targets = {name: torch.from_numpy(values) for name, values in targets.items()}
+        self.cfg, self.data = cfg, data
+
+    def __call__(self) -> float:
+        classifier = build_classifier(self.cfg, self.data)
+        net, heads = classifier.net.to(memory_format=torch.channels_last).train(), self.data.heads
+        batch_size, bf16 = self.cfg.data.batch_size, hardware.precision(self.cfg.trainer.precision)
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.cfg.optimizer.lr, eps=1e-7, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.cfg.optimizer.lr, total_steps=len(self.images) // batch_size
+        )
+        start = time.perf_counter()
+        total, right = torch.zeros(()), torch.zeros(len(heads))
+        for rows in torch.randperm(len(self.images)).split(batch_size):
+            images: Tensor = self.images[rows]
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16 == "bf16-mixed"):
+                logits = net(images)
+                losses = [head.loss(logits[head.name], self.targets[head.name][rows]) for head in heads]
+                loss = torch.stack(losses).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+            with torch.no_grad():
+                for number, head in enumerate(heads):
+                    right[number] += (head.predict(logits[head.name]) == self.targets[head.name][rows]).sum()
+        return time.perf_counter() - start

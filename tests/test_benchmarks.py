@@ -1,0 +1,60 @@
+"""What the benchmarks claim is worked out and written down right; the peers themselves are an extra."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks.side_by_side import Library, Result, Rounds, compared, in_turns, report
+
+
+def _written(file: Path, name: str) -> float:
+    with file.open("a") as log:
+        log.write(name)
+    return float(file.stat().st_size)
+
+
+def make(file: Path, names: str) -> Rounds:
+    return {name: partial(_written, file, name) for name in names}
+
+
+def broken() -> Rounds:
+    raise ValueError("no such library")
+
+
+def test_contestants_take_turns_and_the_warm_up_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    seconds = in_turns([Library(make, file, "ab"), Library(make, file, "c")], rounds=2)
+    assert file.read_text() == "abcabcabc"
+    assert seconds == {"a": [4, 7], "b": [5, 8], "c": [6, 9]}
+
+
+def test_a_contestant_that_cannot_start_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="ended early"):
+        in_turns([Library(broken)], rounds=1)
+    assert "no such library" in capfd.readouterr().err
+
+
+def test_a_ratio_is_that_of_neighbours_in_one_round() -> None:
+    result = compared({"ours": [1, 2, 4], "theirs": [3, 4, 4]}, "work", "ours", "theirs", 1.6)
+    assert result.values == [3, 2, 1]
+    assert result.cells == ["work", "theirs", "**2** times", "1 to 3", "3", "≥ 1.6"]
+    assert Result("drawing", "training", [1.5], at_most=2, unit="%").cells[2:] == [
+        "**1.5** %", "1.5 to 1.5", "1", "≤ 2",
+    ]  # fmt: skip
+
+
+def test_a_report_is_markdown() -> None:
+    result = {"work": "w", "against": "a", "values": [1.0], "at_least": 1, "at_most": None, "unit": "s"}
+    text = report({"results": [result], "figures": [{"who": "x", "of": "y", "images/s": "5"}]})
+    assert text.splitlines() == [
+        "| work | against | median | spread | rounds | asked |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| w | a | **1** s | 1 to 1 | 1 | ≥ 1 |",
+        "",
+        "| who | of | images/s |",
+        "| --- | --- | ---: |",
+        "| x | y | 5 |",
+    ]
