@@ -97,10 +97,16 @@ def _check(cfg: DictConfig, reference: DictConfig) -> None:
             raise UserError(f"there is no setting '{key}'{_nearest(key, known)}")
         wanted = known[key]
         if not _fits(value, wanted):
-            kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[
-                type(wanted)
-            ]
-            raise UserError(f"{key}={value} is not {kind}")
+            raise UserError(f"{key}={value} is not {_KINDS[type(wanted)]}")
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    dict: "names with values, like {angle: 5}",
+}
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -115,7 +121,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _fits(value: Any, wanted: Any) -> bool:
     """Whether `value` may stand where the YAML files have `wanted`. None and lists are left to the code."""
-    if wanted is None or isinstance(wanted, list | dict):
+    if wanted is None or isinstance(wanted, list):
         return True
     if isinstance(wanted, bool):
         return isinstance(value, bool)

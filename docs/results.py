@@ -71,7 +71,9 @@ TABLES = {
     "multihead": Table(
         ["multihead"], ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]
     ),
-    "weighting": Table(["weighting"], ["weighting"], ["epochs to 99.9 %", "validation", "all heads right", *HEADS, "n"]),
+    "weighting": Table(
+        ["weighting"], ["weighting"], ["epochs to 99.9 %", "validation", "all heads right", *HEADS, "n"]
+    ),
     "green": Table(["green"], ["from_run"], ["all heads right", *HEADS, "n"]),
     "red": Table(["red"], ["from_run"], ["all heads right", *HEADS, "n"]),
     "holdout": Table(["holdout"], ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),

@@ -1,4 +1,5 @@
-"""Throw wrong values at every setting: each either works or ends in one line, never in a traceback.
+"""Throw wrong values at every setting: each works, and is what the run's configuration
+says, or ends in one line; never a traceback, never a value that is silently ignored.
 
 python -m tests.fuzz 500     prints how many were tried, worked and were refused
 """
@@ -15,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -98,9 +100,21 @@ def attempt(key: str, value: str) -> str:
     else:
         summary: dict[str, Any] = json.loads((parent / "run" / "summary.json").read_text())
         assert summary["status"] == "finished", (key, value)
+        assert _kept(OmegaConf.load(parent / "run" / "config.yaml"), key, value), (key, value, "was ignored")
         return "worked"
     finally:
         shutil.rmtree(parent)
+
+
+def _kept(config: Any, key: str, value: str) -> bool:
+    """Whether the run's configuration says what the command line said."""
+    said = OverridesParser.create().parse_override(f"{key}={value}").value()
+    if key == "skip_finished":  # says how to go on with a sweep, not what a run is
+        return True
+    place = f"options.{key}" if key in GROUPS else key
+    wanted = OmegaConf.select(OmegaConf.merge(config, {"said": said}), "said")  # ${seed} resolved
+    found = OmegaConf.select(config, place)
+    return bool(found == wanted or (found != found and wanted != wanted))  # nan is not itself
 
 
 def _no_pictures(*_: object) -> None:

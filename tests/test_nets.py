@@ -134,6 +134,7 @@ def test_version_3_draws_its_heads_from_a_narrow_normal() -> None:
         ("classifier1", {"dropout": 1.0}, r"net.dropout=1.0 is not in \[0, 1\)"),
         ("deep", {"dropout": [0.1, 0.1]}, "net.dropout"),
         ("branched", {"filters": 0}, "net.filters=0"),
+        ("branched", {"bn_momentum": 1.0}, r"net.bn_momentum=1.0 is not in \[0, 1\)"),
         ("branched", {"hue_heads": ["color"]}, "net.hue_heads=color: choose one of digit"),
         ("blocks", {"filters": [8, 0]}, "net.filters=0 must be at least 1"),
         ("blocks", {"dropout": 1}, r"net.dropout=1 is not in \[0, 1\)"),

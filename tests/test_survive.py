@@ -160,6 +160,52 @@ def test_a_full_disk_is_one_clear_line_and_takes_nothing_away(cut: Path) -> None
     assert json.loads((cut / "summary.json").read_text())["status"] == "failed"
 
 
+def _in_a_tmpfs(folder: Path, size: str, then: str) -> subprocess.CompletedProcess[str]:
+    """Run `then` with a tmpfs of that size at `folder`, in a mount namespace of its own; skip the test where
+    the system does not allow that."""
+    folder.mkdir()
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-e", "-c"]
+    mount = f"mount -t tmpfs -o size={size} tmpfs {folder}"
+    if (
+        sys.platform != "linux"
+        or subprocess.run([*alone, mount], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("no mount namespace to be had")
+    return subprocess.run([*alone, f"{mount}\n{then}"], capture_output=True, text=True, check=False)
+
+
+def test_a_disk_that_is_full_indeed_takes_nothing_away(cut: Path, tmp_path: Path) -> None:
+    disk, after = tmp_path / "disk", tmp_path / "after"
+    before = {path.name: path.read_bytes() for path in (cut / "checkpoints").iterdir()}
+    size = sum(path.stat().st_size for path in cut.rglob("*") if path.is_file()) + 400_000
+    done = _in_a_tmpfs(
+        disk,
+        str(size),
+        f"cp -r {cut} {disk}/run\n"
+        f"{sys.executable} -m cnnlab.train resume={disk}/run hydra.run.dir={tmp_path}/unused || status=$?\n"
+        f"cp -r {disk}/run {after}\nexit $status",
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"^error: .*No space left on device", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name: path.read_bytes() for path in (after / "checkpoints").iterdir()} == before
+    summary = after / "summary.json"  # there was no room for one, or it says what happened
+    assert not summary.exists() or json.loads(summary.read_text())["status"] == "failed"
+
+
+def test_a_read_only_folder_is_one_clear_line(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    done = _in_a_tmpfs(
+        disk,
+        "1m",
+        f"mount -o remount,ro {disk}\n"
+        f"exec {sys.executable} -m cnnlab.train hydra.run.dir={disk}/run {' '.join(kill.WORDS)}",
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cannot write to {disk}/run (Read-only file system)"), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_folder_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*kill.WORDS, "trainer.max_epochs=500", f"hydra.run.dir={folder}"]

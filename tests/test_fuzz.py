@@ -1,0 +1,11 @@
+"""A look at what `python -m tests.fuzz 500` tries at length."""
+
+from __future__ import annotations
+
+from tests import fuzz
+
+
+def test_a_value_works_or_is_refused() -> None:
+    counts = fuzz.run(12)
+    assert sum(counts.values()) == 12
+    assert min(counts.values()) >= 1, "of both kinds there should be some"
