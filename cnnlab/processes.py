@@ -17,6 +17,7 @@ import torch
 from cnnlab import UserError
 
 RANK = "LOCAL_RANK"  # of a process on its machine; also what torchrun sets, and what Lightning reads
+_TORCHRUN = ("RANK", RANK, "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 
 
 def rank() -> int:
@@ -74,6 +75,17 @@ def part() -> None:
     """Go on alone: nothing is in step with other processes any more."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, nothing says that torchrun has started this process together with others."""
+    names = [name for name in os.environ if name.startswith("TORCHELASTIC_") or name in _TORCHRUN]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def machines(devices: int) -> int:

@@ -10,6 +10,7 @@ import lightning.pytorch as L
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnnlab import processes
 from cnnlab.classifier import Classifier
 from cnnlab.explain.grading import Watch
 from cnnlab.files import to_csv, write_whole
@@ -69,7 +70,7 @@ class Log:
     """Says it on the console, and keeps it in the run's `log.txt`: jobs that run at once share a console."""
 
     def __init__(self, folder: Path) -> None:
-        self.console, self.file = Console(), folder / "log.txt"
+        self.console, self.file = Console(quiet=processes.rank() > 0), folder / "log.txt"  # one voice
 
     def say(self, what: RenderableType) -> None:
         self.console.print(what, highlight=False, soft_wrap=True)

@@ -130,8 +130,10 @@ class Job:
         """Meet the test split once, with the best weights, and write what is left to write."""
         best = load_checkpoint(self.folder / "checkpoints" / "best.ckpt")
         self.classifier.load_state_dict(best["state_dict"])
-        alone = self.trainer if self.trainer.world_size == 1 else _trainer(self.cfg, self.folder, [], 1)
-        alone.test(self.classifier, datamodule=self.data, verbose=False)
+        several = self.trainer.world_size > 1
+        with processes.alone():
+            trainer = _trainer(self.cfg, self.folder, [], 1) if several else self.trainer
+            trainer.test(self.classifier, datamodule=self.data, verbose=False)
         test = report.results(self.classifier)
         summary = self._summary("finished", best_epoch=best["epoch"] + 1, test=test)
         report.write(self.folder, summary, self.journal.rows, self.data, self.classifier, self.cfg.watch)

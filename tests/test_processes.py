@@ -80,6 +80,21 @@ def test_there_is_one_folder_and_one_voice(two: tuple[Path, str]) -> None:
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
+def test_torchrun_starts_the_same_run(two: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "cnnlab.train"]
+    command = [*torchrun, *WORDS, "trainer=ddp", f"hydra.run.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == done.stdout.count("all heads right") == 1
+    timed = ("seconds", "val_seconds")
+    one, other = (read_csv(path / "metrics.csv") for path in (two[0], folder))
+    assert [{**row, **dict.fromkeys(timed)} for row in one] == [
+        {**row, **dict.fromkeys(timed)} for row in other
+    ]
+    assert json.loads((folder / "summary.json").read_text())["test"] == Run(two[0]).summary["test"]
+
+
 def test_a_signal_ends_both(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*WORDS, "trainer=ddp", "trainer.max_epochs=500", f"hydra.run.dir={folder}"]
