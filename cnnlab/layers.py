@@ -20,12 +20,18 @@ def named(layers: Layers) -> nn.Sequential:
     return sequence
 
 
-def batch_norm_layer(channels: int, momentum: float = 0.99) -> nn.BatchNorm2d:
-    """Keras's BatchNorm: epsilon 1e-3; a step keeps `momentum` in [0, 1) of the running mean and variance.
-    PyTorch says how much is new instead: Keras's 0.99 is its 0.01."""
+def batch_norm_layer(channels: int) -> nn.BatchNorm2d:
+    """Keras's BatchNorm: epsilon 1e-3, and a momentum of 0.99 of the old, which PyTorch writes as 0.01."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def set_bn_momentum(net: nn.Module, momentum: float) -> None:
+    """Let every BatchNorm keep, at a step, `momentum` in [0, 1) of its running mean and variance, in place."""
     if not 0 <= momentum < 1:
-        raise UserError(f"net.bn_momentum={momentum} is not in [0, 1)")
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=round(1 - momentum, 12))
+        raise UserError(f"bn_momentum={momentum} is not in [0, 1)")
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = round(1 - momentum, 12)
 
 
 class Dropout(nn.Dropout):

@@ -195,8 +195,7 @@ class Branched(Net):
 
     A head of more than three classes gets two convolutions of twice the filters, as `angle` does there.
     `hue_heads` names the heads that need colours: all others then see brightness alone, and answer for a
-    green line what they answer for a red one. `bn_momentum` is Keras's; in a training of a few hundred steps
-    0.99 remembers weights that are long gone.
+    green line what they answer for a red one.
     """
 
     def __init__(
@@ -206,7 +205,6 @@ class Branched(Net):
         filters: int = 32,
         dropout: float = 0.25,
         hue_heads: Sequence[str] = (),
-        bn_momentum: float = 0.99,
     ) -> None:
         check_positive(filters=filters)
         for name in hue_heads:
@@ -216,7 +214,7 @@ class Branched(Net):
             return {
                 "conv": nn.Conv2d(channels, filters, 3, padding="same"),
                 "relu": nn.ReLU(),
-                "bn": batch_norm_layer(filters, bn_momentum),
+                "bn": batch_norm_layer(filters),
                 "pool": nn.MaxPool2d(3),  # (B, filters, 9, 9)
                 "dropout": dropout_layer(dropout),
             }
@@ -229,7 +227,7 @@ class Branched(Net):
                 suffix = str(number) if depth > 1 else ""
                 layers[f"conv{suffix}"] = nn.Conv2d(before, width, 3, padding="same")
                 layers[f"relu{suffix}"] = nn.ReLU()
-                layers[f"bn{suffix}"] = batch_norm_layer(width, bn_momentum)
+                layers[f"bn{suffix}"] = batch_norm_layer(width)
             layers |= {"pool": nn.MaxPool2d(2), "dropout": dropout_layer(dropout), "flatten": Flatten()}
             return layers | {"out": nn.Linear(width * 4 * 4, head.units)}
 

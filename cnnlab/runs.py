@@ -24,6 +24,7 @@ from cnnlab import UserError
 from cnnlab.checkpoints import load_checkpoint
 from cnnlab.classifier import Classifier
 from cnnlab.data.splits import LabData
+from cnnlab.layers import set_bn_momentum
 from cnnlab.nets import Net
 
 TRUSTED = ("cnnlab.", "torch.optim.", "torch.nn.")
@@ -51,8 +52,10 @@ def build_classifier(cfg: DictConfig, data: LabData) -> Classifier:
         weighting = instantiate(cfg.weighting, _partial_=True, _convert_="all")(heads=data.heads)
     with _refused("augment"):
         augment = instantiate(cfg.augment)
+    net = build_net(cfg, data)
+    set_bn_momentum(net, cfg.bn_momentum)
     classifier = Classifier(
-        net=build_net(cfg, data),
+        net=net,
         heads=data.heads,
         optimizer=instantiate(cfg.optimizer),
         schedule=instantiate(cfg.schedule),

@@ -15,7 +15,7 @@ from cnnlab import UserError
 from cnnlab.cli import CONF
 from cnnlab.data.lines import class_head
 from cnnlab.data.mnist import DIGIT
-from cnnlab.layers import Dropout, Flatten, layer_table, parameter_counts
+from cnnlab.layers import Dropout, Flatten, layer_table, parameter_counts, set_bn_momentum
 from cnnlab.nets import Branched, Classifier1, Deep, Net
 from tests.conftest import HEADS
 
@@ -134,7 +134,6 @@ def test_version_3_draws_its_heads_from_a_narrow_normal() -> None:
         ("classifier1", {"dropout": 1.0}, r"net.dropout=1.0 is not in \[0, 1\)"),
         ("deep", {"dropout": [0.1, 0.1]}, "net.dropout"),
         ("branched", {"filters": 0}, "net.filters=0"),
-        ("branched", {"bn_momentum": 1.0}, r"net.bn_momentum=1.0 is not in \[0, 1\)"),
         ("branched", {"hue_heads": ["color"]}, "net.hue_heads=color: choose one of digit"),
         ("blocks", {"filters": [8, 0]}, "net.filters=0 must be at least 1"),
         ("blocks", {"dropout": 1}, r"net.dropout=1 is not in \[0, 1\)"),
@@ -183,3 +182,15 @@ def test_dropout_drops_its_share_and_scales_the_rest(memory_format: torch.memory
     torch.manual_seed(0)
     assert torch.equal(layer(values), out)
     assert layer.eval()(values) is values
+
+
+def test_bn_momentum_is_said_as_in_keras() -> None:
+    net = Classifier1(**MNIST)
+    set_bn_momentum(net, 0.9)
+    norm = net.get_submodule("stem.bn")
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    norm.train()(torch.full((2, 32, 1, 1), 5.0))
+    assert norm.running_mean is not None
+    assert norm.running_mean.tolist() == pytest.approx([0.9 * 0 + 0.1 * 5] * 32)
+    with pytest.raises(UserError, match=r"bn_momentum=1 is not in \[0, 1\)"):
+        set_bn_momentum(net, 1)
