@@ -26,7 +26,7 @@ def batch_norm_layer(channels: int) -> nn.BatchNorm2d:
 
 
 def set_bn_momentum(net: nn.Module, momentum: float) -> None:
-    """Let every BatchNorm keep, at a step, `momentum` in [0, 1) of its running mean and variance, in place."""
+    """Let every BatchNorm keep `momentum` in [0, 1) of its running mean and variance at a step, in place."""
     if not 0 <= momentum < 1:
         raise UserError(f"bn_momentum={momentum} is not in [0, 1)")
     for module in net.modules():

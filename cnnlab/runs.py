@@ -28,7 +28,7 @@ from cnnlab.layers import set_bn_momentum
 from cnnlab.nets import Net
 
 TRUSTED = ("cnnlab.", "torch.optim.", "torch.nn.")
-PACKAGES = ("cnnlab", "torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
+PACKAGES = ("cnnlab", "torch", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
 
 
 def build_data(cfg: DictConfig) -> LabData:

