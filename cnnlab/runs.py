@@ -130,10 +130,10 @@ class Run:
             raise UserError(f"{self.path} has no checkpoints/{name}.ckpt: its first epoch has not ended")
         return path
 
-    def data(self) -> LabData:
-        """The run's data set, set up."""
+    def data(self, stage: str | None = None) -> LabData:
+        """The run's data set, with the splits of a stage ("fit", "test") or all."""
         data = build_data(self.config)
-        data.setup()
+        data.setup(stage)
         return data
 
     def weights(self) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class Job:
     ) -> None:
         self.cfg, self.folder, self.data, self.classifier = cfg, folder, data, classifier
         self.log = Log(folder)
-        data.setup()
+        data.setup("fit")
         self.journal = Journal(folder, _watch(cfg.watch, data))
         if cfg.trainer.keep_memory:
             hardware.keep_memory()
@@ -142,6 +142,7 @@ class Job:
         report.closing_lines(self.log, self.folder, summary)
 
     def _summary(self, status: str, **more: Any) -> dict[str, Any]:
+        self.data.setup()  # an interrupted run has no test split yet
         rows = self.journal.rows
         images = len(self.data.splits["train"]) * len(rows)
         steps = sum(row["seconds"] for row in rows)

@@ -228,7 +228,7 @@ class LineData(LabData):
         self.splits = {}
 
     def setup(self, stage: str | None = None) -> None:
-        for name, size in self.per_class.items():
+        for name in {"fit": ("train", "val"), "test": ("test",)}.get(stage or "all", self.names):
             if name not in self.splits:
-                fresh = self.fresh and name == "train"
+                fresh, size = self.fresh and name == "train", self.per_class[name]
                 self.splits[name] = LineSplit(name=name, per_class=size, fresh=fresh, **self.settings)

@@ -124,7 +124,7 @@ class LabData(LightningDataModule):
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
-        """Make the splits, once."""
+        """Make the splits, once: those of Lightning's `stage` ("fit", "test"), or all."""
 
     def _loader(self, name: str, batch_size: int, sampler: Shuffle | range) -> DataLoader[Batch]:
         kind = TrainLoader if isinstance(sampler, Shuffle) else DataLoader

@@ -44,7 +44,7 @@ def explain_run(cfg: DictConfig) -> Path:
     console = Console()
     keep_memory()
     run = Run(str(cfg.run)) if cfg.run else newest(Path("outputs"))
-    data = run.data()
+    data = run.data("test")
     return _Explanation(cfg, console, run, data, run.net(data)).write()
 
 

@@ -43,7 +43,7 @@ def score_run(cfg: DictConfig) -> Path:
     for method in methods:
         if method not in METHODS:
             raise UserError(f"there is no method '{method}'{options(method, METHODS)}")
-    data = run.data()
+    data = run.data("test")
     split = data.splits["test"]
     sample = sample_of(split, cfg.images)
     net = run.net(data)
