@@ -66,6 +66,10 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if full:
             raise
         sys.exit(f"error: {_one_line(error, config_name)}")
+    except ValueError as error:
+        if full or not str(error).startswith("Config group override must be"):  # Hydra's, of group=0
+            raise
+        sys.exit(f"error: {error}")
     finally:
         if not full:
             del os.environ[_FULL_ERROR]
