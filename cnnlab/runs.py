@@ -23,6 +23,7 @@ from yaml import YAMLError
 from cnnlab import UserError
 from cnnlab.checkpoints import load_checkpoint
 from cnnlab.classifier import Classifier
+from cnnlab.cli import words
 from cnnlab.data.splits import LabData
 from cnnlab.layers import set_bn_momentum
 from cnnlab.nets import Net
@@ -62,7 +63,7 @@ def build_classifier(cfg: DictConfig, data: LabData) -> Classifier:
         weighting=weighting,
         augment=augment,
         l2=cfg.l2,
-        train_heads=list(cfg.train_heads),
+        train_heads=words(cfg.train_heads),
         seed=cfg.seed,
     )
     with _refused("optimizer or schedule"):  # now, not when the training begins

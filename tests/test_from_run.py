@@ -78,6 +78,7 @@ def test_what_does_not_fit_is_refused(lines_run: Path, mnist_run: Path, tmp_path
         (["experiment=add_colour"], r"train_heads=\['colour'\]: .* set from_run=<run>"),
         (["experiment=add_colour", f"from_run={lines_run}", "net.filters=8"], "drop net.filters=8"),
         (["experiment=add_colour", f"from_run={lines_run}", "train_heads=[color]"], "no head 'color'"),
+        (["experiment=add_colour", f"from_run={lines_run}", "train_heads=0"], "no head '0'"),
         (["experiment=add_colour", f"from_run={lines_run}", "train_heads=[angle]"], "its colour.out"),
         (["experiment=add_colour", f"from_run={mnist_run}"], "from_run=.* does not fit"),
         (["experiment=add_colour", f"from_run={tmp_path}"], "is not a run folder"),

@@ -119,9 +119,7 @@ def _from_mirrors(folder: Path) -> None:
     for number, mirror in enumerate(MIRRORS, start=1):
         try:
             for name in MD5:
-                with urlopen(
-                    f"{mirror}{name}.gz", timeout=20
-                ) as answer:  # a silent one must not hang us
+                with urlopen(f"{mirror}{name}.gz", timeout=20) as answer:  # a silent one must not hang us
                     (folder / name).write_bytes(gzip.decompress(answer.read()))
                 _verified(folder / name)
             return
