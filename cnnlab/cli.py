@@ -116,7 +116,7 @@ _KINDS = {
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)
-    if isinstance(node, dict) and (node or f"{prefix}." not in OPEN):
+    if isinstance(node, dict) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
