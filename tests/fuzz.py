@@ -109,7 +109,7 @@ def attempt(key: str, value: str) -> str:
 def _kept(config: Any, key: str, value: str) -> bool:
     """Whether the run's configuration says what the command line said."""
     said = OverridesParser.create().parse_override(f"{key}={value}").value()
-    if key == "skip_finished":  # says how to go on with a sweep, not what a run is
+    if key == "skip_finished" or said == {}:  # how to go on with a sweep; and nothing at all
         return True
     place = f"options.{key}" if key in GROUPS else key
     wanted = OmegaConf.select(OmegaConf.merge(config, {"said": said}), "said")  # ${seed} resolved
