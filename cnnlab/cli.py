@@ -26,7 +26,7 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cnnlab import UserError
 
@@ -148,7 +148,7 @@ def _nearest(key: str, known: Any) -> str:
 def _one_line(error: BaseException, config_name: str) -> str:
     """What went wrong, with the nearest right spelling or the options."""
     chain = [error]
-    while chain[-1].__cause__ is not None:
+    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:  # there are circles
         chain.append(chain[-1].__cause__)
     for link in chain:
         if isinstance(link, UserError):
@@ -162,7 +162,9 @@ def _one_line(error: BaseException, config_name: str) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': {message}"
     if isinstance(error, ConfigCompositionException) and message.startswith("Could not override '"):
-        key = message.split("'")[1]
+        key = next(
+            (link.full_key for link in chain if isinstance(link, ConfigKeyError)), message.split("'")[1]
+        )
         return f"there is no setting '{key}'{_nearest(key, _all_keys(config_name))}"
     return message
 
@@ -179,6 +181,6 @@ def _all_keys(config_name: str) -> list[str]:
     """Every group, and every setting of a command for the groups that its command line chooses."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = [word for word in sys.argv[1:] if (CONF / word.split("=")[0]).is_dir()]
+        chosen = [word for word in sys.argv[1:] if (CONF / f"{word.replace('=', '/')}.yaml").is_file()]
         keys = [key for key, _ in _leaves(compose(config_name, chosen))]
     return keys + [path.name for path in CONF.iterdir() if path.is_dir()]

@@ -36,6 +36,11 @@ def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["seed=1.5"], "seed=1.5 is not a whole number"),
         (["experiment=mnist", "data.train_per_class=3"], "there is no setting 'data.train_per_class'"),
         (["net.filters=[1"], "net.filters=[1"),
+        # Found by the fuzzer, tests/fuzz.py:
+        (["data=0"], "Config group override must be a string or a list"),
+        (["net={filtres: 1}"], "there is no setting 'net.filtres'; did you mean 'net.filters'?"),
+        (["weighting.weights=0"], "weighting.weights=0 is not names with values, like {angle: 5}"),
+        (["watch={}"], "watch={} is not a whole number"),
     ],
 )
 def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[str], message: str) -> None:
