@@ -113,8 +113,8 @@ def _network(name: str, precision: str, rounds: int) -> tuple[list[dict[str, str
     return [{"step": words, "operator": key, "share": f"{took / whole:.1%}"} for key, took in largest], limit
 
 
-def measure(full: bool) -> tuple[list[Result], list[dict[str, str]]]:
-    rounds = 21 if full else 5
+def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
+    rounds = given or (21 if full else 5)
     limits = []
     for name in BATCHES:
         for precision in ("auto", "32-true"):

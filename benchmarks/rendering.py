@@ -33,9 +33,9 @@ def torch_rounds(steps: int) -> Rounds:
     return {"training": training, "rendering": lambda: spent[0]}  # of the training just before
 
 
-def measure(full: bool) -> tuple[list[Result], list[dict[str, str]]]:
+def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
     steps, rounds = (99, 15) if full else (30, 5)
-    seconds = in_turns([Library(torch_rounds, steps)], rounds)
+    seconds = in_turns([Library(torch_rounds, steps)], given or rounds)
     shares = [
         100 * drawn / whole for drawn, whole in zip(seconds["rendering"], seconds["training"], strict=True)
     ]

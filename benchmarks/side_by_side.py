@@ -136,17 +136,21 @@ def report(record: dict[str, Any]) -> str:
 
 
 def command(
-    name: str, measure: Callable[[bool], tuple[list[Result], list[dict[str, str]]]], words: str | None
+    name: str,
+    measure: Callable[[bool, int | None], tuple[list[Result], list[dict[str, str]]]],
+    words: str | None,
 ) -> None:
     """`python -m benchmarks.<name>`: measure, print the tables, write the JSON file.
 
-    `measure` takes whether to measure in full and gives results and rows of absolute figures.
+    `measure` takes whether to measure in full, and how many rounds if not its own number, and gives results
+    and rows of absolute figures.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=words)
     parser.add_argument("--full", action="store_true", help="for the record, not for a quick look")
+    parser.add_argument("--rounds", type=int, help="how many, instead of the mode's own number")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks") / f"{name}.json")
     given = parser.parse_args()
-    results, figures = measure(given.full)
+    results, figures = measure(given.full, given.rounds)
     record: dict[str, Any] = {
         "benchmark": name,
         "mode": "full" if given.full else "short",

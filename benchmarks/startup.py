@@ -35,8 +35,8 @@ def _first_batch() -> float:
         return seconds
 
 
-def measure(full: bool) -> tuple[list[Result], list[dict[str, str]]]:
-    rounds = 9 if full else 3
+def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
+    rounds = given or (9 if full else 3)
     answers: dict[str, list[float]] = {name: [] for name in ANSWERS}
     batches = []
     for _ in range(rounds):

@@ -41,12 +41,12 @@ def keras_rounds(name: str, pixels: Any, targets: dict[str, Any]) -> Rounds:
     return {"Keras": partial(peers.epoch_seconds, net, images, wanted, batch)}
 
 
-def measure(full: bool) -> tuple[list[Result], list[dict[str, str]]]:
+def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
     from benchmarks.ours import arrays, configuration
     from cnnlab.runs import build_data
 
     steps, rounds = (60, 7) if full else (12, 3)  # in threes: 3 x 256 is a multiple of 96
-    results, figures = [], []
+    rounds, results, figures = given or rounds, [], []
     for name, batch in BATCHES.items():
         data = build_data(configuration(*settings(name, steps)))
         data.setup()
