@@ -16,8 +16,8 @@ DOCS = Path(__file__).parent
 
 
 def _tables(name: str) -> str:
-    record = json.loads((DOCS / "performance" / f"{name}.json").read_text(encoding="utf-8"))
-    return report(record)
+    file = DOCS / "performance" / f"{name}.json"
+    return report(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "Not measured yet."
 
 
 def filled(text: str) -> str:

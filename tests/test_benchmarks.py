@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks.side_by_side import Library, Result, Rounds, compared, in_turns, report
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def _written(file: Path, name: str) -> float:
@@ -58,3 +61,10 @@ def test_a_report_is_markdown() -> None:
         "| --- | --- | ---: |",
         "| x | y | 5 |",
     ]
+
+
+def test_the_tables_of_the_record_are_those_of_its_files() -> None:
+    filled = runpy.run_path(str(DOCS / "performance.py"))["filled"]
+    page = (DOCS / "performance.md").read_text()
+    assert "<!-- benchmark: training -->" in page
+    assert filled(page) == page
