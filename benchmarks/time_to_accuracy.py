@@ -1,6 +1,6 @@
-"""Training time until 99.9 % of new lines have every head right: Branched with half its filters, in the recipe of
-`experiment=multihead`, beside Keras with the network and recipe of Report B's Figure 5. Both validate after each
-epoch, on the same leak-free images."""
+"""Training time until 99.9 % of new lines have every head right: Branched with half its filters, in the
+recipe of `experiment=multihead`, beside Keras with the network and recipe of Report B's Figure 5. Both
+validate after each epoch, on the same leak-free images."""
 
 from __future__ import annotations
 
