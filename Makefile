@@ -10,7 +10,7 @@ train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,8 @@ from cnnlab.files import read_csv
 Settings = dict[str, Any]
 
 # Runs that differ in nothing but these are repetitions of one another.
-_REPEATED = ("seed", "data.seed", "resume", "data.root", "data.num_workers")
+_REPEATED = ("seed", "data.seed", "resume", "data.root", "data.num_workers", "trainer.threads")
+_BEFORE = {"bn_momentum": 0.99}  # what runs did that were made before there was the setting
 GOAL = 0.999  # of every head on validation: how many epochs until then?
 
 
@@ -199,7 +200,7 @@ def _settings(config: dict[str, Any]) -> Settings:
     kept = {
         key: value for key, value in flat.items() if key not in _REPEATED and not key.endswith("_target_")
     }
-    return {**options, **kept}
+    return {**_BEFORE, **options, **kept}
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
