@@ -162,9 +162,8 @@ def _one_line(error: BaseException, config_name: str) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': {message}"
     if isinstance(error, ConfigCompositionException) and message.startswith("Could not override '"):
-        key = next(
-            (link.full_key for link in chain if isinstance(link, ConfigKeyError)), message.split("'")[1]
-        )
+        inner = [str(link.full_key) for link in chain if isinstance(link, ConfigKeyError)]
+        key = inner[0] if inner else message.split("'")[1]
         return f"there is no setting '{key}'{_nearest(key, _all_keys(config_name))}"
     return message
 
