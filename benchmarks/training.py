@@ -45,7 +45,7 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
     from benchmarks.ours import arrays, configuration
     from cnnlab.runs import build_data
 
-    steps, rounds = (60, 7) if full else (12, 3)  # in threes: 3 x 256 is a multiple of 96
+    steps, rounds = (60, 7) if full else (12, 2)  # in threes: 3 x 256 is a multiple of 96
     rounds, results, figures = given or rounds, [], []
     for name, batch in BATCHES.items():
         data = build_data(configuration(*settings(name, steps)))

@@ -19,6 +19,7 @@ from cnnlab.heads import Head
 from cnnlab.layers import (
     Flatten,
     Layers,
+    PixelDense,
     batch_norm_layer,
     channel_dropout_layer,
     check_one_of,
@@ -96,7 +97,7 @@ class Classifier1(Net):
             stem["pool"] = nn.MaxPool2d(2)
             size = valid_size(size, 2, 2)
         if dense == "pixel":
-            stem |= {"dense": nn.Conv2d(filters, 1024, 1), "dense_relu": nn.ReLU()}
+            stem |= {"dense": PixelDense(filters, 1024), "dense_relu": nn.ReLU()}
             stem |= {"dropout": dropout_layer(dropout), "flatten": Flatten()}
             features = 1024 * size**2
         else:
