@@ -39,7 +39,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     data = build_data(cfg)
     data.setup()
     net = build_net(cfg, data).eval().to(memory_format=torch.channels_last)
-    images, targets = data.splits["test"].__getitems__(list(range(count)))
+    images, targets = data.splits["test"][torch.arange(count)]
 
     def one_by_one() -> None:
         for channel in range(channels):

@@ -74,8 +74,8 @@ class PixelDense(nn.Conv2d):
         pixels = maps.permute(0, 2, 3, 1)
         with_ones = F.pad(pixels.flatten(0, 2), (0, 1), value=1.0)
         weight = torch.cat([self.weight.flatten(1), self.bias[:, None]], dim=1)
-        units: Tensor = with_ones @ weight.t().contiguous()  # this way round its gradient is quicker, too
-        return units.unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)
+        units = with_ones @ weight.t().contiguous()  # this way round its gradient is quicker, too
+        return units.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def dropout_layer(rate: float) -> nn.Dropout:

@@ -86,6 +86,7 @@ class Job:
         self.log = Log(folder)
         data.setup("fit")
         self.journal = Journal(folder, _watch(cfg.watch, data))
+        hardware.spare_gpu_search()
         if cfg.trainer.keep_memory:
             hardware.keep_memory()
         if cfg.trainer.channels_last:

@@ -86,7 +86,7 @@ def test_green_lines_are_a_third_class_of_colour() -> None:
     data.setup()
     assert [len(head.classes) for head in data.heads] == [2, 2, 12, 3]
     assert data.counts() | {"overlap": 0, "train": 288, "val": 144, "test": 144} == data.counts()
-    images, targets = data.splits["test"].__getitems__(list(range(144)))
+    images, targets = data.splits["test"][torch.arange(144)]
     channel = torch.tensor([0, 2, 1])[targets["colour"]]  # red, blue, green
     assert torch.equal(images.flatten(2).amax(dim=2), torch.eye(3)[channel])
     lines = torch.stack([targets[name] for name in ("length", "width", "angle", "colour")], dim=1)

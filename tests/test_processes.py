@@ -29,11 +29,13 @@ WORDS = (
 
 
 def test_processes_share_out_the_batches_of_one() -> None:
-    alone = list(Shuffle(11, seed=3))
-    shares = [list(Shuffle(11, seed=3, rank=rank, world=2)) for rank in (0, 1)]
-    assert [len(share) for share in shares] == [5, 5]
-    together = [index for pair in zip(*shares, strict=True) for index in pair]
-    assert together == alone[:10]
+    alone = list(Shuffle(11, batch_size=4, seed=3))
+    assert [len(batch) for batch in alone] == [4, 4, 3]
+    shares = [Shuffle(11, batch_size=4, seed=3, rank=rank, world=2) for rank in (0, 1)]
+    assert [[len(batch) for batch in share] for share in shares] == [[2, 2, 1], [2, 2, 1]]
+    assert [len(share) for share in shares] == [3, 3]
+    for batch, *parts in zip(alone, *shares, strict=True):
+        assert torch.stack(parts, dim=1).flatten().tolist() == batch.tolist()[: 2 * len(parts[0])]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_every_image_is_counted_once(two: tuple[Path, str]) -> None:
     best = read_csv(run.path / "metrics.csv")[run.summary["best_epoch"] - 1]
     for stage, counted in (("val", best), ("test", None)):
         split = data.splits[stage]
-        images, targets = split.__getitems__(list(range(len(split))))
+        images, targets = split[torch.arange(len(split))]
         with torch.no_grad():
             logits = net(images)
         for head in data.heads:

@@ -29,13 +29,24 @@ ATTRIBUTES = {
 SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
 KINDS = math.prod(SHAPE)
 
-# Of every kind, (144,) each, and which channels its colour lights, (144, 3).
+_PIXELS = torch.arange(IMAGE_SIZE) + 0.5  # their centres, along either axis
+
+# Of every kind, (144,) each.
 _AT = dict(zip(ATTRIBUTES, torch.unravel_index(torch.arange(KINDS), SHAPE), strict=True))
 _LENGTH = torch.tensor(list(LENGTHS.values()))[_AT["length"]]
 _WIDTH = torch.tensor(list(WIDTHS.values()))[_AT["width"]]
 _COS = torch.tensor([math.cos(angle) for angle in ANGLES.values()])[_AT["angle"]]
 _SIN = torch.tensor([math.sin(angle) for angle in ANGLES.values()])[_AT["angle"]]
-_LIT = torch.tensor(list(COLOURS.values()))[_AT["colour"]] // 255
+
+# What x and y, from the centre and y down, each add to the place along the line and to that across it,
+# (2, 2, 144); and half of the line's box, (2, 144).
+_TURN = torch.stack([torch.stack([_COS, -_SIN]), torch.stack([-_SIN, -_COS])])
+_HALF = torch.stack([_LENGTH, _WIDTH]) / 2
+
+# Which channels a kind's colour lights, 1 or 0, uint8 (144, 3); and what makes a grey level in [0, 255] a
+# value in [0, 1] there and 0 elsewhere, when divided by it.
+_LIT = (torch.tensor(list(COLOURS.values()))[_AT["colour"]] // 255).to(torch.uint8)
+_DIVISOR = torch.where(_LIT == 1, 255.0, math.inf)
 
 
 def attributes_of(kinds: Tensor) -> dict[str, Tensor]:
@@ -92,16 +103,14 @@ def coverage(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
     line: coverage falls from 1 to 0 over one pixel, and is the exact area for an upright line. Without
     `antialias` a pixel is on where its centre is in the box.
     """
-    cos, sin = _COS[kinds].view(-1, 1, 1), _SIN[kinds].view(-1, 1, 1)
-    pixels = torch.arange(IMAGE_SIZE) + 0.5
-    x = pixels.view(1, 1, -1) - centres[:, 0].view(-1, 1, 1)  # (B, 1, 28)
-    y = centres[:, 1].view(-1, 1, 1) - pixels.view(1, -1, 1)  # (B, 28, 1), up
-    along, across = x * cos + y * sin, y * cos - x * sin  # (B, 28, 28), and from here on in place
-    torch.sub(_LENGTH[kinds].view(-1, 1, 1) / 2, along.abs_(), out=along)
-    torch.sub(_WIDTH[kinds].view(-1, 1, 1) / 2, across.abs_(), out=across)
+    of_x, of_y = (_TURN[:, :, kinds, None] * (_PIXELS - centres.T[:, None, :, None])).unbind()  # (2, B, 28)
+    # (2, B, 28, 28), in place and in few passes: first where a pixel is, then how far inside the box.
+    inside = of_x[:, :, None, :] + of_y[:, :, :, None]
+    torch.sub(_HALF[:, kinds, None, None], inside.abs_(), out=inside)
     if not antialias:
-        return ((along >= 0) & (across >= 0)).float()
-    return along.add_(0.5).clamp_(0, 1).mul_(across.add_(0.5).clamp_(0, 1))
+        return (inside >= 0).all(dim=0).float()
+    along, across = inside.add_(0.5).clamp_(0, 1).unbind()
+    return along.mul_(across)
 
 
 def grey_levels(kinds: Tensor, centres: Tensor, antialias: bool) -> Tensor:
@@ -111,18 +120,13 @@ def grey_levels(kinds: Tensor, centres: Tensor, antialias: bool) -> Tensor:
 
 def render(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
     """The 8-bit images, uint8 (B, 3, 28, 28), of `kinds` int64 (B,) at `centres` float32 (B, 2)."""
-    return _in_colour(grey_levels(kinds, centres, antialias).to(torch.uint8), kinds)
+    grey = grey_levels(kinds, centres, antialias).to(torch.uint8)
+    return grey[:, None] * _LIT[kinds][:, :, None, None]
 
 
 def render_float(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
     """What `render` draws, divided by 255, float32 (B, 3, 28, 28) in [0, 1]; sooner than by dividing."""
-    return _in_colour(grey_levels(kinds, centres, antialias).div_(255), kinds)
-
-
-def _in_colour(grey: Tensor, kinds: Tensor) -> Tensor:
-    """`grey` (B, 28, 28) in the channels (B, 3, 28, 28) of the kinds' colours."""
-    lit = _LIT[kinds].to(grey.dtype)
-    return grey[:, None] * lit[:, :, None, None]
+    return grey_levels(kinds, centres, antialias)[:, None] / _DIVISOR[kinds][:, :, None, None]
 
 
 def line_mask(kinds: Tensor, centres: Tensor, antialias: bool = True) -> Tensor:
