@@ -1,4 +1,5 @@
-"""Explaining: filters all at once beside one after another, Grad-CAM beside the grad-cam package."""
+"""Explaining: filters all at once beside one after another, in Keras and here; Grad-CAM beside the grad-cam
+package."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 from benchmarks.side_by_side import Library, Result, Rounds, command, compared, in_turns
 
-LAYER, CHANNELS, STEPS = "angle.conv2", 64, 80
+LAYER, CHANNELS, STEPS = "angle.conv1", 64, 80  # the layer whose filters Report B shows
 BATCH = 250  # images of Grad-CAM at once, for both
 
 
@@ -41,9 +42,12 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     net = build_net(cfg, data).eval().to(memory_format=torch.channels_last)
     images, targets = data.splits["test"][torch.arange(count)]
 
+    plain = Ascent(steps=STEPS, bounded=False, fourier=False, tv=0, jitter=0)  # the reports' rule
+    every_channel = torch.arange(channels)
+
     def one_by_one() -> None:
-        for channel in range(channels):
-            layer_filters(net, LAYER, torch.tensor([channel]), 3, Ascent(steps=STEPS))
+        for channel in every_channel:
+            layer_filters(net, LAYER, channel[None], 3, plain)
 
     def ours(head: Head, rows: Tensor) -> Any:
         return heatmaps(net, head, "grad_cam", images[rows], targets[head.name][rows])
@@ -72,26 +76,37 @@ def torch_rounds(channels: int, count: int) -> Rounds:
         difference = (same - torch.from_numpy(theirs(head, torch.arange(BATCH), AsItIs))).abs().max()
         assert difference < 1e-4, f"{head.name}: maps differ by {difference:.1e}"
 
-    every_channel = torch.arange(channels)
     return {
-        "at once": lambda: _seconds(lambda: layer_filters(net, LAYER, every_channel, 3, Ascent(steps=STEPS))),
+        "at once": lambda: _seconds(lambda: layer_filters(net, LAYER, every_channel, 3, plain)),
         "one by one": lambda: _seconds(one_by_one),
         "cnnlab": every(ours),
         "grad-cam": every(theirs),
     }
 
 
+def keras_rounds(channels: int) -> Rounds:
+    from benchmarks import peers
+
+    work = peers.filters_one_by_one(peers.branched(), channels, STEPS)
+    return {"Keras, one by one": lambda: _seconds(work)}
+
+
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
-    channels, count, rounds = (CHANNELS, 1000, 9) if full else (CHANNELS, 500, 1)
-    seconds = in_turns([Library(torch_rounds, channels, count)], given or rounds)
-    filters, maps = f"{channels} filters of {LAYER}, {STEPS} steps", f"Grad-CAM, {count} images x 4 heads"
+    count, rounds = (1000, 9) if full else (500, 1)
+    libraries = [Library(torch_rounds, CHANNELS, count), Library(keras_rounds, CHANNELS)]
+    seconds = in_turns(libraries, given or rounds)
+    filters, maps = f"{CHANNELS} filters of {LAYER}, {STEPS} steps", f"Grad-CAM, {count} images x 4 heads"
     results = [
+        compared(seconds, filters, "at once", "Keras, one by one", 8),
         compared(seconds, filters, "at once", "one by one", 8),
         compared(seconds, maps, "cnnlab", "grad-cam", 1.5),
     ]
-    works = {"at once": filters, "one by one": filters, "cnnlab": maps, "grad-cam": maps}
     figures = [
-        {"work": works[who], "contestant": who, "seconds (median)": f"{median(took):.2f}"}
+        {
+            "work": maps if who in ("cnnlab", "grad-cam") else filters,
+            "contestant": who,
+            "seconds (median)": f"{median(took):.2f}",
+        }
         for who, took in seconds.items()
     ]
     return results, figures

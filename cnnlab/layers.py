@@ -21,9 +21,27 @@ def named(layers: Layers) -> nn.Sequential:
     return sequence
 
 
-def batch_norm_layer(channels: int) -> nn.BatchNorm2d:
-    """Keras's BatchNorm: epsilon 1e-3, and a momentum of 0.99 of the old, which PyTorch writes as 0.01."""
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+class BatchNorm(nn.BatchNorm2d):
+    """Keras's BatchNorm: epsilon 1e-3, and a momentum of 0.99 of the old, which PyTorch writes as 0.01.
+
+    In evaluation, where it is one multiplication and addition a value, so is its gradient; PyTorch's own
+    takes three times as long on a CPU, and the explanations are made of such gradients.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3, momentum=0.01)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.training or maps.dtype != self.weight.dtype:
+            return super().forward(maps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift[:, None, None], maps, scale[:, None, None])
 
 
 def set_bn_momentum(net: nn.Module, momentum: float) -> None:

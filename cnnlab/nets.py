@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from cnnlab import IMAGE_SIZE, UserError
 from cnnlab.heads import Head
 from cnnlab.layers import (
+    BatchNorm,
     Flatten,
     Layers,
     PixelDense,
-    batch_norm_layer,
     channel_dropout_layer,
     check_one_of,
     check_positive,
@@ -52,13 +52,14 @@ class Net(nn.Module):
             self.add_module(head.name, named(branch(head)))
         keras_init(self)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """{head: logits (B, units)} of all heads, or only of `heads`: then no other branch runs."""
         # The V of HSV: a red, a blue and a green line are the same to it.
         seen = images.amax(dim=1, keepdim=True) if self.hue_heads else images
         features = self.stem(seen)
         return {
             name: self.get_submodule(name)(images if name in self.hue_heads else features)
-            for name in self.head_names
+            for name in (self.head_names if heads is None else heads)
         }
 
     def last_kernels(self) -> list[Tensor]:
@@ -91,7 +92,7 @@ class Classifier1(Net):
         stem: Layers = {
             "conv": nn.Conv2d(in_channels, filters, kernel_size, stride=stride),
             "relu": nn.ReLU(),
-            "bn": batch_norm_layer(filters),
+            "bn": BatchNorm(filters),
         }
         if downsample == "pool":
             stem["pool"] = nn.MaxPool2d(2)
@@ -131,7 +132,7 @@ class Deep(Net):
             "conv3": nn.Conv2d(64, 128, 3, padding="same"),
             "relu3": nn.ReLU(),
             "dropout3": dropout_layer(rates[2]),
-            "bn": batch_norm_layer(128),
+            "bn": BatchNorm(128),
             "flatten": Flatten(),
             "dense": nn.Linear(128 * 6 * 6, 1024),
             "dense_relu": nn.ReLU(),
@@ -166,7 +167,7 @@ class Shared(Net):
             check_one_of("padding", padding, ("same", "valid"))
             stem[f"conv{number}"] = nn.Conv2d(channels, filters, kernel, padding=padding)
             if batch_norm:
-                stem[f"bn{number}"] = batch_norm_layer(filters)
+                stem[f"bn{number}"] = BatchNorm(filters)
             stem[f"relu{number}"] = nn.ReLU()
             channels, size = filters, size if padding == "same" else valid_size(size, kernel)
             if "pool_stride" in conv:
@@ -215,7 +216,7 @@ class Branched(Net):
             return {
                 "conv": nn.Conv2d(channels, filters, 3, padding="same"),
                 "relu": nn.ReLU(),
-                "bn": batch_norm_layer(filters),
+                "bn": BatchNorm(filters),
                 "pool": nn.MaxPool2d(3),  # (B, filters, 9, 9)
                 "dropout": dropout_layer(dropout),
             }
@@ -228,7 +229,7 @@ class Branched(Net):
                 suffix = str(number) if depth > 1 else ""
                 layers[f"conv{suffix}"] = nn.Conv2d(before, width, 3, padding="same")
                 layers[f"relu{suffix}"] = nn.ReLU()
-                layers[f"bn{suffix}"] = batch_norm_layer(width)
+                layers[f"bn{suffix}"] = BatchNorm(width)
             layers |= {"pool": nn.MaxPool2d(2), "dropout": dropout_layer(dropout), "flatten": Flatten()}
             return layers | {"out": nn.Linear(width * 4 * 4, head.units)}
 
@@ -255,7 +256,7 @@ class Blocks(Net):
                 stem[f"conv{block}{layer}"] = nn.Conv2d(channels, width, 3, padding="same")
                 if layer == "b":  # before the others, which then have a quarter of the work
                     stem[f"pool{block}"] = nn.MaxPool2d(2)
-                stem[f"bn{block}{layer}"] = batch_norm_layer(width)
+                stem[f"bn{block}{layer}"] = BatchNorm(width)
                 stem[f"relu{block}{layer}"] = nn.ReLU()
                 channels = width
             stem[f"dropout{block}"] = channel_dropout_layer(dropout)

@@ -14,7 +14,7 @@ from cnnlab.data.mnist import DIGIT
 from cnnlab.explain.activations import activations
 from cnnlab.explain.filters import Ascent, class_filters, layer_filters
 from cnnlab.explain.heatmaps import METHODS, heatmaps, to_image
-from cnnlab.explain.probe import last_convolution, leaves, output_of, untouched
+from cnnlab.explain.probe import OneHead, last_convolution, leaves, output_of, untouched
 from cnnlab.heads import Head
 from cnnlab.nets import Branched, Classifier1, Deep, Net
 from tests.conftest import HEADS
@@ -299,10 +299,25 @@ def test_a_wrong_layer_lists_the_right_ones() -> None:
         activations(Branched(**MULTI), ["stem.cnv"], IMAGES, IMAGES)
 
 
+def _watched() -> tuple[Net, list[str]]:
+    """A network of four heads, and the names of its layers as they run."""
+    net, ran = Branched(**MULTI).eval(), []
+    for name, layer in leaves(net).items():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    return net, ran
+
+
 def test_output_of_does_not_run_what_comes_after() -> None:
-    net = Branched(**MULTI).eval()
-    ran = []
-    net.get_submodule("angle.conv1").register_forward_hook(lambda *_: ran.append("angle.conv1"))
-    output = output_of(net, net.get_submodule("stem.pool"), IMAGES)
-    assert output.shape == (2, 32, 9, 9)
-    assert ran == []
+    net, ran = _watched()
+    assert output_of(net, "stem.pool", IMAGES).shape == (2, 32, 9, 9)
+    assert ran == ["stem.conv", "stem.relu", "stem.bn", "stem.pool"]
+
+
+def test_the_branches_of_other_heads_do_not_run() -> None:
+    net, ran = _watched()
+    output_of(net, "colour.conv", IMAGES)
+    assert ran[-2:] == ["stem.dropout", "colour.conv"]
+    ran.clear()
+    alone = OneHead(net, HEADS[2])(IMAGES)
+    assert {name.partition(".")[0] for name in ran} == {"stem", "angle"}
+    torch.testing.assert_close(alone, net(IMAGES)["angle"])

@@ -15,7 +15,15 @@ from cnnlab import UserError
 from cnnlab.cli import CONF
 from cnnlab.data.lines import class_head
 from cnnlab.data.mnist import DIGIT
-from cnnlab.layers import Dropout, Flatten, PixelDense, layer_table, parameter_counts, set_bn_momentum
+from cnnlab.layers import (
+    BatchNorm,
+    Dropout,
+    Flatten,
+    PixelDense,
+    layer_table,
+    parameter_counts,
+    set_bn_momentum,
+)
 from cnnlab.nets import Branched, Classifier1, Deep, Net
 from tests.conftest import HEADS
 
@@ -198,6 +206,22 @@ def test_dropout_drops_its_share_and_scales_the_rest(memory_format: torch.memory
     torch.manual_seed(0)
     assert torch.equal(layer(values), out)
     assert layer.eval()(values) is values
+
+
+def test_batch_norm_is_that_of_pytorch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(4), torch.nn.BatchNorm2d(4, eps=1e-3, momentum=0.01)
+    for parameter in ours.parameters():
+        torch.nn.init.uniform_(parameter, 0.5, 2)
+    theirs.load_state_dict(ours.state_dict())
+    maps = torch.rand(3, 4, 5, 5)
+    for training, dtype in ((True, torch.float32), (False, torch.float32), (False, torch.bfloat16)):
+        found = []
+        for layer in (ours, theirs):
+            values = maps.detach().clone().to(dtype).requires_grad_()
+            layer.train(training)(values).square().sum().backward()
+            found.append([values.grad, layer.weight.grad, layer.bias.grad, layer.running_var])
+        torch.testing.assert_close(found[0], found[1])
 
 
 def test_bn_momentum_is_said_as_in_keras() -> None:

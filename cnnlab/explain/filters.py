@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from cnnlab import IMAGE_SIZE, UserError
-from cnnlab.explain.probe import OneHead, layer_named, output_of, untouched
+from cnnlab.explain.probe import OneHead, output_of, untouched
 from cnnlab.heads import Head
 
 
@@ -52,10 +53,9 @@ class Filters:
 def layer_filters(net: nn.Module, layer: str, channels: Tensor, in_channels: int, ascent: Ascent) -> Filters:
     """For each of `channels` int64 (K,) of a layer the input that maximises its mean activation over all
     places, all in one batch."""
-    module = layer_named(net, layer)
 
     def value(images: Tensor) -> Tensor:
-        output = output_of(net, module, images)
+        output = output_of(net, layer, images)
         own = output[torch.arange(len(channels)), channels]
         return own.flatten(1).mean(dim=1) if own.ndim > 1 else own
 
@@ -83,7 +83,8 @@ def _climb(
             picture = _picture(parameter, ascent)
             shift = torch.randint(-ascent.jitter, ascent.jitter + 1, (2,), generator=generator).tolist()
             goal = value(picture.roll(shift, dims=(2, 3)))
-            (slope,) = torch.autograd.grad(goal.sum() - ascent.tv * _variation(picture).sum(), parameter)
+            taken_off = ascent.tv * _variation(picture).sum() if ascent.tv else 0.0
+            (slope,) = torch.autograd.grad(goal.sum() - taken_off, parameter)
             size = slope.flatten(1).abs().square().mean(dim=1).sqrt()
             goals.append(goal.detach())
             unit = slope / size.clamp(min=1e-12)[(...,) + (None,) * (slope.ndim - 1)]
@@ -108,6 +109,7 @@ def _spectrum(shape: tuple[int, int, int, int]) -> Tensor:
     return torch.zeros(*shape[:3], IMAGE_SIZE // 2 + 1, 2)
 
 
+@cache
 def _scale() -> Tensor:
     """1 / frequency, as in natural images, float32 (28, 15); the lowest frequency for none."""
     down = torch.fft.fftfreq(IMAGE_SIZE)[:, None]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnnlab import UserError
 from cnnlab.heads import Head
+from cnnlab.nets import Net
 
 _HOOKS = (
     "_forward_hooks",
@@ -63,6 +64,14 @@ def _restore(module: nn.Module, name: str, before: Any) -> None:
         setattr(module, name, before)
 
 
+def _answers(net: nn.Module, images: Tensor, part: str) -> dict[str, Tensor]:
+    """What the network says; where it is one of the lab's and `part` is a head, only what that one says."""
+    answers: dict[str, Tensor] = (
+        net(images, [part]) if isinstance(net, Net) and part in net.head_names else net(images)
+    )
+    return answers
+
+
 class OneHead(nn.Module):
     """One head of a network as a single tensor: a score for each class, float32 (B, classes).
 
@@ -74,7 +83,7 @@ class OneHead(nn.Module):
         self.net, self.head = net, head
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(images)[self.head.name]
+        logits = _answers(self.net, images, self.head.name)[self.head.name]
         return torch.cat([-logits, logits], dim=1) if self.head.units == 1 else logits
 
 
@@ -85,15 +94,16 @@ class _ReachedError(Exception):
         self.output = output
 
 
-def output_of(net: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    """The output of `layer`, without running what comes after it. Differentiable in `images`."""
+def output_of(net: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The output of the layer of that name, without running what comes after it, or beside it in the branches
+    of other heads. Differentiable in `images`."""
 
     def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         raise _ReachedError(output)
 
-    handle = layer.register_forward_hook(stop)
+    handle = layer_named(net, name).register_forward_hook(stop)
     try:
-        net(images)
+        _answers(net, images, name.partition(".")[0])
     except _ReachedError as reached:
         return reached.output
     finally:
