@@ -30,6 +30,7 @@ SECTIONS: dict[str, tuple[list[str], str | None]] = {
     "green": (["add_colour_multihead", "add_colour_multihead_hue_blind"], "colour=green"),
     "red": (["add_colour_multihead", "add_colour_multihead_hue_blind"], "colour=red"),
     "holdout": (["sweep_holdout"], None),
+    "precision": (["mnist", "mnist_float32", "multihead", "multihead_float32"], None),
     **{
         name: ([f"sweep_{name}"], None) for name in ("filters", "pooling", "depth", "decay", "regularisation")
     },
@@ -77,6 +78,7 @@ TABLES = {
     "green": Table(["green"], ["from_run"], ["all heads right", *HEADS, "n"]),
     "red": Table(["red"], ["from_run"], ["all heads right", *HEADS, "n"]),
     "holdout": Table(["holdout"], ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),
+    "precision": Table(["precision"], ["experiment", "trainer.precision"], VARIED),
     "filters": Table(["filters"], ["net.kernel_size", "net.filters"], VARIED),
     "pooling": Table(["pooling"], ["net.downsample"], VARIED),
     "depth": Table(["depth"], ["net.filters"], VARIED),

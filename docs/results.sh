@@ -16,6 +16,9 @@ for seed in 0 1 2; do
     multihead multihead_v1 multihead_v2 multihead_v3 multihead_figure5 multihead_hue_blind; do
     train $name $seed experiment=$name
   done
+  for name in mnist multihead; do
+    train ${name}_float32 $seed experiment=$name trainer.precision=32-true
+  done
   for base in multihead multihead_hue_blind; do
     train add_colour_$base $seed experiment=add_colour from_run="$root/$base/$seed"
   done
