@@ -152,7 +152,8 @@ class Classifier(L.LightningModule):
         losses = torch.stack([head.loss(logits[head.name], targets[head.name]) for head in self.heads])
         loss: Tensor = self.weighting(losses)
         if stage == "train" and not math.isfinite(losses.sum().item()):
-            head = self.heads[int((~torch.isfinite(losses)).int().argmax())]  # the first, where only their sum is not
+            # The first that is not finite; the first of all where only their sum is not.
+            head = self.heads[int((~torch.isfinite(losses)).int().argmax())]
             value = losses[self.heads.index(head)].item()
             raise Diverged(f"step {self.global_step + 1}: the loss of head '{head.name}' is {value}")
         if self.l2:
