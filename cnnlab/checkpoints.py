@@ -3,6 +3,7 @@ that wait for the end of a step."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -117,11 +118,16 @@ class Checkpoints(Checkpoint):
             if not torch.isfinite(parameter).all():  # a loss can be finite, and the step after it not
                 raise Diverged(f"step {trainer.global_step}: weights of {name} are no longer finite")
         self.folder.mkdir(exist_ok=True)
+        place = self.folder.stat()
         partial, copy = (self.folder / f".{name}.{os.getpid()}" for name in ("partial", "best"))
         try:
             trainer.save_checkpoint(partial)  # all processes take part, the first writes
             if not trainer.is_global_zero:
                 return
+            if not os.path.samestat(place, self.folder.stat()):  # it went away, and Lightning made it anew
+                shutil.rmtree(self.folder)
+                self.folder.parent.rmdir()
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
             if best:
                 shutil.copyfile(partial, copy)
                 os.replace(copy, self.folder / "best.ckpt")

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cnnlab import UserError
-from cnnlab.checkpoints import load_checkpoint, newest_whole
+from cnnlab.checkpoints import Checkpoints, Signals, load_checkpoint, newest_whole
 from cnnlab.start import claim, drop_if_unused
 from tests import kill
 from tests.conftest import run_train
@@ -224,6 +225,24 @@ def test_a_folder_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
     assert said.startswith(f"error: cannot write to {folder}")
     assert said.count("\n") == 1
     assert not folder.exists()
+
+
+def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_not_made_anew(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+
+    def save(path: Path) -> None:  # Lightning's makes the folders that it misses
+        run.rename(elsewhere)
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+
+    trainer = SimpleNamespace(
+        lightning_module=torch.nn.Linear(1, 1), is_global_zero=True, save_checkpoint=save, global_step=1
+    )
+    with pytest.raises(FileNotFoundError):
+        Checkpoints(run / "checkpoints", None, 0, 0, Signals())._save(trainer)  # type: ignore[arg-type]
+    assert elsewhere.exists()
+    assert not run.exists()
 
 
 def test_of_runs_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
