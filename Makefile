@@ -1,16 +1,20 @@
 # make train: set everything up, then train and test the multi-head network (a few minutes).
-# make test:  set everything up, then run the tests.   make check: lint and types.
+# make test:  set everything up, then run all tests.   make test-fast: the quick ones.   make check: lint and types.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test check clean
+.PHONY: train test test-fast check clean
 
 train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow"
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -28,34 +28,33 @@ def torch_rounds(channels: int, count: int) -> Rounds:
 
     from benchmarks.ours import configuration
     from cnnlab import hardware
-    from cnnlab.explain.filters import Ascent, layer_filters
-    from cnnlab.explain.heatmaps import heatmaps
-    from cnnlab.explain.probe import OneHead, last_convolution, layer_named
-    from cnnlab.heads import Head
-    from cnnlab.runs import build_data, build_net
+    from cnnlab.build import build_datamodule, build_net
+    from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels
+    from cnnlab.explain.attribution import attribute, grad_cam
+    from cnnlab.explain.network import HeadWrapper, last_convolution, layer_named
+    from cnnlab.models.heads import Head
 
     torch.manual_seed(0)
-    hardware.keep_memory()
+    hardware.disable_malloc_trim()
     cfg = configuration("experiment=multihead")
-    data = build_data(cfg)
-    data.setup()
-    net = build_net(cfg, data).eval().to(memory_format=torch.channels_last)
+    data = build_datamodule(cfg)
+    net = build_net(cfg, data).eval()
     images, targets = data.splits["test"][torch.arange(count)]
 
-    plain = Ascent(steps=STEPS, bounded=False, fourier=False, tv=0, jitter=0)  # the reports' rule
+    plain = AscentConfig(steps=STEPS, bounded=False, fourier=False, tv=0, jitter=0)  # the reports' rule
     every_channel = torch.arange(channels)
 
     def one_by_one() -> None:
         for channel in every_channel:
-            layer_filters(net, LAYER, channel[None], 3, plain)
+            maximize_channels(net, LAYER, channel[None], data.image_shape, plain)
 
     def ours(head: Head, rows: Tensor) -> Any:
-        return heatmaps(net, head, "grad_cam", images[rows], targets[head.name][rows])
+        return attribute(net, head, grad_cam, images[rows], targets[head.name][rows])
 
     def theirs(head: Head, rows: Tensor, kind: type[GradCAM] = GradCAM) -> Any:
-        layer = layer_named(net, last_convolution(net, head))
+        layer = layer_named(net, last_convolution(net, head, images))
         wanted = [ClassifierOutputTarget(target) for target in targets[head.name][rows].tolist()]
-        with kind(model=OneHead(net, head), target_layers=[layer]) as cam:
+        with kind(model=HeadWrapper(net, head), target_layers=[layer]) as cam:
             return cam(input_tensor=images[rows], targets=wanted)
 
     def every(method: Callable[[Head, Tensor], Any]) -> Callable[[], float]:
@@ -69,7 +68,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
             return None
 
     for head in data.heads:
-        same = ours(head, torch.arange(BATCH)).coarse
+        same = ours(head, torch.arange(BATCH)).layer_map
         for _ in range(2):  # scaled to [0, 1] as the package does, a layer's map and then all layers' mean
             same = same - same.amin(dim=(1, 2), keepdim=True)
             same = same / (1e-7 + same.amax(dim=(1, 2), keepdim=True))
@@ -77,7 +76,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
         assert difference < 1e-4, f"{head.name}: maps differ by {difference:.1e}"
 
     return {
-        "at once": lambda: _seconds(lambda: layer_filters(net, LAYER, every_channel, 3, plain)),
+        "at once": lambda: _seconds(lambda: maximize_channels(net, LAYER, every_channel, data.image_shape, plain)),
         "one by one": lambda: _seconds(one_by_one),
         "cnnlab": every(ours),
         "grad-cam": every(theirs),

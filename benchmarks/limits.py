@@ -19,9 +19,7 @@ from benchmarks.side_by_side import Result, command
 from benchmarks.training import BATCHES, settings
 from cnnlab import hardware
 
-PASSES = (
-    5  # over an activation: written, read by the next layer, read again and its gradient written and read
-)
+PASSES = 5  # over an activation: written, read by the next layer, read again and its gradient written and read
 SHOWN = 10  # operators
 
 

@@ -6,20 +6,23 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+import lightning.pytorch as L
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from cnnlab import hardware
-from cnnlab.checkpoints import Signals
+from cnnlab.build import build_classifier, build_datamodule, build_trainer
+from cnnlab.callbacks.metrics_history import MetricsHistory
 from cnnlab.cli import CONF
-from cnnlab.data.splits import LabData
-from cnnlab.runs import build_classifier, build_data
-from cnnlab.training import Job, quiet
+from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.log import quiet_lightning
+from cnnlab.models.classifier import Classifier
 
 
 def configuration(*overrides: str) -> DictConfig:
@@ -28,7 +31,7 @@ def configuration(*overrides: str) -> DictConfig:
         return hydra.compose("train", list(overrides))
 
 
-def arrays(data: LabData, stage: str) -> tuple[Any, dict[str, Any]]:
+def arrays(data: ImageDataModule, stage: str) -> tuple[Any, dict[str, Any]]:
     """Images uint8 (N, C, 28, 28) and {head: int64 (N,)} of a split, in memory, for another library."""
     rows = torch.arange(len(data.splits[stage]))
     targets = data.splits[stage].targets(rows)
@@ -36,15 +39,27 @@ def arrays(data: LabData, stage: str) -> tuple[Any, dict[str, Any]]:
     return images.numpy(), {name: values.numpy() for name, values in targets.items()}
 
 
+@dataclass(frozen=True)
+class Job:
+    """A training as the command makes it."""
+
+    trainer: L.Trainer
+    classifier: Classifier
+    data: ImageDataModule
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        return next(c.rows for c in self.trainer.callbacks if isinstance(c, MetricsHistory))  # type: ignore[attr-defined]
+
+
 @contextmanager
 def job(cfg: DictConfig) -> Iterator[Job]:
-    """A run as the command makes it, in a folder that is thrown away; it says nothing."""
-    quiet()
-    with tempfile.TemporaryDirectory() as folder, Signals() as signals:
-        data = build_data(cfg)
-        run = Job(cfg, Path(folder), data, build_classifier(cfg, data), signals)
-        run.log.console.quiet = True
-        yield run
+    """A training in a folder that is thrown away; it says nothing."""
+    quiet_lightning()
+    hardware.disable_malloc_trim()
+    with tempfile.TemporaryDirectory() as folder:
+        data = build_datamodule(cfg, "fit")
+        yield Job(build_trainer(cfg, Path(folder)), build_classifier(cfg, data), data)
 
 
 def epoch_seconds(cfg: DictConfig) -> float:
@@ -52,7 +67,7 @@ def epoch_seconds(cfg: DictConfig) -> float:
     has them."""
     with job(cfg) as run:
         run.trainer.fit(run.classifier, datamodule=run.data)
-        return run.journal.rows[-1]["seconds"]
+        return run.rows[-1]["seconds"]
 
 
 class ByHand:
@@ -60,9 +75,8 @@ class ByHand:
     It keeps the running loss and the heads' accuracies, as ours and Keras do."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        hardware.keep_memory()
-        data = build_data(cfg)
-        data.setup()
+        hardware.disable_malloc_trim()
+        data = build_datamodule(cfg, "fit")
         pixels, targets = arrays(data, "train")
         self.images = torch.from_numpy(pixels).float() / 255
         self.targets = {name: torch.from_numpy(values) for name, values in targets.items()}

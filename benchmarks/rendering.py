@@ -13,18 +13,18 @@ def torch_rounds(steps: int) -> Rounds:
     from torch import Tensor
 
     from benchmarks.ours import configuration, epoch_seconds
-    from cnnlab.data.lines import LineSplit
+    from cnnlab.data.lines import LineDataset
 
     cfg = configuration(*settings("Branched", steps))
-    plain, spent = LineSplit.inputs, [0.0]
+    plain, spent = LineDataset.inputs, [0.0]
 
-    def timed(split: LineSplit, indices: Tensor) -> Tensor:
+    def timed(split: LineDataset, indices: Tensor) -> Tensor:
         start = time.perf_counter()
         images = plain(split, indices)
         spent[0] += time.perf_counter() - start
         return images
 
-    LineSplit.inputs = timed  # type: ignore[assignment, method-assign]
+    LineDataset.inputs = timed  # type: ignore[assignment, method-assign]
 
     def training() -> float:
         spent[0] = 0.0
@@ -36,9 +36,7 @@ def torch_rounds(steps: int) -> Rounds:
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
     steps, rounds = (99, 15) if full else (30, 5)
     seconds = in_turns([Library(torch_rounds, steps)], given or rounds)
-    shares = [
-        100 * drawn / whole for drawn, whole in zip(seconds["rendering"], seconds["training"], strict=True)
-    ]
+    shares = [100 * drawn / whole for drawn, whole in zip(seconds["rendering"], seconds["training"], strict=True)]
     result = Result("drawing the images", "training time of Branched", shares, at_most=2, unit="%")
     rate = f"{256 * steps / median(seconds['rendering']):,.0f}"
     return [result], [{"work": "rendering", "batch": "256", "images/s (median)": rate}]

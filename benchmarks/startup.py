@@ -23,7 +23,12 @@ def _answer(words: list[str]) -> float:
 def _first_batch() -> float:
     """From the command to the checkpoint that is written after the first step."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["experiment=multihead", "trainer.checkpoint_steps=1", f"hydra.run.dir={folder}/run"]
+        words = [
+            "experiment=multihead",
+            "callbacks.interval_checkpoint.every_n_train_steps=1",
+            "callbacks.interval_checkpoint.train_time_interval=null",
+            f"hydra.run.dir={folder}/run",
+        ]
         start = time.perf_counter()
         process = subprocess.Popen([*TRAIN, *words], stdout=subprocess.DEVNULL)
         while not (Path(folder) / "run" / "checkpoints" / "last.ckpt").exists():

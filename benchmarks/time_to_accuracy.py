@@ -21,9 +21,9 @@ def torch_rounds() -> Rounds:
         with job(configuration(*OURS)) as run:
             run.trainer.fit(run.classifier, datamodule=run.data)
             seconds = 0.0
-            for row in run.journal.rows:
+            for row in run.rows:
                 seconds += row["seconds"] + row["val_seconds"]
-                if row["val_joint_accuracy"] >= GOAL:
+                if row["val/acc"] >= GOAL:
                     return seconds
         raise RuntimeError(f"cnnlab did not reach {GOAL:.1%}: there is no time to compare")
 
@@ -72,18 +72,16 @@ def keras_rounds(limit: float, train: tuple[Any, Any], val: tuple[Any, Any]) -> 
 
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
     from benchmarks.ours import arrays, configuration
-    from cnnlab.runs import build_data
+    from cnnlab.build import build_datamodule
 
     rounds, limit = (3, 3600.0) if full else (1, 10.0)
-    data = build_data(configuration(*OURS))
-    data.setup()
+    data = build_datamodule(configuration(*OURS))
     keras = Library(keras_rounds, limit, arrays(data, "train"), arrays(data, "val"))
     seconds = in_turns([Library(torch_rounds), keras], given or rounds, warm_up=0)
     goal = f"{GOAL:.1%} of new lines all right"
     results = [compared(seconds, goal, "cnnlab", "Keras", 10)]
     figures = [
-        {"work": goal, "contestant": who, "seconds (median)": f"{median(took):.1f}"}
-        for who, took in seconds.items()
+        {"work": goal, "contestant": who, "seconds (median)": f"{median(took):.1f}"} for who, took in seconds.items()
     ]
     return results, figures
 

@@ -43,13 +43,12 @@ def keras_rounds(name: str, pixels: Any, targets: dict[str, Any]) -> Rounds:
 
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
     from benchmarks.ours import arrays, configuration
-    from cnnlab.runs import build_data
+    from cnnlab.build import build_datamodule
 
     steps, rounds = (60, 7) if full else (12, 2)  # in threes: 3 x 256 is a multiple of 96
     rounds, results, figures = given or rounds, [], []
     for name, batch in BATCHES.items():
-        data = build_data(configuration(*settings(name, steps)))
-        data.setup()
+        data = build_datamodule(configuration(*settings(name, steps)))
         libraries = [Library(torch_rounds, name, steps), Library(keras_rounds, name, *arrays(data, "train"))]
         seconds = in_turns(libraries, rounds)
         work = f"{name}, batch {batch}"

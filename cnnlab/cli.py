@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,37 +28,55 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from cnnlab import UserError
+from cnnlab.errors import UserError, did_you_mean
 
-CONF = Path(__file__).parent / "conf"
+# In a wheel `conf` lies in the package, in a checkout beside it.
+CONF = next(
+    folder / "conf"
+    for folder in (Path(__file__).parent, Path(__file__).parent.parent)
+    if (folder / "conf" / "train.yaml").is_file()
+)
 
 # Mappings whose keys are the user's to name: Hydra itself would ask for a `+` before each.
-OPEN = ("weighting.weights.",)
+NAMED_BY_USER = ("weighting.weights.", "where.")
+# Where a `+` may add what the files do not name: other people's constructors, which refuse what they do not know.
+OPEN = (*NAMED_BY_USER, "callbacks.", "logger.", "optimizer.", "lr_scheduler.", "method.")
+# Settings of which Lightning takes several types.
+UNTYPED = ("trainer.devices", "trainer.fast_dev_run", "trainer.precision", "callbacks.", "logger.")
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
-    """Run `task` with the configuration that `conf/<config_name>.yaml` and the command line compose.
+def command(
+    config_name: str,
+    task: Callable[[DictConfig], Any],
+    failed: Callable[[DictConfig, Exception], None] | None = None,
+) -> None:
+    """Run `task` with the configuration that `conf/<config_name>.yaml` and the command line compose; `failed`
+    is told of an exception first.
 
     A mistake of the user's ends in one line on standard error and exit status 1; HYDRA_FULL_ERROR=1
     shows the traceback instead.
     """
     full = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would else print
-    sys.argv[1:] = [f"++{word}" if word.startswith(OPEN) else word for word in sys.argv[1:]]
+    sys.argv[1:] = [f"++{word}" if word.startswith(NAMED_BY_USER) else word for word in sys.argv[1:]]
 
     @wraps(task)
     def checked(cfg: DictConfig) -> Any:
         try:
             _check(cfg, _reference(config_name))
             return task(cfg)
-        except MISTAKES as error:
-            if full or HydraConfig.get().mode == RunMode.MULTIRUN:  # a sweep goes on with its other jobs
-                raise
+        except Exception as error:
+            if failed is not None:
+                failed(cfg, error)
+            if full or HydraConfig.get().mode == RunMode.MULTIRUN or not isinstance(error, MISTAKES):
+                raise  # a sweep goes on with its other jobs
             sys.exit(f"error: {_one_line(error, config_name)}")
+        finally:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
@@ -75,32 +93,61 @@ def command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             del os.environ[_FULL_ERROR]
 
 
-def words(value: Any) -> list[str]:
-    """A setting that is one word, a list of words, or nothing."""
+def as_list(value: Any) -> list[str]:
+    """The words of a setting that is one word, a list of words, or nothing."""
     if value is None:
         return []
-    listed = value if isinstance(value, ListConfig) else [value]
+    listed = value if isinstance(value, ListConfig | list) else [value]
     return ["true" if word is True else str(word) for word in listed]  # YAML reads `true` as a truth value
+
+
+def named_config(cfg: DictConfig) -> DictConfig:
+    """`cfg` with the names of the chosen experiment and options in front."""
+    choices = HydraConfig.get().runtime.choices
+    options = {group: option for group, option in choices.items() if "/" not in group and option is not None}
+    settings = {key: value for key, value in cfg.items() if key != "skip_finished"}
+    return OmegaConf.create({"experiment": options.pop("experiment", "own"), "options": options, **settings})
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every value in nested mappings; lists and empty mappings are values."""
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder that Hydra made for a run that wrote nothing, and those around it below `outputs`."""
+    with suppress(OSError):
+        while folder.resolve() != Path.cwd() and folder.name != "outputs":
+            folder.rmdir()
+            folder = folder.parent
+            if "outputs" not in folder.parts[:-1]:
+                return
 
 
 def _reference(config_name: str) -> DictConfig:
     """The configuration that the chosen groups give by themselves, without experiment or overrides."""
     choices = HydraConfig.get().runtime.choices
-    groups = {group: option for group, option in choices.items() if "/" not in group}
+    groups = {group: option for group, option in choices.items() if "/" not in group and option is not None}
     without = ["~experiment"] if groups.pop("experiment", None) else []
     return compose(config_name, [f"{group}={option}" for group, option in groups.items()] + without)
 
 
 def _check(cfg: DictConfig, reference: DictConfig) -> None:
     """Raise `UserError` for a setting that does not exist, or whose value is of the wrong type."""
-    known = dict(_leaves(reference))
-    for key, value in _leaves(cfg):
-        if any(key.startswith(prefix) and prefix.removesuffix(".") in known for prefix in OPEN):
-            continue
+    known = dict(flatten(reference))
+    for key, value in flatten(cfg):
         if key not in known:
+            if key.startswith(OPEN):
+                continue
             raise UserError(f"there is no setting '{key}'{_nearest(key, known)}")
         wanted = known[key]
-        if not _fits(value, wanted):
+        if not _fits(value, wanted) and not key.startswith(UNTYPED):
             raise UserError(f"{key}={value} is not {_KINDS[type(wanted)]}")
 
 
@@ -111,16 +158,6 @@ _KINDS = {
     str: "a word",
     dict: "names with values, like {angle: 5}",
 }
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=True)
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -136,13 +173,13 @@ def _fits(value: Any, wanted: Any) -> bool:
     return isinstance(value, type(wanted))
 
 
-def _nearest(key: str, known: Any) -> str:
-    near = get_close_matches(key, list(known), n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean '{near[0]}'?"
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """The hint for a setting: the nearest of all, or those beside it."""
+    hint = did_you_mean(key, known)
+    if hint.startswith(";"):
+        return hint
     parent = key.rpartition(".")[0]
-    siblings = [other for other in known if other.rpartition(".")[0] == parent] or list(known)
-    return f"; there are {', '.join(siblings)}"
+    return did_you_mean(key, [other for other in known if other.rpartition(".")[0] == parent] or known)
 
 
 def _one_line(error: BaseException, config_name: str) -> str:
@@ -153,8 +190,10 @@ def _one_line(error: BaseException, config_name: str) -> str:
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
-        if isinstance(link, MissingConfigException) and link.options is not None:
-            return _unknown_option(link)
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file:
+            group, _, option = link.missing_cfg_file.rpartition("/")
+            options = link.options or [path.stem for path in (CONF / group).glob("*.yaml")]
+            return f"there is no {group} '{option}'{did_you_mean(option, sorted(options))}"
         if isinstance(link, OSError):
             setting = "hydra.run.dir" if config_name == "train" else "out"
             return f"cannot write to {link.filename} ({link.strerror}); set {setting}=<folder>"
@@ -168,18 +207,10 @@ def _one_line(error: BaseException, config_name: str) -> str:
     return message
 
 
-def _unknown_option(error: MissingConfigException) -> str:
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = sorted(error.options or ())
-    near = get_close_matches(option, options, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"there is no {group} '{option}'{hint} (there are {', '.join(options)})"
-
-
 def _all_keys(config_name: str) -> list[str]:
     """Every group, and every setting of a command for the groups that its command line chooses."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         chosen = [word for word in sys.argv[1:] if (CONF / f"{word.replace('=', '/')}.yaml").is_file()]
-        keys = [key for key, _ in _leaves(compose(config_name, chosen))]
+        keys = [key for key, _ in flatten(compose(config_name, chosen))]
     return keys + [path.name for path in CONF.iterdir() if path.is_dir()]

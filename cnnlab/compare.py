@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cnnlab import UserError
+from cnnlab.cli import as_list, command
+from cnnlab.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
-def main(words: list[str] | None = None) -> None:
-    """Compare the runs that the command line names; a mistake ends in one line and exit status 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cnnlab.compare",
-        description="Compare runs: what differs between them, and what came of it. Runs that differ only in "
-        "their seed are folded into mean, standard deviation and number.",
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="run folders, or folders with runs inside (a sweep)"
-    )
-    parser.add_argument(
-        "--on",
-        metavar="HEAD=CLASS",
-        help="accuracies on the test images of one class alone, as in --on colour=green",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="where compare.html, .csv and .png go (the folder itself where one is named)"
-    )
-    chosen = parser.parse_args(words)
-    from cnnlab.comparison_report import compare  # what it needs is slow to import: --help is answered before
+def compare(cfg: DictConfig) -> str:
+    """Compare the runs that `cfg` names; returns the path of the page."""
+    from pathlib import Path
 
-    try:
-        compare(chosen.runs, chosen.out, chosen.on)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    from cnnlab import comparison_report  # slow to import: a typo is answered before
+
+    paths = [Path(path).expanduser() for path in as_list(cfg.runs)]
+    if not paths:
+        raise UserError("name the runs: runs=<run folder, or folder with runs inside>, or runs=[<one>,<two>]")
+    out = Path(str(cfg.out)).expanduser() if cfg.out else None
+    return str(comparison_report.compare(paths, out, {str(key): str(value) for key, value in cfg.where.items()}))
 
 
 if __name__ == "__main__":
-    main()
+    command("compare", compare)

@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from cnnlab import UserError
-from cnnlab.files import read_csv
+from cnnlab.callbacks.metrics_history import best_accuracy
+from cnnlab.cli import flatten
+from cnnlab.errors import UserError
+from cnnlab.runs import Run
 
 Settings = dict[str, Any]
 
 # Runs that differ in nothing but these are repetitions of one another.
-_REPEATED = ("seed", "data.seed", "resume", "data.root", "data.num_workers", "trainer.threads")
-_BEFORE = {"bn_momentum": 0.99}  # what runs did that were made before there was the setting
+_REPEATED = (
+    "seed",
+    "data.seed",
+    "resume",
+    "data.root",
+    "data.train.root",
+    "data.test.root",
+    "data.num_workers",
+    "threads",
+)
 GOAL = 0.999  # of every head on validation: how many epochs until then?
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunRecord:
     """One run folder, as far as it can be read. `rows` are those of `metrics.csv`."""
 
     path: Path
     settings: Settings = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
-    trouble: str = ""
+    error: str = ""
 
     @property
     def status(self) -> str:
-        return self.trouble or str(self.summary.get("status", "unfinished"))
+        return self.error or str(self.summary.get("status", "unfinished"))
 
     @property
     def finished(self) -> bool:
@@ -57,20 +66,20 @@ class Entry:
             joint = heads.pop("joint_accuracy")
         return {"joint": joint} | (heads if len(heads) > 1 else {})
 
-    def validation(self) -> list[float]:
+    def accuracy_by_epoch(self) -> list[float]:
         """The share of validation images with every head right, epoch by epoch; of training images where
         there is no validation."""
-        stage = "val" if self.rows and "val_joint_accuracy" in self.rows[0] else "train"
-        return [row[f"{stage}_joint_accuracy"] for row in self.rows]
+        for name in ("val/acc", "train/acc"):
+            values = [row[name] for row in self.rows if name in row]
+            if values:
+                return values
+        return []
 
     def epochs_to_goal(self) -> int | None:
         """Epochs until every head reached `GOAL` on validation, if ever."""
         for epoch, row in enumerate(self.rows, start=1):
-            heads = [
-                value
-                for name, value in row.items()
-                if name.startswith("val_") and name.endswith("_accuracy") and name != "val_joint_accuracy"
-            ]
+            parts = [(name.split("/"), value) for name, value in row.items()]
+            heads = [value for part, value in parts if (part[0], part[-1], len(part)) == ("val", "acc", 3)]
             if heads and min(heads) >= GOAL:
                 return epoch
         return None
@@ -81,18 +90,18 @@ class Group:
     """Runs that differ only in their seed. `differing` are the settings in which the groups differ, `shown`
     those of them that the experiment's name does not say."""
 
-    entries: list[Entry]
+    records: list[RunRecord]
     differing: Settings
     shown: Settings
 
     @property
-    def finished(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.finished]
+    def finished(self) -> list[RunRecord]:
+        return [record for record in self.records if record.finished]
 
     @property
     def status(self) -> str:
         """What became of the runs that did not finish."""
-        return "; ".join(dict.fromkeys(entry.status for entry in self.entries if not entry.finished))
+        return "; ".join(dict.fromkeys(record.status for record in self.records if not record.finished))
 
     def name(self) -> str:
         return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.shown.items()) or "all"
@@ -100,21 +109,23 @@ class Group:
     def row(self, on: tuple[str, str] | None = None) -> dict[str, Any]:
         """The group as a row of `compare.csv`: numbers unrounded, accuracies in [0, 1]."""
         done = self.finished
-        experiment = {"experiment": self.entries[0].settings.get("experiment")}
+        experiment = {"experiment": self.records[0].settings.get("experiment")}
         row: dict[str, Any] = {
             **experiment,
             **self.differing,
-            "runs": len(self.entries),
+            "runs": len(self.records),
             "finished": len(done),
         }
         row |= {"status": self.status or "finished"}
         if not done:
             return row
-        row["validation"] = mean(max(entry.validation(), default=0.0) for entry in done)
-        columns = [entry.accuracies(on) for entry in done]
+        best = mean(best_accuracy(record.rows) for record in done)
+        if best == best:  # runs of cnnlab 0.1 have metrics of other names
+            row["validation"] = best
+        columns = [record.accuracies(on) for record in done]
         for name in columns[0]:
             row |= _spread(name, [column[name] for column in columns])
-        heads = [entry.summary["test"]["heads"] for entry in done]
+        heads = [record.summary["test"]["heads"] for record in done]
         if len(heads[0]) == 1 and on is None:
             for score in ("f1", "precision", "recall"):
                 row[score] = mean(one[score] for head in heads for one in head.values())
@@ -123,16 +134,16 @@ class Group:
         elif len(heads[0]) > 1:
             means = [mean(value for name, value in column.items() if name != "joint") for column in columns]
             row |= _spread("heads_mean", means)
-        reached = [epochs for entry in done if (epochs := entry.epochs_to_goal()) is not None]
+        reached = [epochs for record in done if (epochs := record.epochs_to_goal()) is not None]
         row["reached_goal"] = len(reached)
         row["epochs_to_goal"] = mean(reached) if reached else None
-        row["seconds"] = mean(entry.summary["train_seconds"] for entry in done)
-        row["epochs"] = max(entry.summary["epochs"] for entry in done)
+        row["seconds"] = mean(record.summary["train_seconds"] for record in done)
+        row["epochs"] = max(record.summary["epochs"] for record in done)
         row["parameters"] = done[0].summary["parameters"]["total"]
-        row["overlap"] = max(entry.summary["data"]["overlap"] for entry in done)
-        row["seeds"] = " ".join(sorted(str(entry.summary["seed"]) for entry in done))
+        row["overlap"] = max(record.summary["data"]["overlap"] for record in done)
+        row["seeds"] = " ".join(sorted(str(record.summary["seed"]) for record in done))
         row["machine"] = done[0].summary["machine"]
-        row["commit"] = " ".join(sorted({str(entry.summary["commit"]) for entry in done}))
+        row["commit"] = " ".join(sorted({str(record.summary["commit"]) for record in done}))
         return row
 
 
@@ -145,18 +156,18 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def find(paths: Sequence[Path]) -> list[Entry]:
+def find(paths: Sequence[Path]) -> list[RunRecord]:
     """Every run in `paths`, which are run folders or folders with run folders somewhere inside.
 
     Raises `UserError` where there is none.
     """
-    entries = []
+    records = []
     for path in paths:
         found = sorted({file.parent.resolve() for file in path.rglob("config.yaml")}, key=_numbered)
         if not found:
             raise UserError(f"there is no run in {path}: a run folder holds a config.yaml")
-        entries += [read(folder) for folder in found]
-    return list({entry.path: entry for entry in entries}.values())
+        records += [read(folder) for folder in found]
+    return list({record.path: record for record in records}.values())
 
 
 def _numbered(path: Path) -> tuple[Any, ...]:
@@ -164,63 +175,51 @@ def _numbered(path: Path) -> tuple[Any, ...]:
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in path.parts)
 
 
-def read(folder: Path) -> Entry:
-    """A run folder. What cannot be read is said in the entry, not raised: it is one of many."""
+def read(folder: Path) -> RunRecord:
+    """A run folder. What cannot be read is said in the record, not raised: it is one of many."""
     settings: Settings = {}
-    summary: dict[str, Any] = {}
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        settings = _settings(config)
-        if (folder / "summary.json").is_file():
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        metrics = folder / "metrics.csv"
-        entry = Entry(folder, settings, summary, read_csv(metrics) if metrics.is_file() else [])
-        if entry.finished:
-            Group([entry], {}, {}).row()  # whether all that a table needs is there
-        return entry
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-        YAMLError,
-        OmegaConfBaseException,
-    ) as error:
-        return Entry(folder, settings, {}, trouble=f"unreadable ({type(error).__name__})")
+        run = Run(folder)
+        settings = _settings(run)
+        record = RunRecord(folder, settings, run.summary, run.metrics)
+        if record.finished:
+            Group([record], {}, {}).row()  # whether all that a table needs is there
+        return record
+    except _UNREADABLE as error:
+        kind = type(error.__cause__ or error).__name__
+        return RunRecord(folder, settings, {}, error=f"unreadable ({kind})")
 
 
-def _settings(config: dict[str, Any]) -> Settings:
+_UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, OSError, RecursionError,
+    YAMLError, OmegaConfBaseException,
+)  # fmt: skip
+
+
+def _settings(run: Run) -> Settings:
     """The configuration as {"name.name": value}, the chosen options as {"net": "branched"}."""
-    flat = dict(_leaves({key: value for key, value in config.items() if key != "options"}))
-    if flat.get("from_run"):  # a run that began with another seed of the same is a repetition
-        base = read(Path(flat["from_run"]))
-        flat["from_run"] = base.settings.get("experiment", flat["from_run"])
-    options: dict[str, str] = config.get("options", {})
-    kept = {
-        key: value for key, value in flat.items() if key not in _REPEATED and not key.endswith("_target_")
+    options: dict[str, str] = dict(run.config.get("options") or {})
+    flat = {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+        for key, value in flatten({key: run.config[key] for key in run.config if key != "options"})
     }
-    return {**_BEFORE, **options, **kept}
+    if flat.get("init_from"):  # a run that began with another seed of the same is a repetition
+        base = Path(flat["init_from"])
+        flat["init_from"] = Run(base).config.experiment if base.is_dir() else str(base)
+    kept = {key: value for key, value in flat.items() if key not in _REPEATED and not key.endswith("_target_")}
+    return {**options, **kept}
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, json.dumps(node, ensure_ascii=False) if isinstance(node, list | dict) else node
-
-
-def groups(entries: Sequence[Entry]) -> list[Group]:
+def groups(records: Sequence[RunRecord]) -> list[Group]:
     """Runs folded by what they have in common, the best on validation first, unfinished ones last.
 
     Of settings that differ because another network (or data set, ...) was chosen, only the choice is named.
     """
-    settings = [entry.settings for entry in entries]
+    settings = [record.settings for record in records]
     differing, shown = _differing(settings, ()), _differing(settings, ("experiment",))
-    folded: dict[str, list[Entry]] = {}
-    for entry in entries:
-        folded.setdefault(json.dumps(entry.settings, sort_keys=True, default=str), []).append(entry)
+    folded: dict[str, list[RunRecord]] = {}
+    for record in records:
+        folded.setdefault(json.dumps(record.settings, sort_keys=True, default=str), []).append(record)
     found = [
         Group(members, *({key: at[key] for key in keys if key in at} for keys in (differing, shown)))
         for members in folded.values()

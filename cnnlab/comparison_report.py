@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from cnnlab import UserError, figures, page
+from cnnlab import html, plots
 from cnnlab.comparison import GOAL, Group, find, groups
-from cnnlab.files import new_folder, to_csv, write_whole
+from cnnlab.errors import UserError
+from cnnlab.io import new_folder, to_csv, write_atomically
+from cnnlab.log import as_text, say
 
 NOTE = (
     "Sorted by the share of validation images with every head right; the first is marked. Test accuracies in "
@@ -22,37 +24,30 @@ NOTE = (
 Row = dict[str, Any]
 
 
-def compare(paths: Sequence[Path], out: Path | None, on: str | None) -> None:
+def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, str] | None = None) -> Path:
     """Print the table of the runs in `paths` and write `compare.html`, `.csv` and `.png` to `out` (into the
-    folder itself where one is given, else to `outputs/compare/<number>`).
+    folder itself where one is given, else to `outputs/compare/<number>`); returns the page's path.
 
-    `on` is "head=class", for the accuracies on the test images of that class alone. Raises `UserError`
+    `where` is {head: class}, for the accuracies on the test images of that class alone. Raises `UserError`
     where there is no run, or no such class.
     """
-    where = _where(on)
+    on = next(iter(where.items())) if where else None
+    if where and len(where) > 1:
+        raise UserError(f"where={dict(where)}: name one head and its class, like where.colour=green")
     found = groups(find(paths))
-    rows = [group.row(where) for group in found]
+    rows = [group.row(on) for group in found]
     table = _table(found, rows)
     folder = out or (paths[0] if len(paths) == 1 else new_folder(Path("outputs") / "compare"))
     folder.mkdir(parents=True, exist_ok=True)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    write_whole(folder / "compare.csv", to_csv([{key: row.get(key) for key in keys} for row in rows]))
-    curves = {group.name(): [entry.validation() for entry in group.entries if entry.rows] for group in found}
+    write_atomically(folder / "compare.csv", to_csv(rows))
+    curves = {group.name(): [record.accuracy_by_epoch() for record in group.records if record.rows] for group in found}
     picture = folder / "compare.png"
-    figures.save(figures.comparison({name: lines for name, lines in curves.items() if lines}), picture)
-    subject = f"test images with {on}" if on else "all test images"
-    html = page.render("compare.html", table=table, picture=picture, groups=found, note=NOTE, subject=subject)
-    write_whole(folder / "compare.html", html)
-    _print(table, subject, folder)
-
-
-def _where(on: str | None) -> tuple[str, str] | None:
-    if on is None:
-        return None
-    head, equals, name = on.partition("=")
-    if not (head and equals and name):
-        raise UserError(f"--on {on}: write it as head=class, like colour=green")
-    return head, name
+    plots.save(plots.comparison({name: lines for name, lines in curves.items() if lines}), picture)
+    subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
+    page = html.render("compare.html", table=table, picture=picture, groups=found, note=NOTE, subject=subject)
+    write_atomically(folder / "compare.html", page)
+    say(_console_table(table, subject, folder / "compare.html"))
+    return folder / "compare.html"
 
 
 def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
@@ -63,7 +58,7 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
     names = {"heads_mean": "mean of heads", "joint": "all heads right"}
     extra = [key for key in ("f1", "epochs_to_goal", "epochs", "seconds", "parameters") if key in keys]
     titles = {"f1": "F1", "epochs_to_goal": f"epochs to {GOAL:.1%}"}
-    several = any(len(group.entries) > 1 for group in found)
+    several = any(len(group.records) > 1 for group in found)
     header = ["", *settings, *(["n"] if several else []), "validation"]
     header += [names.get(key, key) for key in spreads] + [titles.get(key, key) for key in extra]
     cells = [header]
@@ -71,17 +66,13 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
         mark = "best" if place == 0 and row["finished"] and len(found) > 1 else ""
         line = [mark, *(_plain(group.shown.get(key)) for key in settings)]
         if several:
-            line.append(
-                f"{row['finished']}" + (f" of {row['runs']}" if row["finished"] < row["runs"] else "")
-            )
+            line.append(f"{row['finished']}" + (f" of {row['runs']}" if row["finished"] < row["runs"] else ""))
         line.append(_share(row.get("validation")))
         line += [_share(row.get(key), row.get(f"{key}_std")) for key in spreads]
         line += [_share(row.get(key)) if key == "f1" else _count(row, key) for key in extra]
         cells.append(line)
     if any(group.status for group in found):
-        cells = [
-            [*line, text] for line, text in zip(cells, ["status", *(g.status for g in found)], strict=True)
-        ]
+        cells = [[*line, text] for line, text in zip(cells, ["status", *(g.status for g in found)], strict=True)]
     return cells
 
 
@@ -93,7 +84,7 @@ def _share(value: float | None, deviation: float | None = None) -> str:
     """A share as a percentage, never rounded up to 100."""
     if value is None:
         return "–"
-    text = page.percent(value).removesuffix(" %")
+    text = html.percent(value).removesuffix(" %")
     return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
 
 
@@ -111,16 +102,12 @@ def epochs_to_goal(epochs: float, reached: int, runs: int) -> str:
     return f"{epochs:.1f}" + (f" ({reached} of {runs})" if reached < runs else "")
 
 
-def _print(table: list[list[str]], subject: str, folder: Path) -> None:
-    # As wide as it must be: a terminal breaks the lines, a file keeps them whole.
+def _console_table(table: list[list[str]], subject: str, page: Path) -> str:
     widths = [max(len(row[place]) for row in table) + 2 for place in range(len(table[0]))]
-    console = Console(width=max(80, sum(widths)))
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for place, title in enumerate(table[0]):
-        shown.add_column(title, justify="left" if place < 2 else "right")
+        shown.add_column(Text(title), justify="left" if place < 2 else "right")
     for row in table[1:]:
-        shown.add_row(*row)
-    console.print(f"Accuracies on {subject}", highlight=False)
-    console.print(shown)
-    console.print(f"\n{NOTE}", highlight=False)
-    console.print(f"page  {folder / 'compare.html'}", highlight=False, soft_wrap=True)
+        shown.add_row(*(Text(cell) for cell in row))
+    text = as_text(shown, width=max(80, sum(widths)))  # as wide as it must be: a terminal breaks the lines
+    return f"Accuracies on {subject}\n{text}\n\n{NOTE}\npage  {page}"

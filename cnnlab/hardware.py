@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cnnlab import UserError
+from cnnlab.errors import UserError
 
 # glibc's mallopt parameters, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -31,25 +31,25 @@ def precision(setting: str) -> str:
 
 
 @contextmanager
-def shared_cores(setting: int | None, launcher: Mapping[str, Any], processes: int) -> Iterator[None]:
-    """Within, this process uses `setting` threads, or its share of the cores where several jobs run at once,
-    or a job of several `processes`: `launcher` is Hydra's, which says how many jobs (joblib) or how many
-    cores each has (submitit). The next job in this process begins with all again."""
-    if setting is not None and setting < 1:
-        raise UserError(f"trainer.threads={setting} must be at least 1")
+def limit_threads(threads: int | None, launcher: Mapping[str, Any]) -> Iterator[None]:
+    """Within, this process uses `threads` threads, or its share of the cores where several jobs run at once:
+    `launcher` is Hydra's, which says how many jobs (joblib) or how many cores each has (submitit). The next
+    job in this process begins with all again. `UserError` where `threads` is not in 1..1024."""
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UserError(f"threads={threads} is not in 1..1024")
     cores = launcher.get("cpus_per_task") or os.cpu_count() or 1
     jobs = launcher.get("n_jobs", 1)
     jobs = cores if jobs < 1 else jobs  # joblib's -1: as many as there are cores
     before = torch.get_num_threads()
-    if setting or jobs * processes > 1 or launcher.get("cpus_per_task"):
-        torch.set_num_threads(setting or max(1, cores // (jobs * processes)))
+    if threads or jobs > 1 or launcher.get("cpus_per_task"):
+        torch.set_num_threads(threads or max(1, cores // jobs))
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def keep_memory() -> None:
+def disable_malloc_trim() -> None:
     """Let glibc keep freed memory for the next step instead of giving it back to the kernel.
 
     Activations of tens of megabytes otherwise come back as page faults at every step, which costs a
@@ -59,16 +59,6 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def spare_gpu_search() -> None:
-    """Where there is no GPU, spare every step the search for one, half a millisecond.
-
-    PyTorch's optimizers ask at each step whether there is a GPU, and Lightning has them ask NVIDIA's
-    management library, which where it is not installed is looked for on the disk each time.
-    """
-    if not torch.cuda.is_available():
-        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
 def description() -> str:

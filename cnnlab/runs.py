@@ -5,81 +5,39 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import cached_property
-from importlib.metadata import version
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from cnnlab import UserError
-from cnnlab.checkpoints import load_checkpoint
-from cnnlab.classifier import Classifier
-from cnnlab.cli import words
-from cnnlab.data.splits import LabData
-from cnnlab.layers import set_bn_momentum
-from cnnlab.nets import Net
+from cnnlab import __version__
+from cnnlab.build import build_datamodule, build_net, refused
+from cnnlab.callbacks.checkpoint import load_checkpoint
+from cnnlab.cli import CONF
+from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.errors import UserError
+from cnnlab.io import read_csv
+from cnnlab.models.classifier import Classifier
+from cnnlab.models.networks import MultiHeadNet
 
-TRUSTED = ("cnnlab.", "torch.optim.", "torch.nn.")
-PACKAGES = ("cnnlab", "torch", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
 
-
-def build_data(cfg: DictConfig) -> LabData:
-    """The data set of a configuration, ready to serve."""
-    with _refused("data"):
-        data: LabData = instantiate(cfg.data, _partial_=True, _convert_="all")()
-    return data
-
-
-def build_net(cfg: DictConfig, data: LabData) -> Net:
-    """The untrained network of a configuration, for the heads and channels of `data`."""
-    with _refused("net"):
-        build = instantiate(cfg.net, _partial_=True, _convert_="all")
-        net: Net = build(in_channels=data.in_channels, heads=data.heads)
-    return net
-
-
-def build_classifier(cfg: DictConfig, data: LabData) -> Classifier:
-    """Network, loss, optimizer and schedule of a configuration. Raises `UserError` for a bad value."""
-    with _refused("weighting"):
-        weighting = instantiate(cfg.weighting, _partial_=True, _convert_="all")(heads=data.heads)
-    with _refused("augment"):
-        augment = instantiate(cfg.augment)
-    net = build_net(cfg, data)
-    set_bn_momentum(net, cfg.bn_momentum)
-    classifier = Classifier(
-        net=net,
-        heads=data.heads,
-        optimizer=instantiate(cfg.optimizer),
-        schedule=instantiate(cfg.schedule),
-        weighting=weighting,
-        augment=augment,
-        l2=cfg.l2,
-        train_heads=words(cfg.train_heads),
-        seed=cfg.seed,
-    )
-    with _refused("optimizer or schedule"):  # now, not when the training begins
-        classifier.make_schedule(classifier.make_optimizer(classifier.trained()), 1)
-    return classifier
-
-
-@contextmanager
-def _refused(group: str) -> Iterator[None]:
-    """A value that a constructor does not take is the user's mistake."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{group}: {' '.join(str(error).split())}") from error
+# Runs written by version 0.1 name their classes and settings so.
+_RENAMED = {
+    "cnnlab.nets.": "cnnlab.models.networks.",
+    "cnnlab.data.lines.LineData": "cnnlab.data.lines.LineDataModule",
+    "cnnlab.data.mnist.MnistData": "cnnlab.data.vision.TorchvisionDataModule",
+}
 
 
 class Run:
@@ -95,7 +53,7 @@ class Run:
 
     @cached_property
     def config(self) -> DictConfig:
-        """What `config.yaml` says. Raises `UserError` where it is broken, or names code not of cnnlab."""
+        """What `config.yaml` says. Raises `UserError` where it is broken."""
         file = self.path / "config.yaml"
         try:
             config = OmegaConf.load(file)
@@ -103,12 +61,11 @@ class Run:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
         if not isinstance(config, DictConfig) or not set(config) >= {"experiment", "data", "net", "trainer"}:
             raise UserError(f"{file} is not the configuration of a run, or cut short")
-        _check_code(config, file)
-        return config
+        return _today(config)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` says; {} while the run has not ended. Raises `UserError` where it is broken."""
+        """What `summary.json` says; {} where there is none. Raises `UserError` where it is broken."""
         file = self.path / "summary.json"
         if not file.is_file():
             return {}
@@ -120,9 +77,22 @@ class Run:
             raise UserError(f"{file} is not the summary of a run")
         return summary
 
+    @cached_property
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of `metrics.csv`, one an epoch. Raises `UserError` where it is broken."""
+        file = self.path / "metrics.csv"
+        try:
+            return read_csv(file) if file.is_file() else []
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f"{file} is broken ({type(error).__name__})") from error
+
     @property
     def finished(self) -> bool:
         return self.summary.get("status") == "finished"
+
+    @property
+    def title(self) -> str:
+        return title(self.config)
 
     def checkpoint(self, name: str) -> Path:
         """The path of the checkpoint "best" or "last"; `UserError` where there is none."""
@@ -131,11 +101,11 @@ class Run:
             raise UserError(f"{self.path} has no checkpoints/{name}.ckpt: its first epoch has not ended")
         return path
 
-    def data(self, stage: str | None = None) -> LabData:
-        """The run's data set, with the splits of a stage ("fit", "test") or all."""
-        data = build_data(self.config)
-        data.setup(stage)
-        return data
+    def datamodule(self, stage: str | None = None) -> ImageDataModule:
+        """The run's data set, with the splits of a stage ("fit", "test") or all. Raises `UserError` where the
+        configuration names code that is not trusted."""
+        check_trusted(self.config, self.path / "config.yaml")
+        return build_datamodule(self.config, stage)
 
     def weights(self) -> dict[str, Tensor]:
         """The best weights of the run's network, {name: tensor}."""
@@ -143,32 +113,54 @@ class Run:
         prefix = "net."
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
-    def net(self, data: LabData) -> Net:
+    def net(self, datamodule: ImageDataModule) -> MultiHeadNet:
         """The run's network with its best weights, in evaluation mode."""
-        net = build_net(self.config, data)
-        with _refused(str(self.checkpoint("best"))):
+        check_trusted(self.config, self.path / "config.yaml")
+        net = build_net(self.config, datamodule)
+        with refused(str(self.checkpoint("best"))):
             net.load_state_dict(self.weights())
-        if self.config.trainer.channels_last:
-            net.to(memory_format=torch.channels_last)
         return net.eval()
 
 
-def _check_code(node: Any, file: Path) -> None:
-    """Raise `UserError` where a configuration from outside would run code of neither cnnlab nor torch's
-    optimizers and layers. CNNLAB_TRUST=<package>,... names others that may."""
-    if isinstance(node, ListConfig):
-        node = {place: node[place] for place in range(len(node))}
-    elif not isinstance(node, DictConfig):
-        return
-    for key, value in node.items():
-        trusted = [*TRUSTED, *(f"{name}." for name in os.environ.get("CNNLAB_TRUST", "").split(",") if name)]
-        if key == "_target_" and not str(value).startswith(tuple(trusted)):
-            package = str(value).partition(".")[0]
-            raise UserError(f"{file} would run {value}; if you trust it, set CNNLAB_TRUST={package}")
-        _check_code(value, file)
+def title(config: Mapping[str, Any]) -> str:
+    """What a run is called: its experiment and its data set."""
+    options = config.get("options") or {}
+    return f"{config['experiment']} on {options['data']}" if "data" in options else str(config["experiment"])
 
 
-def begin_with(classifier: Classifier, base: Run) -> None:
+def check_trusted(config: Any, file: Path) -> None:
+    """Raise `UserError` where a configuration from outside would run code that cnnlab's own files do not name, or
+    asks for what only this machine knows. CNNLAB_TRUST=<package>,... names packages whose own classes and
+    functions may run."""
+    node = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    if isinstance(node, str) and "${" in node:
+        raise UserError(f"{file} holds the interpolation {node}; a run's configuration is written without any")
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "_target_" and str(value) not in shipped_targets() and not _trusted_by_user(str(value)):
+                package = str(value).partition(".")[0]
+                raise UserError(f"{file} would run {value}; if you trust it, set CNNLAB_TRUST={package}")
+            check_trusted(value, file)
+
+
+@cache
+def shipped_targets() -> frozenset[str]:
+    """Every `_target_` that the files in `conf/` name."""
+    texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
+    return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text))
+
+
+def _trusted_by_user(target: str) -> bool:
+    """Whether CNNLAB_TRUST names the package that the target's object is of, however it is spelt."""
+    packages = [name for name in os.environ.get("CNNLAB_TRUST", "").split(",") if name]
+    if target.partition(".")[0] not in packages:
+        return False
+    with refused(target):
+        module = str(getattr(get_object(target), "__module__", ""))
+    return module.partition(".")[0] in packages
+
+
+def load_initial_weights(classifier: Classifier, base: Run) -> None:
     """Give a classifier the best weights of a run with the same network. In the heads that are trained, a
     tensor of another shape stays as it is: the last layer of a head that got one more class.
 
@@ -179,9 +171,7 @@ def begin_with(classifier: Classifier, base: Run) -> None:
     trained = classifier.train_heads or classifier.net.head_names
     for name in state.keys() - fitting.keys():
         if name.partition(".")[0] not in trained:
-            raise UserError(
-                f"from_run={base.path} does not fit: its {name} has another shape, or is not there"
-            )
+            raise UserError(f"init_from={base.path} does not fit: its {name} has another shape, or is not there")
     classifier.net.load_state_dict({**state, **fitting})
 
 
@@ -200,9 +190,18 @@ def newest(outputs: Path) -> Run:
     return max(runs, key=lambda run: (run.path / "summary.json").stat().st_mtime)
 
 
+def open_run(path: str | None) -> Run:
+    """The run folder at `path`, or the newest finished one in `outputs/` where it is None."""
+    return Run(path) if path else newest(Path("outputs"))
+
+
 def versions() -> dict[str, str]:
     """The versions of the packages that a result depends on."""
-    return {package: version(package) for package in PACKAGES}
+    found = {"cnnlab": __version__}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def commit() -> str | None:
@@ -216,3 +215,18 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def _today(config: DictConfig) -> DictConfig:
+    """A run's configuration as today's code reads it: version 0.1 had other names for the same things."""
+    for group in ("data", "net"):
+        target = str(config[group].get("_target_", ""))
+        for old, new in _RENAMED.items():
+            if target == old or (old.endswith(".") and target.startswith(old)):
+                config[group]._target_ = target.replace(old, new)
+    if "fresh" in config.data:
+        config.data.resample_each_epoch = config.data.pop("fresh")
+    if config.data.get("_target_") == _RENAMED["cnnlab.data.mnist.MnistData"] and "train" not in config.data:
+        mnist = {"_target_": "cnnlab.data.mnist.MNIST", "_partial_": True, "root": config.data.root}
+        config.data |= {"head": "digit", "train": {**mnist, "train": True}, "test": {**mnist, "train": False}}
+    return OmegaConf.merge({"bn_momentum": 0.99}, config)  # type: ignore[return-value]

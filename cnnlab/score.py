@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def score(cfg: DictConfig) -> str:
     """Grade what `cfg` asks for; returns the path of the page."""
-    from cnnlab.explain.score_card import score_run  # torch comes with it: a typo is answered before
+    from cnnlab.explain.evaluation_report import score_run  # torch comes with it: a typo is answered before
 
     return str(score_run(cfg))
 

@@ -9,7 +9,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$gallery"
 
 "$python" -m cnnlab.explain run="$1" out="$work" 'indices=[0,75,59]' 'layers=[stem.conv,angle.conv1]'
-"$python" -m cnnlab.explain run="$1" out="$work" 'indices=[0]' 'layers=[angle.conv1]' filters=plain
+"$python" -m cnnlab.explain run="$1" out="$work" 'indices=[0]' 'layers=[angle.conv1]' ascent=plain
 "$python" -m cnnlab.explain run="$2" out="$work" 'indices=[0,4,15]' \
   'layers=[stem.conv,stem.relu,stem.pool,stem.dense]'
 

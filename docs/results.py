@@ -14,26 +14,23 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnlab.compare import main as compare
-from cnnlab.comparison_report import epochs_to_goal
-from cnnlab.page import percent
+from cnnlab.comparison_report import compare, epochs_to_goal
+from cnnlab.html import percent
 
 DOCS = Path(__file__).parent
 Row = dict[str, str]
 
 # Section: the runs it compares, and the test images if not all.
-SECTIONS: dict[str, tuple[list[str], str | None]] = {
+SECTIONS: dict[str, tuple[list[str], dict[str, str] | None]] = {
     "mnist": (["mnist", "mnist_5x5", "mnist_flat", "mnist_dropout", "mnist_deep", "mnist_best"], None),
     "lines": (["lines", "lines_deep"], None),
     "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead"], None),
     "weighting": (["sweep_weighting"], None),
-    "green": (["add_colour_multihead", "add_colour_multihead_hue_blind"], "colour=green"),
-    "red": (["add_colour_multihead", "add_colour_multihead_hue_blind"], "colour=red"),
+    "green": (["add_colour_multihead", "add_colour_multihead_hue_blind"], {"colour": "green"}),
+    "red": (["add_colour_multihead", "add_colour_multihead_hue_blind"], {"colour": "red"}),
     "holdout": (["sweep_holdout"], None),
     "precision": (["mnist", "mnist_float32", "multihead", "multihead_float32"], None),
-    **{
-        name: ([f"sweep_{name}"], None) for name in ("filters", "pooling", "depth", "decay", "regularisation")
-    },
+    **{name: ([f"sweep_{name}"], None) for name in ("filters", "pooling", "depth", "decay", "regularisation")},
 }
 
 # What the reports state, by experiment.
@@ -69,20 +66,18 @@ TABLES = {
     "readme": Table(["mnist", "lines", "multihead"], ["experiment"], ["theirs", "accuracy", *RUN], SHORT),
     "mnist": Table(["mnist"], ["experiment"], ["theirs", *SCORES, *RUN]),
     "lines": Table(["lines"], ["experiment"], ["theirs", *SCORES, *RUN]),
-    "multihead": Table(
-        ["multihead"], ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]
-    ),
+    "multihead": Table(["multihead"], ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]),
     "weighting": Table(
         ["weighting"], ["weighting"], ["epochs to 99.9 %", "validation", "all heads right", *HEADS, "n"]
     ),
-    "green": Table(["green"], ["from_run"], ["all heads right", *HEADS, "n"]),
-    "red": Table(["red"], ["from_run"], ["all heads right", *HEADS, "n"]),
+    "green": Table(["green"], ["init_from"], ["all heads right", *HEADS, "n"]),
+    "red": Table(["red"], ["init_from"], ["all heads right", *HEADS, "n"]),
     "holdout": Table(["holdout"], ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),
     "precision": Table(["precision"], ["experiment", "trainer.precision"], VARIED),
     "filters": Table(["filters"], ["net.kernel_size", "net.filters"], VARIED),
     "pooling": Table(["pooling"], ["net.downsample"], VARIED),
     "depth": Table(["depth"], ["net.filters"], VARIED),
-    "decay": Table(["decay"], ["schedule"], VARIED),
+    "decay": Table(["decay"], ["lr_scheduler"], VARIED),
     "regularisation": Table(["regularisation"], ["net.dropout", "l2"], VARIED),
 }
 NAMES = {"accuracy": "joint", "all heads right": "joint", "mean of heads": "heads_mean"}
@@ -114,8 +109,7 @@ def table(name: str) -> str:
         return "Not run yet."
     lines = [[*shape.settings, *shape.columns], ["---"] * len(shape.settings) + ["---:"] * len(shape.columns)]
     lines += [
-        [*(f"`{row[key]}`" for key in shape.settings), *(cell(column, row) for column in shape.columns)]
-        for row in rows
+        [*(f"`{row[key]}`" for key in shape.settings), *(cell(column, row) for column in shape.columns)] for row in rows
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -136,12 +130,12 @@ def filled(text: str) -> str:
 
 def collect(root: Path) -> None:
     """Compare the runs below `root`, section by section, and keep each table and its picture."""
-    for section, (names, on) in SECTIONS.items():
-        folders = [str(root / name) for name in names if (root / name).is_dir()]
+    for section, (names, where) in SECTIONS.items():
+        folders = [root / name for name in names if (root / name).is_dir()]
         if not folders:
             continue
         with tempfile.TemporaryDirectory() as out:
-            compare([*folders, "--out", out, *(["--on", on] if on else [])])
+            compare(folders, Path(out), where)
             shutil.copy(Path(out) / "compare.csv", DOCS / "results" / f"{section}.csv")
             if f"results/{section}.png" in (DOCS / "results.md").read_text(encoding="utf-8"):
                 shutil.copy(Path(out) / "compare.png", DOCS / "results" / f"{section}.png")

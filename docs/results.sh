@@ -20,7 +20,7 @@ for seed in 0 1 2; do
     train ${name}_float32 $seed experiment=$name trainer.precision=32-true
   done
   for base in multihead multihead_hue_blind; do
-    train add_colour_$base $seed experiment=add_colour from_run="$root/$base/$seed"
+    train add_colour_$base $seed experiment=add_colour init_from="$root/$base/$seed"
   done
 done
 for name in filters pooling depth decay regularisation weighting holdout; do

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cnnlab import report
 from cnnlab.cli import CONF
+from cnnlab.report import RunReport
 from tests.conftest import run_train
 
 BASE = (
@@ -33,7 +33,7 @@ BASE = (
     "trainer.max_epochs=1",
     "net.filters=4",
 )
-GROUPS = ("data", "net", "optimizer", "schedule", "weighting", "augment", "trainer")
+GROUPS = ("data", "net", "optimizer", "lr_scheduler", "weighting", "augment", "trainer", "callbacks", "logger")
 
 
 def _settings() -> list[str]:
@@ -44,8 +44,8 @@ def _settings() -> list[str]:
         "data": "lines",
         "net": "branched",
         "optimizer": "adam",
-        "schedule": "one_cycle",
-        "trainer": "single",
+        "lr_scheduler": "one_cycle",
+        "trainer": "default",
     }
     for group, option in chosen.items():
         loaded = OmegaConf.load(CONF / group / f"{option}.yaml")
@@ -118,7 +118,7 @@ def _kept(config: Any, key: str, value: str) -> bool:
 
 
 def _no_pictures(*_: object) -> None:
-    """In place of `report.write`: drawing takes most of the time, and no setting reaches it."""
+    """In place of `RunReport._write_pages`: drawing takes most of the time, and no setting reaches it."""
 
 
 def run(examples: int) -> dict[str, int]:
@@ -138,11 +138,11 @@ def run(examples: int) -> dict[str, int]:
         if sys.stdout.isatty() or sum(counts.values()) % 10 == 0:
             print(counts, end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
-    write, report.write = report.write, _no_pictures
+    write, RunReport._write_pages = RunReport._write_pages, _no_pictures  # type: ignore[method-assign]
     try:
         one()
     finally:
-        report.write = write
+        RunReport._write_pages = write  # type: ignore[method-assign]
     return counts
 
 

@@ -18,20 +18,25 @@ from pathlib import Path
 
 import torch
 
-from cnnlab.checkpoints import load_checkpoint, newest_whole
+from cnnlab.callbacks.checkpoint import last_valid_checkpoint, load_checkpoint
 from tests.conftest import TINY_LINES, run_train
 
-WORDS = (
-    "experiment=multihead",
-    "weighting=uncertainty",
-    *TINY_LINES,
-    "data.batch_size=96",
-    "trainer.max_epochs=12",
-    "trainer.checkpoint_steps=1",
+EVERY_STEP = (
+    "callbacks.interval_checkpoint.every_n_train_steps=1",
+    "callbacks.interval_checkpoint.train_time_interval=null",
 )
+PLAIN = ("experiment=multihead", *TINY_LINES, "data.batch_size=96", "trainer.max_epochs=12", *EVERY_STEP)
+VARIANTS = (  # whatever has a state of its own, or is drawn at random
+    ("weighting=uncertainty",),
+    ("weighting=dynamic_weight_average", "lr_scheduler=plateau", "lr_scheduler.scheduler.patience=0"),
+    ("weighting=report_a", "lr_scheduler=every_epoch", "augment=affine"),
+    ("data.resample_each_epoch=true", "data.num_workers=2"),
+    ("callbacks=[default,ema]", "lr_scheduler=inverse_time", "trainer.gradient_clip_val=1"),
+)
+WORDS = (*PLAIN, *VARIANTS[0])
 # A process with torch imported and nothing run yet, of which each training is a copy.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["cnnlab.training", "tests.conftest"])
+CONTEXT.set_forkserver_preload(["cnnlab.report", "tests.conftest"])
 
 
 def _train(folder: Path, words: tuple[str, ...]) -> None:
@@ -39,12 +44,13 @@ def _train(folder: Path, words: tuple[str, ...]) -> None:
     run_train(folder, *words)
 
 
-def _start(folder: Path) -> multiprocessing.process.BaseProcess:
+def _start(folder: Path, words: tuple[str, ...] = WORDS) -> multiprocessing.process.BaseProcess:
     """Train into `folder`, from where it stands."""
     begun = (folder / "config.yaml").exists()
     if not begun and folder.exists():
         shutil.rmtree(folder)
-    words = (f"resume={folder}",) if begun else WORDS
+    if begun:
+        words = (f"resume={folder}",)
     process = CONTEXT.Process(target=_train, args=(folder.parent / "unused" if begun else folder, words))
     process.start()
     return process
@@ -63,21 +69,27 @@ def same(first: Path, second: Path) -> bool:
     """Whether two runs ended alike to the bit."""
     (weights, rows, test), (others, other_rows, other_test) = outcome(first), outcome(second)
     equal = weights.keys() == others.keys() and all(torch.equal(weights[k], others[k]) for k in weights)
-    return equal and rows == other_rows and test == other_test
+    return equal and rows == other_rows and test == other_test and _schedule(first) == _schedule(second)
+
+
+def _schedule(folder: Path) -> list[dict[str, object]]:
+    """The states of the learning rate's schedulers in the last checkpoint."""
+    states: list[dict[str, object]] = load_checkpoint(folder / "checkpoints" / "last.ckpt")["lr_schedulers"]
+    return states
 
 
 def _steps(folder: Path) -> int:
     """The steps of the newest checkpoint; 0 where there is none."""
-    path, _ = newest_whole(folder / "checkpoints")
+    path, _ = last_valid_checkpoint(folder / "checkpoints")
     return 0 if path is None else int(load_checkpoint(path)["global_step"])
 
 
-def survive(kills: int, parent: Path, seed: int) -> tuple[list[int], bool]:
+def survive(kills: int, parent: Path, seed: int, words: tuple[str, ...] = WORDS) -> tuple[list[int], bool]:
     """Kill one training `kills` times at random moments: at which steps the kills found it, and whether it
     ended as one that was left alone."""
     draw = random.Random(seed)
     whole, cut = parent / "whole", parent / "cut"
-    process = _start(whole)
+    process = _start(whole, words)
     while not (whole / "config.yaml").exists():
         time.sleep(0.005)  # the first has waited for torch
     start = time.monotonic()
@@ -85,7 +97,7 @@ def survive(kills: int, parent: Path, seed: int) -> tuple[list[int], bool]:
     usual = time.monotonic() - start
     found = []
     while len(found) < kills:
-        process = _start(cut)
+        process = _start(cut, words)
         process.join(draw.uniform(0.05, 0.5) * usual)
         if not process.is_alive():  # it was faster: begin anew, and kill that one
             shutil.rmtree(cut)
@@ -94,7 +106,7 @@ def survive(kills: int, parent: Path, seed: int) -> tuple[list[int], bool]:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         found.append(_steps(cut))
-    _start(cut).join()
+    _start(cut, words).join()
     return found, same(whole, cut)
 
 
@@ -102,9 +114,10 @@ if __name__ == "__main__":
     wanted, tried, survived, seed = int(sys.argv[1]), 0, 0, 0
     while tried < wanted:
         with tempfile.TemporaryDirectory() as parent:
-            steps, equal = survive(min(4, wanted - tried), Path(parent), seed)
+            variant = VARIANTS[seed % len(VARIANTS)]
+            steps, equal = survive(min(4, wanted - tried), Path(parent), seed, (*PLAIN, *variant))
         tried, survived, seed = tried + len(steps), survived + len(steps) * equal, seed + 1
         end = "ended bit for bit as a run left alone" if equal else "ended differently"
-        print(f"killed after steps {steps} of 72: {end}", flush=True)
+        print(f"{' '.join(variant)}: killed after steps {steps} of 72: {end}", flush=True)
     print(f"survived {survived} of {tried} kills")
     sys.exit(survived < tried)

@@ -30,6 +30,12 @@ def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["net.fliters=3"], "there is no setting 'net.fliters'; did you mean 'net.filters'?"),
         (["+typo=1"], "there is no setting 'typo'"),
         (["+net.kernel=1"], "there is no setting 'net.kernel'"),
+        (["trainer.gradient_clip=1"], "there is no setting 'trainer.gradient_clip'; did you mean"),
+        (
+            ["callbacks=[default,early_stoping]"],
+            "there is no callbacks 'early_stoping'; did you mean 'early_stopping'?",
+        ),
+        (["logger=tensorbord"], "there is no logger 'tensorbord'; did you mean 'tensorboard'?"),
         (["data.batch_size=many"], "data.batch_size=many is not a whole number"),
         (["data.antialias=3"], "data.antialias=3 is not true or false"),
         (["optimizer.lr=fast"], "optimizer.lr=fast is not a number"),
@@ -40,7 +46,7 @@ def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["data=0"], "Config group override must be a string or a list"),
         (["net={filtres: 1}"], "there is no setting 'net.filtres'; did you mean 'net.filters'?"),
         (["weighting.weights=0"], "weighting.weights=0 is not names with values, like {angle: 5}"),
-        (["watch={}"], "watch={} is not a whole number"),
+        (["bn_momentum={}"], "bn_momentum={} is not a number"),
     ],
 )
 def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[str], message: str) -> None:
@@ -56,20 +62,28 @@ def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.batch_size=0"], "data.batch_size and data.eval_batch_size must be at least 1"),
+        (["data.batch_size=0"], "data.batch_size=0 must be at least 1"),
         (["data.train_per_class=-5"], "data.train_per_class=-5"),
-        (["experiment=lines", "net.kernel_size=40"], "net.kernel_size=40 is larger than the 28 x 28 pixels"),
-        (["weighting.weights.colr=2"], "no such head; did you mean 'colour'?"),
+        (["experiment=lines", "net.kernel_size=40"], "net: its layers do not fit an input of 3 x 28 x 28"),
+        (["weighting.weights.colr=2"], "there is no head 'colr'; did you mean 'colour'?"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1"),
         (["trainer.precision=half"], "trainer: "),
         (["trainer.accelerator=abacus"], "trainer: "),
-        (["optimizer.lr=-1"], "optimizer or schedule: Invalid learning rate: -1"),
+        (["optimizer.lr=-1"], "optimizer or lr_scheduler: Invalid learning rate: -1"),
+        (["+optimizer.momentm=0.9"], "optimizer or lr_scheduler: "),
+        (["+callbacks.mine._target_=no.such.thing"], "callbacks.mine: "),
+        (["data.train_per_class=" + "9" * 30], "data.train_per_class=999"),
+        (["trainer.gradient_clip_val=much"], "trainer: "),
+        (["trainer.accelerator=tpu"], "trainer: "),
+        (["net.dropout=2"], "net.dropout=2"),
+        (["threads=100000"], "threads=100000 is not in 1..1024"),
+        (["data.batch_size=" + "9" * 30], "data"),
         (["seed=-1"], "seed=-1"),
         (["experiment=mnist", "data.train_size=some"], "data: "),
         (["net=deep", "net.dropout=[a,b,c,d]"], "net: "),
-        (["schedule=inverse_time", "schedule.decay=nan"], "schedule.decay=nan"),
+        (["lr_scheduler=inverse_time", "lr_scheduler.scheduler.decay=nan"], "decay=nan"),
         (["l2=-1"], "l2=-1"),
-        (["schedule.warmup=2"], "schedule.warmup=2"),
+        (["lr_scheduler.scheduler.warmup=2"], "warmup=2"),
         (["resume=nowhere"], "nowhere is not a run folder"),
     ],
 )
@@ -83,6 +97,20 @@ def test_a_bad_value_is_one_line_and_leaves_no_folder(
     assert message in str(stop.value)
     assert "\n" not in str(stop.value)
     assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_what_lightning_refuses_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: trainer: Cannot use `LearningRateMonitor` .* no logger") as stop:
+        run_train(tmp_path / "run", *TINY_LINES, "callbacks=[default,lr_monitor]")
+    assert "\n" not in str(stop.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["data.batch_size=many"], ["trainer.max_epochs=0"]])
+def test_a_refused_run_leaves_no_folder_in_outputs(tmp_path: Path, words: list[str]) -> None:
+    assert _command(tmp_path, *words).returncode == 1
+    assert [path.name for path in tmp_path.rglob("*")] in ([], ["outputs"])
 
 
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:

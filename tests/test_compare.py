@@ -11,17 +11,25 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from cnnlab.compare import main
+from cnnlab.compare import compare
 from cnnlab.comparison import find, groups
-from tests.conftest import TINY_LINES, run_train
+from tests.conftest import TINY_LINES, in_process, run_train
 
-EPOCHS = "epoch,val_joint_accuracy,val_a_accuracy,val_b_accuracy,seconds,val_seconds\n"
+pytestmark = pytest.mark.slow
+
+EPOCHS = "epoch,val/acc,val/a/acc,val/b/acc,seconds,val_seconds\n"
+
+
+def main(*words: str) -> None:
+    """`python -m cnnlab.compare <words>` in this process."""
+    in_process("compare", compare, *words)
 
 
 def _run(folder: Path, seed: int, joint: float, status: str = "finished", **settings: Any) -> Path:
     """A run folder as `train` writes one, of a network with heads a and b."""
     folder.mkdir(parents=True)
     config = {"experiment": "two", "options": {"net": "branched"}, "seed": seed, "net": {"filters": 8}}
+    config |= {"data": {"task": "attributes"}, "trainer": {"max_epochs": 2}}
     OmegaConf.save(OmegaConf.merge(config, settings), folder / "config.yaml")
     heads = {name: {"accuracy": share} for name, share in (("a", 1.0), ("b", joint))}
     test = {"joint_accuracy": joint, "heads": heads}
@@ -54,7 +62,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_seeds_are_folded_and_the_best_on_validation_is_first(sweep: Path) -> None:
-    main([str(sweep)])
+    main(f"runs={sweep}")
     large, small, failed = _table(sweep)
     assert [row["net.filters"] for row in (large, small, failed)] == ["32", "8", "64"]
     assert "seed" not in large
@@ -71,7 +79,7 @@ def test_seeds_are_folded_and_the_best_on_validation_is_first(sweep: Path) -> No
 
 
 def test_console_and_page_show_what_failed(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(sweep)])
+    main(f"runs={sweep}")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:3] == ["net.filters", "n", "validation"]
     assert lines[2].split()[:4] == ["best", "32", "1", "99.95"]
@@ -84,7 +92,7 @@ def test_console_and_page_show_what_failed(sweep: Path, capsys: pytest.CaptureFi
 
 
 def test_jobs_are_found_in_their_order_and_only_once(sweep: Path) -> None:
-    assert [entry.path.name for entry in find([sweep, sweep / "1"])] == ["0", "1", "2", "10"]
+    assert [record.path.name for record in find([sweep, sweep / "1"])] == ["0", "1", "2", "10"]
 
 
 def test_another_choice_of_network_is_named_and_not_spelt_out(tmp_path: Path) -> None:
@@ -107,17 +115,17 @@ def test_experiments_are_named_and_what_differs_is_kept(tmp_path: Path) -> None:
 def test_runs_that_began_with_seeds_of_one_experiment_are_repetitions(tmp_path: Path) -> None:
     for seed in (0, 1):
         base = _run(tmp_path / "base" / str(seed), seed, 0.9)
-        _run(tmp_path / "more" / str(seed), 0, 0.9, from_run=str(base))
+        _run(tmp_path / "more" / str(seed), 0, 0.9, init_from=str(base))
     (group,) = groups(find([tmp_path / "more"]))
-    assert len(group.entries) == 2
+    assert len(group.records) == 2
 
 
 def test_accuracies_on_one_class(sweep: Path) -> None:
-    main([str(sweep), "--on", "a=x"])
+    main(f"runs={sweep}", "where.a=x")
     assert float(_table(sweep)[0]["joint"]) == pytest.approx(0.9995 / 2)
-    for wrong, message in (("a", "write it as head=class"), ("a=y", "has no test images of a=y")):
+    for wrong, message in (("where=a", "where=a is not names with values"), ("where.a=y", "has no test images of a=y")):
         with pytest.raises(SystemExit, match=message):
-            main([str(sweep), "--on", wrong])
+            main(f"runs={sweep}", wrong)
 
 
 def test_what_is_cut_short_or_edited_is_named(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,8 +133,8 @@ def test_what_is_cut_short_or_edited_is_named(sweep: Path, capsys: pytest.Captur
     (sweep / "2" / "metrics.csv").write_text(f"{EPOCHS}1,0.5,much\n")
     (sweep / "10" / "config.yaml").write_text("net: [")
     (sweep / "0" / "summary.json").unlink()
-    main([str(sweep)])
-    statuses = [entry.status for entry in find([sweep])]
+    main(f"runs={sweep}")
+    statuses = [record.status for record in find([sweep])]
     assert statuses[0] == "unfinished"
     assert [status.partition(" ")[0] for status in statuses[1:]] == ["unreadable"] * 3
     assert "unreadable" in capsys.readouterr().out
@@ -134,23 +142,21 @@ def test_what_is_cut_short_or_edited_is_named(sweep: Path, capsys: pytest.Captur
 
 def test_no_run_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: there is no run in"):
-        main([str(tmp_path)])
+        main(f"runs={tmp_path}")
 
 
 def test_a_name_with_html_in_it_is_shown_and_not_run(tmp_path: Path) -> None:
     _run(tmp_path / "0", 0, 0.8, experiment="<script>alert(1)</script>")
     _run(tmp_path / "1", 0, 0.9)
-    main([str(tmp_path)])
+    main(f"runs={tmp_path}")
     assert "<script>" not in (tmp_path / "compare.html").read_text()
 
 
-def test_real_runs_from_several_places(
-    lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_runs_from_several_places(lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = run_train(tmp_path / "other", "experiment=multihead", *TINY_LINES, "net.filters=8")
     copy = shutil.copytree(lines_run, tmp_path / "copy")
     monkeypatch.chdir(tmp_path)
-    main([str(other), str(copy)])
+    main(f"runs=[{other},{copy}]")
     rows = _table(tmp_path / "outputs" / "compare" / "1")
     assert {row["net.filters"] for row in rows} == {"8", "32"}
     assert {row["overlap"] for row in rows} == {"0"}

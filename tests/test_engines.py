@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from cnnlab.comparison import find
 from tests.conftest import TINY_LINES, run_train
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("experiment=multihead", *TINY_LINES, "trainer.max_epochs=1")
 
 
@@ -25,18 +27,16 @@ WORDS = ("experiment=multihead", *TINY_LINES, "trainer.max_epochs=1")
     ],
     ids=["joblib", "submitit"],
 )
-def test_jobs_run_at_once_and_a_failing_one_stops_no_other(
-    launcher: list[str], threads: int, tmp_path: Path
-) -> None:
+def test_jobs_run_at_once_and_a_failing_one_stops_no_other(launcher: list[str], threads: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cnnlab.train", "-m", *WORDS, *launcher]
     command += ["net.filters=8,-1", f"hydra.sweep.dir={tmp_path}/sweep"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: net.filters=-1 must be at least 1"
-    entries = find([tmp_path / "sweep"])
-    assert [entry.status for entry in entries] == ["finished", "failed"]
-    assert f", {threads} threads," in entries[0].summary["machine"]  # its share of the cores
-    assert "UserError" in (entries[1].path / "log.txt").read_text()
+    records = find([tmp_path / "sweep"])
+    assert [record.status for record in records] == ["finished", "failed"]
+    assert f", {threads} threads," in records[0].summary["machine"]  # its share of the cores
+    assert "UserError" in (records[1].path / "log.txt").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")  # of the sweeper's old Optuna
@@ -46,7 +46,7 @@ def test_a_search_maximises_the_accuracy_on_validation(tmp_path: Path) -> None:
         "hydra.sweeper.n_trials=2",
     )  # fmt: skip
     found = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
-    values = [max(entry.validation()) for entry in find([tmp_path / "sweep"])]
+    values = [max(record.accuracy_by_epoch()) for record in find([tmp_path / "sweep"])]
     assert len(values) == 2
     assert found.best_value == pytest.approx(max(values))
     best = json.loads((tmp_path / "sweep" / str(values.index(max(values))) / "summary.json").read_text())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests import fuzz
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_value_works_or_is_refused() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cnnlab import UserError
+from cnnlab.errors import UserError
 from cnnlab.runs import Run, newest
 from cnnlab.train import train
 from tests.conftest import TINY_LINES, in_process
-from tests.test_explain import run_explain
-from tests.test_score import run_score
+from tests.explain.test_explain import run_explain
+from tests.explain.test_score import run_score
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ BROKEN: dict[str, tuple[str, str | None, str]] = {  # file, new content (None: h
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BROKEN)
 @pytest.mark.parametrize("run", [run_explain, run_score], ids=["explain", "score"])
 def test_what_is_broken_is_named(run: Callable[..., object], what: str, copy: Path, tmp_path: Path) -> None:
@@ -43,9 +44,7 @@ def test_what_is_broken_is_named(run: Callable[..., object], what: str, copy: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_summary_is_named_where_it_is_needed_and_passed_over_where_not(
-    copy: Path, lines_run: Path
-) -> None:
+def test_a_broken_summary_is_named_where_it_is_needed_and_passed_over_where_not(copy: Path, lines_run: Path) -> None:
     good = shutil.copytree(lines_run, copy.parent / "good")
     (copy / "summary.json").write_text('{"status": "fin')
     with pytest.raises(UserError, match=r"summary.json is broken"):
@@ -59,26 +58,77 @@ def test_weights_of_another_network_are_refused(copy: Path) -> None:
     OmegaConf.save(config, copy / "config.yaml")
     run = Run(copy)
     with pytest.raises(UserError, match=r"best.ckpt: .*size mismatch"):
-        run.net(run.data())
+        run.net(run.datamodule())
 
 
-def test_a_configuration_with_foreign_code_in_it_is_refused(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ATTACKS = [
+    *("os.system", "subprocess.run", "builtins.eval", "builtins.exec", "pickle.loads", "shutil.rmtree"),
+    *("cnnlab.io.os.system", "cnnlab.io.write_atomically", "cnnlab.cli.os.system", "cnnlab.cli.sys.exit"),
+    *("cnnlab.runs.subprocess.run", "cnnlab.runs.json.loads", "cnnlab.build.instantiate", "cnnlab.train.write_json"),
+    *("torch.load", "torch.save", "torch.hub.load", "torch.nn.Module", "torch.nn.modules.module.os.system"),
+    *("torch.optim.optimizer.functools.partial", "torch.optim.adam.torch.load", "torch.utils.data.DataLoader"),
+    *("torchvision.datasets.folder.os.remove", "torchvision.datasets.utils.download_url", "lightning.pytorch.trainer"),
+    *("lightning.pytorch.Trainer.fit", "hydra.utils.call", "hydra.utils.get_method", "hydra.utils.instantiate"),
+    *(
+        "cnnlab.models.networks.Branched.__init__",
+        "cnnlab.models.networks.nn.Linear",
+        "cnnlab.data.mnist.subprocess.run",
+    ),
+    *("cnnlab.data.mnist.pickle.loads", "cnnlab.data.mnist.ArrayUnpickler", "cnnlab.data.mnist.tempfile.mkdtemp"),
+    *("importlib.import_module", "cnnlab", "cnnlab.", ".os.system", "", "CNNLAB.models.networks.Branched"),
+    *("cnnlab.models.networks.Branched ", " os.system", "cnnlab.models..networks.Branched", "datetime.datetime.now"),
+]
+
+
+@pytest.mark.parametrize("target", ATTACKS)
+@pytest.mark.parametrize("place", ["data", "net", "net.filters", "data.colours"])
+def test_a_configuration_with_foreign_code_in_it_is_refused(target: str, place: str, copy: Path) -> None:
     config = OmegaConf.load(copy / "config.yaml")
-    config.data._target_ = "os.system"
+    node = {"_target_": target}
+    if place == "data.colours":
+        config.data.colours = ["red", node]  # in a list, too
+    else:
+        OmegaConf.update(config, place, node, merge=place in ("data", "net"))
     OmegaConf.save(config, copy / "config.yaml")
-    with pytest.raises(UserError, match=r"would run os.system; if you trust it, set CNNLAB_TRUST=os"):
-        _ = Run(copy).config
-    monkeypatch.setenv("CNNLAB_TRUST", "mine,os")
-    assert Run(copy).config.data._target_ == "os.system"
+    with pytest.raises(UserError, match=r"config.yaml would run "):
+        Run(copy).datamodule()
 
 
+def test_what_is_trusted_is_what_an_object_is_and_not_how_it_is_spelt(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "minelines.py").write_text(
+        "import os\nfrom cnnlab.data.lines import LineDataModule\nclass Mine(LineDataModule): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = OmegaConf.load(copy / "config.yaml")
+    config.data._target_ = "minelines.Mine"
+    OmegaConf.save(config, copy / "config.yaml")
+    with pytest.raises(UserError, match=r"would run minelines.Mine; if you trust it, set CNNLAB_TRUST=minelines"):
+        Run(copy).datamodule()
+    monkeypatch.setenv("CNNLAB_TRUST", "other,minelines")
+    assert type(Run(copy).datamodule()).__name__ == "Mine"
+    for reached in ("minelines.os.system", "minelines.nothing"):
+        config.data._target_ = reached
+        OmegaConf.save(config, copy / "config.yaml")
+        with pytest.raises(UserError, match=reached):
+            Run(copy).datamodule()
+
+
+@pytest.mark.parametrize("value", ["${oc.env:HOME}", "${oc.env:PATH,x}", "a ${now:%Y} b", "${seed}"])
+def test_an_interpolation_in_a_run_folder_is_not_resolved(value: str, copy: Path) -> None:
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("holdout: none", f"holdout: '{value}'"))
+    with pytest.raises(UserError, match="holds the interpolation"):
+        Run(copy).datamodule()
+
+
+@pytest.mark.slow
 def test_names_with_html_in_them_are_shown_and_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x>"
     in_process("train", train, "experiment=multihead", *TINY_LINES, f"hydra.run.dir='{folder}'")
-    run_explain(f"run='{folder}'", "filters.steps=1", "indices=[0]")
-    run_score(f"run='{folder}'", "images=2", "methods=[grad_cam]")
+    run_explain(f"run='{folder}'", "ascent.steps=1", "indices=[0]")
+    run_score(f"run='{folder}'", "images=2", "method=[grad_cam]")
     pages = list(folder.rglob("*.html"))
     assert len(pages) == 3
     for page in pages:

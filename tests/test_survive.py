@@ -14,16 +14,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cnnlab import UserError
-from cnnlab.checkpoints import Checkpoints, Signals, load_checkpoint, newest_whole
-from cnnlab.start import claim, drop_if_unused
+from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, last_valid_checkpoint, load_checkpoint
+from cnnlab.errors import Diverged, UserError
+from cnnlab.run_plan import locked, reserve_run_dir
 from tests import kill
 from tests.conftest import run_train
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_killed_again_and_again_ends_as_one_left_alone(tmp_path: Path) -> None:
@@ -35,14 +36,19 @@ def test_a_run_killed_again_and_again_ends_as_one_left_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_order(number: int, status: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [*kill.WORDS, "trainer.max_epochs=500", "trainer.checkpoint_steps=0", f"hydra.run.dir={folder}"]
+    words = [
+        *kill.WORDS,
+        "trainer.max_epochs=500",
+        "callbacks.interval_checkpoint.every_n_train_steps=10000",
+        f"hydra.run.dir={folder}",
+    ]
     command = [sys.executable, "-m", "cnnlab.train", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not (folder / "metrics.csv").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == status
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
     assert f"interrupted; go on with: python -m cnnlab.train resume={folder}" in printed
@@ -58,8 +64,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed") / "run"
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from cnnlab.progress import Journal; from tests.conftest import run_train\n"
-        "Journal.on_validation_start = lambda self, t, m: os._exit(9) if t.current_epoch == 1 else None\n"
+        "from cnnlab.callbacks.metrics_history import MetricsHistory; from tests.conftest import run_train\n"
+        "MetricsHistory.on_validation_start = lambda self, t, m: os._exit(9) if t.current_epoch == 1 else None\n"
         "run_train(Path(sys.argv[1]), *sys.argv[2:])"
     )
     subprocess.run([sys.executable, "-c", code, str(folder), *kill.WORDS], check=False, capture_output=True)
@@ -86,9 +92,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_broken_checkpoint_is_noticed(damage: str, cut: Path) -> None:
     last, previous = (cut / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
-    assert newest_whole(last.parent) == (last, [])
+    assert last_valid_checkpoint(last.parent) == (last, [])
     last.write_bytes(DAMAGES[damage](last.read_bytes()))
-    assert newest_whole(last.parent) == (previous, [last])
+    assert last_valid_checkpoint(last.parent) == (previous, [last])
 
 
 def test_the_checkpoint_before_is_used(cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,13 +131,13 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": torch.ones(2)}, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match="it holds no weights"):
         load_checkpoint(tmp_path / "last.ckpt")
-    assert newest_whole(tmp_path) == (None, [tmp_path / "last.ckpt"])
+    assert last_valid_checkpoint(tmp_path) == (None, [tmp_path / "last.ckpt"])
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(SystemExit, match=r"error: step \d+: .*; lower optimizer.lr") as stopped:
-        run_train(folder, *kill.WORDS, "optimizer.lr=1e30", "schedule=constant")
+        run_train(folder, *kill.WORDS, "optimizer.lr=1e30", "lr_scheduler=constant")
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert summary["error"].partition(";")[0] in str(stopped.value)
@@ -167,10 +173,7 @@ def _in_a_tmpfs(folder: Path, size: str, then: str) -> subprocess.CompletedProce
     folder.mkdir()
     alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-e", "-c"]
     mount = f"mount -t tmpfs -o size={size} tmpfs {folder}"
-    if (
-        sys.platform != "linux"
-        or subprocess.run([*alone, mount], check=False, capture_output=True).returncode
-    ):
+    if sys.platform != "linux" or subprocess.run([*alone, mount], check=False, capture_output=True).returncode:
         pytest.skip("no mount namespace to be had")
     return subprocess.run([*alone, f"{mount}\n{then}"], capture_output=True, text=True, check=False)
 
@@ -220,29 +223,45 @@ def test_a_folder_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     folder.rename(tmp_path / "elsewhere")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert said.startswith(f"error: cannot write to {folder}")
     assert said.count("\n") == 1
     assert not folder.exists()
 
 
-def test_a_folder_that_goes_away_while_a_checkpoint_is_written_is_not_made_anew(tmp_path: Path) -> None:
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    run.mkdir()
-
-    def save(path: Path) -> None:  # Lightning's makes the folders that it misses
-        run.rename(elsewhere)
-        path.parent.mkdir(parents=True)
-        path.write_text("")
-
-    trainer = SimpleNamespace(
-        lightning_module=torch.nn.Linear(1, 1), is_global_zero=True, save_checkpoint=save, global_step=1
-    )
+def test_a_checkpoint_does_not_make_a_run_folder_anew(tmp_path: Path) -> None:
+    gone = tmp_path / "gone" / "checkpoints" / "last.ckpt"
     with pytest.raises(FileNotFoundError):
-        Checkpoints(run / "checkpoints", None, 0, 0, Signals())._save(trainer)  # type: ignore[arg-type]
-    assert elsewhere.exists()
-    assert not run.exists()
+        VerifiedCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 0}, gone)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    bad = {"state_dict": {"net.weight": torch.tensor([1.0, torch.nan])}, "global_step": 7}
+    with pytest.raises(Diverged, match=r"step 7: weights of net.weight are no longer finite"):
+        VerifiedCheckpointIO().save_checkpoint(bad, path)
+    assert not path.exists()
+
+
+def test_two_resumes_at_once_do_not_write_over_each_other(cut: Path) -> None:
+    words = [f"resume={cut}", "trainer.max_epochs=500"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "cnnlab.train", *words, f"hydra.run.dir={cut.parent}/one"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=cut.parent,
+    )
+    assert first.stdout is not None
+    while "epoch" not in first.stdout.readline():
+        assert first.poll() is None
+    with pytest.raises(SystemExit, match=r"another process is training in .*; wait for it, or end it"):
+        run_train(cut.parent / "two", *words)
+    first.kill()  # the kernel gives the lock back
+    first.communicate(timeout=300)
+    with locked(cut):
+        pass
 
 
 def test_of_runs_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
@@ -251,7 +270,7 @@ def test_of_runs_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
     def want(_: int) -> bool:
         together.wait()
         try:
-            claim(tmp_path)
+            reserve_run_dir(tmp_path)
         except UserError:
             return False
         return True
@@ -259,6 +278,4 @@ def test_of_runs_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
     for _ in range(20):
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(want, range(8))) == 1
-        drop_if_unused(tmp_path)
-        assert not tmp_path.exists()
-        tmp_path.mkdir()
+        (tmp_path / "log.txt").unlink()

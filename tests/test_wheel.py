@@ -9,7 +9,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TINY_LINES
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,9 +33,7 @@ def test_both_commands_work_from_the_wheel(tmp_path: Path) -> None:
 
     def python(*words: str) -> str:
         command = [sys.executable, *words]
-        done = subprocess.run(
-            command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
@@ -42,5 +44,5 @@ def test_both_commands_work_from_the_wheel(tmp_path: Path) -> None:
     assert json.loads(summary.read_text())["commit"] is None
     assert f"python -m cnnlab.explain run={summary.parent}" in said
     assert "joint" in said.splitlines()[1]  # not a terminal: a line an epoch
-    said = python("-m", "cnnlab.explain", "filters.steps=1", "layers=[stem.conv]")
+    said = python("-m", "cnnlab.explain", "ascent.steps=1", "layers=[stem.conv]")
     assert said == f"page  {summary.parent / 'explain' / '1' / 'index.html'}\n"

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnlab import IMAGE_SIZE, UserError
-from cnnlab.data.drawing import (
+from cnnlab.data.datamodule import CHUNK, BatchedDataset, ImageDataModule
+from cnnlab.data.rendering import (
     ATTRIBUTES,
     COLOURS,
+    IMAGE_SIZE,
     centre_bounds,
     counterfactual_mask,
     grey_levels,
@@ -23,8 +24,8 @@ from cnnlab.data.drawing import (
     render,
     render_float,
 )
-from cnnlab.data.splits import COUNT_CHUNK, LabData, Split
-from cnnlab.heads import Head
+from cnnlab.errors import UserError
+from cnnlab.models.heads import Head
 
 RED_AND_BLUE = ("red", "blue")  # the reports' colours
 HOLDOUTS = ("none", "region")
@@ -32,9 +33,7 @@ HOLDOUTS = ("none", "region")
 
 def line_heads(colours: Sequence[str] = RED_AND_BLUE) -> tuple[Head, ...]:
     """The four heads of lines in these colours."""
-    return tuple(
-        Head(name, tuple(colours) if name == "colour" else values) for name, values in ATTRIBUTES.items()
-    )
+    return tuple(Head(name, tuple(colours) if name == "colour" else values) for name, values in ATTRIBUTES.items())
 
 
 def class_head(colours: Sequence[str] = RED_AND_BLUE) -> Head:
@@ -42,8 +41,7 @@ def class_head(colours: Sequence[str] = RED_AND_BLUE) -> Head:
     heads = line_heads(colours)
     at = _combinations(heads, torch.arange(math.prod(len(head.classes) for head in heads)))
     names = [
-        " ".join(head.classes[i] for head, i in zip(heads, row, strict=True))
-        for row in torch.stack(at, dim=1).tolist()
+        " ".join(head.classes[i] for head, i in zip(heads, row, strict=True)) for row in torch.stack(at, dim=1).tolist()
     ]
     return Head("class", tuple(names), parts=heads)
 
@@ -54,6 +52,7 @@ def _combinations(heads: Sequence[Head], classes: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
+MOST_PER_CLASS = 1_000_000  # images; a table of their centres takes 768 MB
 TASKS = ("attributes", "class")
 
 
@@ -96,7 +95,7 @@ def draw_centres(
     A centre is uniform over all places where the whole line is inside and whose image belongs to the
     split. With `holdout` "region" the test split has the upper right quarter of the image for itself.
     """
-    chunks = zip(indices.split(COUNT_CHUNK), kinds.split(COUNT_CHUNK), strict=True)
+    chunks = zip(indices.split(CHUNK), kinds.split(CHUNK), strict=True)
     return torch.cat([_draw(seed, split, *chunk, antialias, holdout) for chunk in chunks])
 
 
@@ -123,9 +122,9 @@ def in_region(centres: Tensor) -> Tensor:
     return (centres[:, 0] > IMAGE_SIZE / 2) & (centres[:, 1] < IMAGE_SIZE / 2)
 
 
-class LineSplit(Split):
+class LineDataset(BatchedDataset):
     """One split: a table of centres, pixels on demand. Image i is of class i mod (number of classes).
-    `fresh` draws for any index, without a table."""
+    `resample` draws for any index, without a table."""
 
     def __init__(
         self,
@@ -134,7 +133,7 @@ class LineSplit(Split):
         per_class: int,
         task: str = "attributes",
         antialias: bool = True,
-        fresh: bool = False,
+        resample: bool = False,
         colours: Sequence[str] = RED_AND_BLUE,
         holdout: str = "none",
     ) -> None:
@@ -147,15 +146,13 @@ class LineSplit(Split):
         self.at = {head.name: part for head, part in zip(self.heads, parts, strict=True)}
         self.kinds = kind_of({**self.at, "colour": numbers[self.at["colour"]]})
         self.size = per_class * self.classes
-        self.centres = None if fresh else self._drawn(torch.arange(self.size))
+        self.centres = None if resample else self._drawn(torch.arange(self.size))
 
     def __len__(self) -> int:
         return self.size
 
     def _drawn(self, indices: Tensor) -> Tensor:
-        return draw_centres(
-            self.seed, self.name, indices, self.kinds_of(indices), self.antialias, self.holdout
-        )
+        return draw_centres(self.seed, self.name, indices, self.kinds_of(indices), self.antialias, self.holdout)
 
     def kinds_of(self, indices: Tensor) -> Tensor:
         """The kinds int64 (B,) in [0, 144) of `indices` int64 (B,)."""
@@ -175,9 +172,7 @@ class LineSplit(Split):
         """The true pixels of a head's answer, bool (B, 28, 28) each: the "line", and the "counterfactual" of
         the head's attribute (of all attributes, where the head is their product)."""
         kinds, centres = self.kinds_of(indices), self.centres_of(indices)
-        masks = [
-            counterfactual_mask(part.name, kinds, centres, self.antialias) for part in head.parts or (head,)
-        ]
+        masks = [counterfactual_mask(part.name, kinds, centres, self.antialias) for part in head.parts or (head,)]
         line = line_mask(kinds, centres, self.antialias)
         return {"line": line, "counterfactual": torch.stack(masks).any(dim=0)}
 
@@ -188,12 +183,12 @@ class LineSplit(Split):
         return {name: values[classes] for name, values in self.at.items()}
 
 
-class LineData(LabData):
+class LineDataModule(ImageDataModule):
     """Lines, drawn batch by batch. `task` is "attributes" (four heads) or "class" (one head of all their
     combinations); `holdout` is "none", or "region" for test lines in a part of the image where no other line
     is centred."""
 
-    in_channels = 3
+    image_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
 
     def __init__(
         self,
@@ -206,7 +201,7 @@ class LineData(LabData):
         batch_size: int = 256,
         eval_batch_size: int = 500,
         antialias: bool = True,
-        fresh: bool = False,
+        resample_each_epoch: bool = False,
         holdout: str = "none",
         num_workers: int = 0,
     ) -> None:
@@ -218,17 +213,17 @@ class LineData(LabData):
             raise UserError(f"data.colours={colours}: name two or more of {', '.join(COLOURS)}")
         self.per_class = dict(zip(self.names, (train_per_class, val_per_class, test_per_class), strict=True))
         for name, size in self.per_class.items():
-            if size < (0 if name == "val" else 1):
-                raise UserError(f"data.{name}_per_class={size} is too small")
+            if not (0 if name == "val" else 1) <= size <= MOST_PER_CLASS:
+                raise UserError(f"data.{name}_per_class={size} is too small, or above {MOST_PER_CLASS:,}")
         self.heads = line_heads(colours) if task == "attributes" else (class_head(colours),)
-        self.fresh = fresh
+        self.resample_each_epoch = resample_each_epoch
         self.settings: dict[str, Any] = {
             "seed": seed, "task": task, "colours": colours, "antialias": antialias, "holdout": holdout,
         }  # fmt: skip
-        self.splits = {}
 
     def setup(self, stage: str | None = None) -> None:
         for name in {"fit": ("train", "val"), "test": ("test",)}.get(stage or "all", self.names):
             if name not in self.splits:
-                fresh, size = self.fresh and name == "train", self.per_class[name]
-                self.splits[name] = LineSplit(name=name, per_class=size, fresh=fresh, **self.settings)
+                resample = self.resample_each_epoch and name == "train"
+                size = self.per_class[name]
+                self.splits[name] = LineDataset(name=name, per_class=size, resample=resample, **self.settings)

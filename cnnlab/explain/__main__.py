@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 def explain(cfg: DictConfig) -> str:
     """Explain what `cfg` asks for; returns the path of the page."""
-    from cnnlab.explain.explanation import explain_run  # torch comes with it: a typo is answered before
+    from cnnlab.explain.explanation_report import (
+        explain_run,  # torch comes with it: a typo is answered before
+    )
 
     return str(explain_run(cfg))
 

@@ -9,7 +9,7 @@ import torch
 from captum.attr import LayerActivation
 from torch import Tensor, nn
 
-from cnnlab.explain.probe import layer_named, untouched
+from cnnlab.explain.network import frozen_copy, layer_named
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ class Activations:
 
 
 def activations(net: nn.Module, layers: Sequence[str], images: Tensor, sample: Tensor) -> list[Activations]:
-    """The answers of `layers` to `images` float32 (N, C, 28, 28) in [0, 1]; dead and saturated channels are
+    """The answers of `layers` to `images` float32 (N, C, H, W) in [0, 1]; dead and saturated channels are
     judged on `sample`, images of the same kind. Raises `UserError` for a layer that is not there."""
+    net = frozen_copy(net)
     modules = [layer_named(net, name) for name in layers]
-    with untouched(net), torch.no_grad():
+    with torch.no_grad():
         shown = [_as_maps(output) for output in LayerActivation(net, modules).attribute(images)]
         extremes = [_extremes(output) for output in _outputs(net, modules, sample)]
     found = []

@@ -1,0 +1,142 @@
+"""What a configuration builds: data set, network, classifier, trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from omegaconf import DictConfig, OmegaConf
+
+from cnnlab import hardware
+from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO
+from cnnlab.cli import as_list
+from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.errors import UserError
+from cnnlab.explain.attribution import Method
+from cnnlab.models.classifier import Classifier
+from cnnlab.models.layers import set_bn_momentum
+from cnnlab.models.networks import MultiHeadNet
+
+
+@contextmanager
+def refused(group: str) -> Iterator[None]:
+    """Within, a value that a constructor does not take is the user's mistake: a `UserError` that names `group`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        ImportError,
+    ) as error:
+        raise UserError(f"{group}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # Hydra wraps what it could not find or call
+        if type(error).__module__.startswith("hydra.") or "Misconfiguration" in type(error).__name__:
+            raise UserError(f"{group}: {' '.join(str(error).split())}") from error
+        raise
+
+
+def build(group: str, config: Any, **more: Any) -> Any:
+    """What a configuration with a `_target_` builds, with `more` arguments. `UserError` for a bad value."""
+    with refused(group):
+        return instantiate(config, _partial_=True, _convert_="all")(**more)
+
+
+def build_datamodule(config: DictConfig, stage: str | None = None) -> ImageDataModule:
+    """The data set of a run's configuration, fetched, with the splits of a stage ("fit", "test") or all."""
+    datamodule: ImageDataModule = build("data", config.data)
+    with refused("data"):
+        datamodule.prepare_data()
+        datamodule.setup(stage)
+    return datamodule
+
+
+def build_net(config: DictConfig, datamodule: ImageDataModule) -> MultiHeadNet:
+    """The untrained network of a run's configuration, for the heads and the image shape of `datamodule`."""
+    net: MultiHeadNet = build("net", config.net, image_shape=datamodule.image_shape, heads=datamodule.heads)
+    set_bn_momentum(net, config.bn_momentum)
+    # Half again as fast on a CPU: the dense layer at every pixel becomes a matrix product.
+    return net.to(memory_format=torch.channels_last)
+
+
+def build_classifier(config: DictConfig, datamodule: ImageDataModule) -> Classifier:
+    """Network, loss, optimizer and learning rate of a configuration. Raises `UserError` for a bad value."""
+    with refused("optimizer or lr_scheduler"):
+        optimizer = instantiate(config.optimizer, _convert_="all")
+        lr_scheduler = instantiate(config.lr_scheduler, _convert_="all")
+    weighting = build("weighting", config.weighting, heads=datamodule.heads)
+    augment = build("augment", config.augment)
+    classifier = Classifier(
+        net=build_net(config, datamodule),
+        heads=datamodule.heads,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        weighting=weighting,
+        augment=augment,
+        l2=config.l2,
+        train_heads=as_list(config.train_heads),
+        seed=config.seed,
+    )
+    with refused("optimizer or lr_scheduler"):  # now, not when the training begins
+        if classifier.lr_scheduler.get("scheduler") is not None:
+            classifier.scheduler_config(optimizer(classifier.trained_parameters()), total_steps=1)
+        else:
+            optimizer(classifier.trained_parameters())
+    return classifier
+
+
+def build_methods(config: DictConfig) -> dict[str, Method]:
+    """{name: attribution method} of the `method` group; a function of the user's own is named by its `_target_`."""
+    methods = {}
+    for name, node in config.items():
+        with refused(f"method.{name!s}"):
+            methods[str(name)] = instantiate(node, _partial_=True, _convert_="all")
+    if not methods:
+        raise UserError("method={}: name at least one method, like method=[grad_cam]")
+    return methods
+
+
+def build_trainer(config: DictConfig, folder: Path) -> L.Trainer:
+    """Lightning's trainer with the callbacks and loggers of a configuration; what they write goes into `folder`
+    where their files leave it open. Raises `UserError` for a bad value."""
+    callbacks = []
+    bar = bool(config.trainer.enable_progress_bar) and sys.stdout.isatty()
+    for name, node in config.callbacks.items():
+        callback = build(f"callbacks.{name}", node)
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder / "checkpoints")
+        if bar or not isinstance(callback, ProgressBar):
+            callbacks.append(callback)
+    loggers = []
+    for name, node in config.logger.items():
+        place = {"save_dir": str(folder)} if "save_dir" in node and node.save_dir is None else {}
+        loggers.append(build(f"logger.{name}", OmegaConf.merge(node, place)))
+    profiler = config.trainer.profiler
+    if not (profiler is None or isinstance(profiler, str | DictConfig)):
+        raise UserError(f"trainer.profiler={profiler}: choose one of simple, advanced, pytorch")
+    if config.trainer.max_epochs is not None and config.trainer.max_epochs < 1:
+        raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} must be at least 1")
+    return build(  # type: ignore[no-any-return]
+        "trainer",
+        {
+            **config.trainer,
+            "precision": hardware.precision(str(config.trainer.precision)),
+            "enable_progress_bar": bar,
+            "default_root_dir": str(folder),
+        },
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[VerifiedCheckpointIO()],
+    )

@@ -1,0 +1,48 @@
+"""When does a network begin to look at the right place?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.errors import UserError
+from cnnlab.explain.evaluation import evenly_spaced, grad_cam_rank_accuracy, predict
+
+
+class GradCamMonitor(L.Callback):
+    """Logs `val/<head>/grad_cam_rank_accuracy` after each epoch: the mean rank accuracy of Grad-CAM against the
+    counterfactual truth on `images` validation images (on training ones where there is no validation). Raises
+    `UserError` for a data set whose true pixels nobody knows."""
+
+    def __init__(self, images: int = 100) -> None:
+        self.images = images
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(datamodule, ImageDataModule):
+            raise UserError("callbacks.grad_cam_monitor needs a data module of cnnlab, which knows true pixels")
+        split = datamodule.splits["val" if datamodule.has_validation else "train"]
+        rows = evenly_spaced(len(split), self.images)
+        self.inputs = split.inputs(rows)
+        self.truths = {head: split.truths(rows, head).get("counterfactual") for head in datamodule.heads}
+        if any(mask is None for mask in self.truths.values()):
+            raise UserError(
+                "callbacks.grad_cam_monitor: this data set has no true pixels to grade a heatmap by, lines have"
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        net: Any = pl_module.net
+        predicted = predict(net, list(self.truths), self.inputs.to(pl_module.device))
+        for head, mask in self.truths.items():
+            assert mask is not None
+            rank = grad_cam_rank_accuracy(
+                net, head, self.inputs.to(pl_module.device), predicted[head.name], mask.to(pl_module.device)
+            )
+            pl_module.log(
+                f"val/{head.name}/grad_cam_rank_accuracy",
+                torch.tensor(rank),
+                sync_dist=trainer.world_size > 1,
+            )

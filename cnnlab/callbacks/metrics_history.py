@@ -1,0 +1,88 @@
+"""What a training was like, epoch by epoch: `metrics.csv`, and a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from cnnlab.io import to_csv, write_atomically
+
+Row = dict[str, float]
+log = logging.getLogger(__name__)
+
+
+def best_accuracy(rows: list[Row]) -> float:
+    """The highest share of images with every head right of an epoch, on validation, or on training where there
+    is no validation; NaN where there is no epoch."""
+    for name in ("val/acc", "train/acc"):
+        values = [row[name] for row in rows if name in row]
+        if values:
+            return max(values)
+    return float("nan")
+
+
+class MetricsHistory(Checkpoint):
+    """One row an epoch of all that was logged for it, written to `metrics.csv` in the run's folder.
+
+    The rows are kept in the checkpoint, so that a resumed run has the rows of before and no others, which
+    Lightning's `CSVLogger` does not promise. `seconds` is the time in training steps, `val_seconds` the time in
+    validation. A `Checkpoint` for Lightning: those run after the module has logged, and this is the first of them.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._start = self._trained = self._lr = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "elapsed": time.perf_counter() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+        self._start = time.perf_counter() - state_dict["elapsed"]  # where a run goes on within an epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start, self._trained = time.perf_counter(), 0.0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._trained = time.perf_counter() - self._start
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch:
+            self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        total = time.perf_counter() - self._start
+        trained = self._trained or total
+        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        row: Row = {
+            "epoch": trainer.current_epoch + 1,
+            **{name: value for name, value in logged.items() if name.startswith(("train/", "val/"))},
+            "lr": self._lr,
+            "seconds": round(trained, 3),
+            "val_seconds": round(total - trained, 3),
+        }
+        if not sum(trainer.num_val_batches) or (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            row = {name: value for name, value in row.items() if not name.startswith("val/")}  # of an epoch before
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            write_atomically(Path(trainer.default_root_dir) / "metrics.csv", to_csv(self.rows))
+            log.info(epoch_line(row, trainer.max_epochs))
+
+
+def epoch_line(row: Row, epochs: int | None) -> str:
+    """What the log says of an epoch: losses and accuracies, of validation where there is one, and the seconds."""
+    stage = "val" if "val/loss" in row else "train"
+    losses = "  ".join(f"{name} loss {row[f'{name}/loss']:.4f}" for name in dict.fromkeys(("train", stage)))
+    parts = [name.split("/") for name in row if name.startswith("train/")]
+    heads = [part[1] for part in parts if len(part) == 3 and part[2] == "acc"]
+    joint = [f"joint {row[f'{stage}/acc']:.2%}"] if len(heads) > 1 else []
+    accuracies = "  ".join(joint + [f"{name} {row[f'{stage}/{name}/acc']:.2%}" for name in heads])
+    seconds = row["seconds"] + row["val_seconds"]
+    return f"epoch {int(row['epoch'])}/{epochs}  {losses}  {stage} {accuracies}  {seconds:.1f} s"

@@ -1,0 +1,122 @@
+"""What a channel or an output unit asks for: the input that maximises it, by gradient ascent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.errors import UserError
+from cnnlab.explain.network import HeadWrapper, frozen_copy, output_of
+from cnnlab.models.heads import Head
+
+
+@dataclass(frozen=True)
+class AscentConfig:
+    """How to climb. The reports' plain rule is `AscentConfig(bounded=False, fourier=False, tv=0, jitter=0)`: from
+    a blank image, add `rate` times the gradient, divided by its root mean square, `steps` times.
+
+    `bounded` keeps the picture a possible image: pixels are a sigmoid, in [0, 1]. `fourier` climbs in the
+    frequencies, each scaled by 1 / frequency (Olah et al. 2017). `tv` is the weight of the total variation
+    that is taken off, `jitter` how many pixels the picture is shifted at most, at random, at each step.
+    Raises `UserError` for values that make no sense.
+    """
+
+    steps: int = 80
+    rate: float = 0.05
+    bounded: bool = True
+    fourier: bool = True
+    tv: float = 0.0
+    jitter: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.rate <= 0 or self.tv < 0 or self.jitter < 0:
+            raise UserError(
+                f"ascent: steps={self.steps}, rate={self.rate}, tv={self.tv}, jitter={self.jitter} "
+                "must be at least 1, above 0, at least 0 and at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class Maximization:
+    """`images` float32 (K, C, H, W), in [0, 1] where bounded; `activation` float32 (K,), the value at the end
+    without jitter; `dead` bool (K,): on the whole way the value never changed, as with a channel that is
+    dead, or that a blank image cannot wake."""
+
+    images: Tensor
+    activation: Tensor
+    dead: Tensor
+
+
+def maximize_channels(
+    net: nn.Module, layer: str, channels: Tensor, image_shape: Sequence[int], ascent: AscentConfig
+) -> Maximization:
+    """For each of `channels` int64 (K,) of a layer the input (C, H, W) that maximises its mean activation over
+    all places, all in one batch. Raises `UserError` for a layer that is not there."""
+    net = frozen_copy(net)
+
+    def value(images: Tensor) -> Tensor:
+        output = output_of(net, layer, images)
+        own = output[torch.arange(len(channels)), channels]
+        return own.flatten(1).mean(dim=1) if own.ndim > 1 else own
+
+    return _climb(value, (len(channels), *image_shape), ascent)
+
+
+def maximize_classes(net: nn.Module, head: Head, image_shape: Sequence[int], ascent: AscentConfig) -> Maximization:
+    """For each class of a head the input (C, H, W) that maximises its score (of a binary head's first class:
+    minimises its one unit)."""
+    wrapper = HeadWrapper(frozen_copy(net), head)
+    return _climb(lambda images: wrapper(images).diagonal(), (len(head.classes), *image_shape), ascent)
+
+
+def _climb(value: Callable[[Tensor], Tensor], shape: tuple[int, ...], ascent: AscentConfig) -> Maximization:
+    """Gradient ascent from blank images on `value` (K, C, H, W) -> (K,), image k on its own number k."""
+    size = (shape[2], shape[3])
+    generator = torch.Generator().manual_seed(0)  # the same shifts for every picture and every batch
+    with torch.enable_grad():
+        parameter = torch.zeros(*shape[:3], size[1] // 2 + 1, 2) if ascent.fourier else torch.zeros(shape)
+        values = []
+        for _ in range(ascent.steps):
+            parameter.requires_grad_()
+            picture = _picture(parameter, size, ascent)
+            shift = torch.randint(-ascent.jitter, ascent.jitter + 1, (2,), generator=generator).tolist()
+            reached = value(picture.roll(shift, dims=(2, 3)))
+            penalty = ascent.tv * _variation(picture).sum() if ascent.tv else 0.0
+            (slope,) = torch.autograd.grad(reached.sum() - penalty, parameter)
+            length = slope.flatten(1).abs().square().mean(dim=1).sqrt()
+            values.append(reached.detach())
+            unit = slope / length.clamp(min=1e-12)[(...,) + (None,) * (slope.ndim - 1)]
+            parameter = parameter.detach() + ascent.rate * unit
+        images = _picture(parameter, size, ascent).detach()
+    with torch.no_grad():
+        activation = value(images)
+    dead = torch.stack([step == activation for step in values]).all(dim=0)
+    return Maximization(images, activation, dead)
+
+
+def _picture(parameter: Tensor, size: tuple[int, int], ascent: AscentConfig) -> Tensor:
+    pixels = parameter
+    if ascent.fourier:  # real and imaginary parts apart, (K, C, H, W // 2 + 1, 2)
+        spectrum = torch.view_as_complex(parameter) * _scale(*size)
+        pixels = torch.fft.irfft2(spectrum, s=size, norm="ortho")
+    return pixels.sigmoid() if ascent.bounded else pixels
+
+
+@cache
+def _scale(height: int, width: int) -> Tensor:
+    """1 / frequency, as in natural images, float32 (H, W // 2 + 1); the lowest frequency for none."""
+    down = torch.fft.fftfreq(height)[:, None]
+    across = torch.fft.rfftfreq(width)[None, :]
+    frequency: Tensor = (down.square() + across.square()).sqrt()
+    return 1 / frequency.clamp(min=1 / max(height, width))
+
+
+def _variation(picture: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, (K,)."""
+    down = (picture[:, :, 1:] - picture[:, :, :-1]).abs().flatten(1).mean(dim=1)
+    across = (picture[:, :, :, 1:] - picture[:, :, :, :-1]).abs().flatten(1).mean(dim=1)
+    return down + across

@@ -1,0 +1,155 @@
+"""The scores of one run's heatmaps: computed on a sample of the test split and written to a new folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from cnnlab import plots
+from cnnlab.build import build_methods
+from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.explain.attribution import Method
+from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
+from cnnlab.explain.evaluation import (
+    BASELINES,
+    AttributionScore,
+    Sample,
+    evaluate,
+    evenly_spaced,
+    insertion_deletion,
+)
+from cnnlab.hardware import disable_malloc_trim
+from cnnlab.html import render
+from cnnlab.io import new_folder, to_csv, write_atomically, write_json
+from cnnlab.log import as_text, say
+from cnnlab.models.networks import MultiHeadNet
+from cnnlab.runs import Run, open_run, versions
+
+Rows = list[list[str]]
+
+NO_TRUTH = "this data set has no true pixels: heatmaps are graded by insertion and deletion curves instead"
+
+
+def score_run(cfg: DictConfig) -> Path:
+    """Grade what `cfg` (conf/score.yaml) asks for; returns the page's path.
+
+    Raises `UserError` for what the user can mend, before anything is written.
+    """
+    disable_malloc_trim()
+    run = open_run(cfg.run)
+    methods = build_methods(cfg.method)
+    datamodule = run.datamodule("test")
+    split, heads = datamodule.splits["test"], datamodule.heads
+    rows = evenly_spaced(len(split), cfg.images)
+    truths = {head.name: split.truths(rows, head) for head in heads}
+    sample = Sample(split.inputs(rows), split.targets(rows), truths)
+    net = run.net(datamodule)
+    with Console().status("") as status:
+        if all(truths.values()):
+            scores = evaluate(net, heads, methods, sample, status.update)
+            tables, figure = _tables(scores), _truth_figure(scores, datamodule, list(methods))
+        else:
+            say(NO_TRUTH)
+            scores, figure = _without_truth(net, datamodule, methods, sample, status.update)
+            tables = {"Mean probability over the curve": _pivot(scores, ("insertion", "deletion"))}
+    folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else run.path / "score")
+    write_atomically(folder / "scores.csv", to_csv([score.row() for score in scores]))
+    plots.save(figure, folder / "scores.png")
+    _write_page(folder, run, cfg, tables, {"images": cfg.images, "test_images": len(split)})
+    say(_console_table(*next(iter(tables.items()))))
+    say(f"page  {folder / 'index.html'}")
+    return folder / "index.html"
+
+
+def _write_page(folder: Path, run: Run, cfg: DictConfig, tables: dict[str, Rows], counts: dict[str, int]) -> None:
+    """`index.html`, and `manifest.json` last."""
+    settings = OmegaConf.to_container(cfg)
+    names = {"run": str(run.path), "title": run.title}
+    manifest = {**names, **counts, "settings": settings, "versions": versions()}
+    html = render("score.html", manifest=manifest, tables=tables, picture=folder / "scores.png")
+    write_atomically(folder / "index.html", html)
+    write_json(folder / "manifest.json", manifest)
+
+
+def _without_truth(
+    net: MultiHeadNet,
+    data: ImageDataModule,
+    methods: Mapping[str, Method],
+    sample: Sample,
+    progress: Callable[[str], None],
+) -> tuple[list[AttributionScore], plots.Figure]:
+    """Insertion and deletion: the mean probability over the curve, and the curves as a picture."""
+    scores: list[AttributionScore] = []
+    drawn: dict[str, dict[str, Any]] = {"insertion": {}, "deletion": {}}
+    for head in data.heads:
+        for name, method in methods.items():
+            progress(f"{head.name}: {name.replace('_', ' ')}")
+            for kind, curves in insertion_deletion(net, head, method, sample.images).items():
+                area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
+                scores.append(AttributionScore(head.name, name, "none", kind, "all", *bootstrap_ci(area)))
+                drawn[kind][name.replace("_", " ")] = curves.mean(dim=0).numpy()
+    return scores, plots.shares(drawn, "share of pixels", "probability of the predicted class")
+
+
+def _truth_figure(scores: list[AttributionScore], data: ImageDataModule, methods: list[str]) -> plots.Figure:
+    panels: dict[tuple[str, str], dict[str, dict[str, tuple[float, float, float]]]] = {}
+    for metric in METRICS:
+        for head in data.heads:
+            rows: dict[str, dict[str, tuple[float, float, float]]] = {}
+            for method in (*methods, *BASELINES):
+                rows[method.replace("_", " ")] = {
+                    found.truth: (found.mean, found.low, found.high)
+                    for found in scores
+                    if (found.head, found.method, found.metric, found.predictions) == (head.name, method, metric, "all")
+                }
+            panels[metric, head.name] = rows
+    return plots.intervals(panels)
+
+
+def _tables(scores: list[AttributionScore]) -> dict[str, Rows]:
+    """{title: rows, the header first} for the console and the page."""
+    tables = {}
+    for truth in ("counterfactual", "line"):
+        for predictions in ("all", "correct", "wrong"):
+            kept = [g for g in scores if g.truth == truth and g.predictions == predictions]
+            n = max((g.n for g in kept), default=0)
+            if n and (predictions != "correct" or any(g.predictions == "wrong" and g.n for g in scores)):
+                title = f"Truth: {truth}; {predictions} predictions"
+                tables[title] = _pivot(kept, tuple(METRICS))
+    random = [g for g in scores if g.truth == "randomised weights"]
+    tables["Rank correlation with the maps of random weights"] = _pivot(random, ("rank correlation",))
+    heads = [g for g in scores if g.truth == "head contrast"]
+    if heads:
+        tables["Head contrast"] = _pivot(heads, ("auc",))
+    return tables
+
+
+def _pivot(scores: list[AttributionScore], columns: tuple[str, ...]) -> Rows:
+    """A row for each head and method, a column for each metric."""
+    rows: Rows = [["head", "method", *columns, "n"]]
+    heads = list(dict.fromkeys(g.head for g in scores))
+    pairs = dict.fromkeys((g.head, g.method) for g in scores)
+    for head, method in sorted(pairs, key=lambda pair: heads.index(pair[0])):
+        own = {g.metric: g for g in scores if (g.head, g.method) == (head, method)}
+        cells = [
+            f"{own[name].mean:.3f} [{own[name].low:.3f}, {own[name].high:.3f}]" if name in own else ""
+            for name in columns
+        ]
+        n = max(g.n for g in own.values())
+        if n:
+            rows.append([head, method.replace("_", " "), *cells, f"{n:,}"])
+    return rows
+
+
+def _console_table(title: str, rows: Rows) -> str:
+    """A table without its intervals, which stand on the page."""
+    table = Table(*rows[0], title=title, title_justify="left", box=None, pad_edge=False)
+    for row in rows[1:]:
+        table.add_row(*(cell.partition(" [")[0] for cell in row))
+    return as_text(table)

@@ -1,0 +1,215 @@
+"""One explanation of one run: what is asked is checked, computed, drawn, and written to a new folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from cnnlab.build import build_methods, refused
+from cnnlab.cli import as_list
+from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.errors import UserError, did_you_mean
+from cnnlab.explain import explanation_page
+from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
+from cnnlab.explain.activations import activations
+from cnnlab.explain.attribution import attribute
+from cnnlab.explain.inputs import Inputs, from_files, from_split, pick
+from cnnlab.explain.network import frozen_copy, layer_named, leaf_modules, path_to_head
+from cnnlab.hardware import disable_malloc_trim
+from cnnlab.io import new_folder, write_json
+from cnnlab.log import say
+from cnnlab.models.heads import Head
+from cnnlab.models.networks import MultiHeadNet
+from cnnlab.runs import Run, open_run, versions
+
+PICKED = 6  # images explained where none is asked for
+SAMPLE = 500  # test images on which dead and saturated channels are judged
+MOST_CHANNELS = 64  # of a layer that are drawn
+SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
+
+
+def explain_run(cfg: DictConfig) -> Path:
+    """Explain what `cfg` (conf/explain.yaml) asks for; returns the page's path.
+
+    Raises `UserError` for what the user can mend, before anything is written.
+    """
+    disable_malloc_trim()
+    run = open_run(cfg.run)
+    datamodule = run.datamodule("test")
+    return Explanation(cfg, run, datamodule, run.net(datamodule)).write()
+
+
+class Explanation:
+    """An explanation while it is made."""
+
+    def __init__(self, cfg: DictConfig, run: Run, data: ImageDataModule, net: MultiHeadNet) -> None:
+        self.cfg, self.run, self.data, self.net = cfg, run, data, net
+        self.heads = self._heads()
+        self.methods = build_methods(cfg.method)
+        with refused("ascent"):
+            self.ascent = AscentConfig(**OmegaConf.to_container(cfg.ascent))  # type: ignore[arg-type]
+        self.inputs = self._inputs()
+        self.images = self.inputs.images.float() / 255
+        self.layers = self._layers()
+        with torch.no_grad():
+            logits = frozen_copy(net)(self.images)
+        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in data.heads}
+        self.targets = self._targets()
+        self.raw: dict[str, Tensor] = {"images": self.inputs.images}
+
+    def _heads(self) -> list[Head]:
+        every = {head.name: head for head in self.data.heads}
+        names = as_list(self.cfg.heads) or list(every)
+        for name in names:
+            if name not in every:
+                raise UserError(f"there is no head '{name}'{did_you_mean(name, every)}")
+        return [every[name] for name in names]
+
+    def _layers(self) -> list[str]:
+        """The layers asked for; else convolutions, activations and poolings on the way to the heads."""
+        asked = as_list(self.cfg.layers)
+        for name in asked:
+            layer_named(self.net, name)
+        if asked:
+            return asked
+        on_the_way = {name for head in self.heads for name in path_to_head(self.net, head, self.images)}
+        layers = leaf_modules(self.net).items()
+        return [name for name, layer in layers if isinstance(layer, SHOWN_TYPES) and name in on_the_way]
+
+    def _inputs(self) -> Inputs:
+        split = self.data.splits["test"]
+        if self.cfg.image is not None:
+            if self.cfg.indices is not None:
+                raise UserError("give image or indices, not both")
+            return from_files([Path(word).expanduser() for word in as_list(self.cfg.image)], self.data.image_shape)
+        if self.cfg.indices is None:
+            return from_split(split, pick(self.net, self.data.heads, split, PICKED))
+        indices = self.cfg.indices if isinstance(self.cfg.indices, ListConfig) else [self.cfg.indices]
+        if not indices or not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
+            raise UserError(f"indices={self.cfg.indices} are not whole numbers")
+        return from_split(split, list(indices))
+
+    def _targets(self) -> list[tuple[Head, str, Tensor]]:
+        """(head, word, class of each image int64 (N,)) for every head and each of `targets` that it knows."""
+        found = []
+        for word in as_list(self.cfg.targets):
+            places = {head.name: _place(head, word) for head in self.heads}
+            common = word in ("predicted", "true")
+            knowing = [head for head in self.heads if common or places[head.name] is not None]
+            if not knowing:
+                known = ["predicted", "true", *(name for head in self.heads for name in head.classes)]
+                raise UserError(f"there is no target '{word}'{did_you_mean(word, known)}")
+            if word == "true" and self.inputs.truth is None:
+                raise UserError("targets=true: the true class of an image from outside is not known")
+            for head in knowing:
+                if word == "predicted":
+                    target = self.probabilities[head.name].argmax(dim=1)
+                elif word == "true":
+                    assert self.inputs.truth is not None
+                    target = self.inputs.truth[head.name]
+                else:
+                    place = places[head.name]
+                    assert place is not None
+                    target = torch.full((len(self.images),), place)
+                found.append((head, word, target))
+        return found
+
+    def write(self) -> Path:
+        """Compute, draw and write everything; the manifest last."""
+        folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.run.path / "explain")
+        columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
+            task = bar.add_task("heatmaps")
+            found = self._attributions()
+            bar.update(task, description="activations")
+            layers = self._activations(folder)
+            bar.update(task, description="activation maximization")
+            filters = self._filters(folder, layers)
+            bar.update(task, description="page")
+            shown = explanation_page.inputs(folder, self.inputs, self.data.heads, self.heads, self.probabilities, found)
+            np.savez_compressed(folder / "maps.npz", **self._arrays())
+            manifest = self._manifest()
+            explanation_page.page(folder, manifest, shown, layers, filters)
+            write_json(folder / "manifest.json", manifest)
+        say(f"page  {folder / 'index.html'}")
+        return folder / "index.html"
+
+    def _attributions(self) -> list[explanation_page.MethodResult]:
+        found = []
+        for head, word, target in self.targets:
+            for name, method in self.methods.items():
+                with refused(f"method.{name}"):
+                    result = attribute(self.net, head, method, self.images, target)
+                key = f"{name}/{head.name}/{word}"
+                self.raw[key] = result.maps
+                self.raw[f"{key}/target"] = target
+                if result.layer_map is not None:
+                    self.raw[f"{key}/{result.layer}"] = result.layer_map
+                found.append(explanation_page.MethodResult(head, word, target, name, result))
+        return found
+
+    def _activations(self, folder: Path) -> list[explanation_page.LayerPage]:
+        split = self.data.splits["test"]
+        sample = split.inputs(torch.arange(min(SAMPLE, len(split))))
+        pages = []
+        for answer in activations(self.net, self.layers, self.images, sample):
+            channels = answer.most_active(MOST_CHANNELS)
+            self.raw[f"activations/{answer.layer}"] = answer.maps[:, channels]
+            self.raw[f"activations/{answer.layer}/channels"] = channels
+            pages.append(explanation_page.layer(folder, answer, channels, self.inputs, len(sample)))
+        return pages
+
+    def _filters(self, folder: Path, layers: Sequence[explanation_page.LayerPage]) -> list[Path]:
+        """Filters of the convolutions and dense layers among `layers`, and of every head's classes."""
+        drawn = [explanation_page.kernels(folder, *_first_convolution(self.net))]
+        for page in layers:
+            if isinstance(layer_named(self.net, page.name), nn.Conv2d | nn.Linear):
+                result = maximize_channels(self.net, page.name, page.channels, self.data.image_shape, self.ascent)
+                names = [f"{number}" for number in page.channels.tolist()]
+                self.raw[f"filters/{page.name}"] = result.images
+                drawn.append(explanation_page.filters(folder, page.name, names, result, self.ascent))
+        for head in self.heads:
+            result = maximize_classes(self.net, head, self.data.image_shape, self.ascent)
+            self.raw[f"filters/{head.name}"] = result.images
+            drawn.append(explanation_page.filters(folder, head.name, list(head.classes), result, self.ascent))
+        return drawn
+
+    def _arrays(self) -> dict[str, Any]:
+        return {name: value.numpy() for name, value in self.raw.items()}
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run.path),
+            "title": self.run.title,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "settings": OmegaConf.to_container(self.cfg, resolve=True),
+            "images": self.inputs.names,
+            "heads": [head.name for head in self.heads],
+            "layers": self.layers,
+            "methods": list(self.methods),
+            "arrays": {name: list(value.shape) for name, value in self.raw.items()},
+            "versions": versions(),
+        }
+
+
+def _first_convolution(net: nn.Module) -> tuple[str, Tensor]:
+    """Name and kernels (filters, C, k, k) of the convolution that sees the image."""
+    for name, layer in leaf_modules(net).items():
+        if isinstance(layer, nn.Conv2d):
+            return name, layer.weight.detach()
+    raise UserError("the network has no convolution")
+
+
+def _place(head: Head, word: str) -> int | None:
+    """The number of the class of that name; Hydra's command line cannot read a °, so it may be left out."""
+    names = [name.rstrip("°") for name in head.classes]
+    return names.index(word.rstrip("°")) if word.rstrip("°") in names else None

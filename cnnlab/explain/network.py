@@ -1,0 +1,168 @@
+"""A network under examination: a copy of it, one head of it, its layers by name, and where they look."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.errors import UserError, did_you_mean
+from cnnlab.models.heads import Head
+
+
+def frozen_copy(net: nn.Module) -> nn.Module:
+    """A copy of the network in evaluation mode, whose parameters ask for no gradient: whatever is done to it,
+    the network itself is left as it was."""
+    return copy.deepcopy(net).eval().requires_grad_(False)
+
+
+class HeadWrapper(nn.Module):
+    """One head of a network as a single tensor: a score for each class, float32 (B, classes).
+
+    The network answers a tensor, or {head: logits}; one that takes `heads` is asked for this head alone.
+    A binary head's one unit is the evidence for its second class; the score of the first is its negative.
+    """
+
+    def __init__(self, net: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.net, self.head = net, head
+        self.chooses = "heads" in inspect.signature(net.forward).parameters
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What the network says for this head, (B, units)."""
+        answers = self.net(images, heads=[self.head.name]) if self.chooses else self.net(images)
+        logits: Tensor = answers[self.head.name] if isinstance(answers, Mapping) else answers
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.logits(images)
+        return torch.cat([-logits, logits], dim=1) if self.head.units == 1 else logits
+
+
+def leaf_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """{name: layer} of every layer that has no layers inside, in the order of the network."""
+    return {name: module for name, module in net.named_modules() if not list(module.children())}
+
+
+def layer_named(net: nn.Module, name: str) -> nn.Module:
+    """The layer of that name; `UserError` with the nearest or all names where there is none."""
+    layers = leaf_modules(net)
+    if name not in layers:
+        raise UserError(f"there is no layer '{name}'{did_you_mean(name, layers)}")
+    return layers[name]
+
+
+def path_to_head(net: nn.Module, head: Head, images: Tensor) -> dict[str, nn.Module]:
+    """{name: layer} of the layers on which a head's answer to `images` (B, C, H, W) depends, in the order they
+    run: found by running the network and asking for gradients, whatever its layers are called."""
+    net = frozen_copy(net)
+    ran: dict[str, Tensor] = {}
+
+    def record(name: str) -> Any:
+        return lambda _module, _inputs, output: ran.setdefault(name, output)
+
+    for name, layer in leaf_modules(net).items():
+        layer.register_forward_hook(record(name))
+    with torch.enable_grad():
+        answer = HeadWrapper(net, head).logits(images[:1].detach().clone().requires_grad_())
+        slopes = torch.autograd.grad(answer.sum(), list(ran.values()), allow_unused=True)
+    layers = leaf_modules(net)
+    return {name: layers[name] for name, slope in zip(ran, slopes, strict=True) if slope is not None}
+
+
+def last_convolution(net: nn.Module, head: Head, images: Tensor) -> str:
+    """The name of the last convolution before a head. A 1 x 1 convolution, a dense layer at every pixel, does
+    not count. Raises `UserError` where there is none."""
+    names = [
+        name
+        for name, layer in path_to_head(net, head, images).items()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+    ]
+    if not names:
+        raise UserError(f"there is no convolution before head '{head.name}'")
+    return names[-1]
+
+
+class _ReachedError(Exception):
+    """Stops a forward pass at the layer that was asked for."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+
+def output_of(net: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The output of the layer of that name, without running what comes after it; where the layer lies in the
+    branch of one head, without the branches of others. Differentiable in `images`."""
+
+    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        raise _ReachedError(output)
+
+    handle = layer_named(net, name).register_forward_hook(stop)
+    branch = name.partition(".")[0]
+    try:
+        if branch in getattr(net, "head_names", ()):
+            net(images, heads=[branch])
+        else:
+            net(images)
+    except _ReachedError as reached:
+        return reached.output
+    finally:
+        handle.remove()
+    raise UserError(f"layer '{name}' does not run when the network does")
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Where a layer's places look along one axis: the first at `start` pixels from the image's edge, each next one
+    `step` pixels on."""
+
+    start: float
+    step: float
+
+    def interpolation(self, places: int, pixels: int) -> Tensor:
+        """The linear map, float32 (pixels, places), from a layer's row to the image's: each of the layer's places
+        stands at the middle of what it sees, so that a map is neither shifted nor, after a valid convolution,
+        stretched; beyond the outermost places it stays as it is there."""
+        distance = (self._places(pixels).clamp(0, places - 1)[:, None] - torch.arange(places)[None, :]).abs()
+        return (1 - distance).clamp(min=0)
+
+    def nearest(self, places: int, pixels: int) -> Tensor:
+        """Which of the layer's places each pixel lies nearest to, int64 (pixels,)."""
+        return self._places(pixels).round().clamp(0, places - 1).long()
+
+    def _places(self, pixels: int) -> Tensor:
+        return (torch.arange(pixels) + 0.5 - self.start) / self.step
+
+
+def receptive_fields(net: nn.Module, head: Head, layer: str, images: Tensor) -> tuple[ReceptiveField, ReceptiveField]:
+    """Where the places of a layer before a head look, along the rows and the columns of the image: from the kernels,
+    strides, paddings and dilations of the convolutions and poolings up to it. Raises `UserError` where the head
+    does not depend on the layer."""
+    path = path_to_head(net, head, images)
+    if layer not in path:
+        raise UserError(f"head '{head.name}' does not depend on layer '{layer}'{did_you_mean(layer, path)}")
+    before = list(path.values())[: list(path).index(layer) + 1]
+    rows, columns = (_field(before, axis) for axis in (0, 1))
+    return rows, columns
+
+
+def _field(layers: list[nn.Module], axis: int) -> ReceptiveField:
+    start, step = 0.5, 1.0
+    for module in layers:
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            reach = _along(getattr(module, "dilation", 1), axis) * (_along(module.kernel_size, axis) - 1)
+            padding: Any = module.padding
+            if isinstance(padding, str):
+                padding = {"same": reach // 2, "valid": 0}[padding]
+            start += (reach / 2 - _along(padding, axis)) * step
+            step *= _along(module.stride, axis)
+    return ReceptiveField(start, step)
+
+
+def _along(size: Any, axis: int) -> int:
+    return int(size[axis] if isinstance(size, tuple) else size)

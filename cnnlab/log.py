@@ -1,0 +1,80 @@
+"""What a command says: on the console, and of a run also in its `log.txt`, since jobs that run at once share a
+console."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+
+def is_main_process() -> bool:
+    """Whether this process, of those that Lightning or torchrun started, is the one that writes and speaks."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def say(text: str) -> None:
+    """Print a text; what the console cannot show becomes a question mark."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+
+
+def as_text(table: RenderableType, width: int = 200) -> str:
+    """A rich table as plain lines."""
+    text = io.StringIO()
+    Console(file=text, width=width).print(table, highlight=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+class _ConsoleHandler(logging.Handler):
+    """Through `sys.stdout` as it is then: a live progress bar puts itself there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+@contextmanager
+def run_log(folder: Path) -> Iterator[None]:
+    """Within, what cnnlab logs is said on the console and kept in `folder/log.txt`. Of several processes the main one
+    alone speaks."""
+    logger = logging.getLogger("cnnlab")
+    before = logger.level, logger.propagate
+    handlers: list[logging.Handler] = []
+    if is_main_process():
+        file = logging.FileHandler(folder / "log.txt", encoding="utf-8", delay=True)
+        handlers = [_ConsoleHandler(logging.INFO), file]
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.level, logger.propagate = before
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def quiet_lightning() -> None:
+    """The console is ours: no advice from Lightning, and none about what it itself calls of torch."""
+    for part in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(part).setLevel(logging.ERROR)
+    for advice in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        ".*in eval mode at the start of training.*",  # what train_heads leaves out
+        "Total length of .list. across ranks is zero.*",
+        "Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
+        ".*is smaller than the logging interval.*",
+        ".*The dirpath has changed from.*",
+        ".*during `trainer.test.*recommended to use.*",
+    ):
+        warnings.filterwarnings("ignore", advice)

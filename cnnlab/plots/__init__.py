@@ -1,0 +1,28 @@
+"""Arrays to pictures: the only part that imports matplotlib. It knows nothing of the rest."""
+
+from matplotlib.figure import Figure
+
+from cnnlab.plots.charts import comparison, curves, f_scores, intervals, rank_accuracy, shares, weights
+from cnnlab.plots.style import Array, save
+from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
+from cnnlab.plots.tiles import heat, images, mosaics, overlay
+
+__all__ = [
+    "Array",
+    "Figure",
+    "by_class",
+    "comparison",
+    "confusion",
+    "curves",
+    "f_scores",
+    "grouped_f_scores",
+    "heat",
+    "images",
+    "intervals",
+    "mosaics",
+    "overlay",
+    "rank_accuracy",
+    "save",
+    "shares",
+    "weights",
+]

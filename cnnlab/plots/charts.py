@@ -1,0 +1,191 @@
+"""Curves and points: learning curves, scores with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from cnnlab.plots.style import BLUE, RUST, SKY, Array, line_styles
+
+
+def curves(
+    losses: Mapping[str, Mapping[str, Sequence[float]]],
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
+) -> Figure:
+    """Learning curves by epoch from {what: {"train" or "val": [one value an epoch]}}.
+
+    Accuracy is drawn by the logarithm of the errors, so that 99.9 % and 99.99 % are apart.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    for axes, lines in ((loss_axes, losses), (accuracy_axes, accuracies)):
+        for (colour, dash), (name, stages) in zip(line_styles(), lines.items(), strict=False):
+            for stage, style in (("train", (0, (4, 2))), ("val", dash)):
+                if stage in stages:
+                    values = np.asarray(stages[stage])
+                    y = _digits(values) if axes is accuracy_axes else values
+                    label = {"train": f"{name}, training", "val": f"{name}, validation"}[stage]
+                    epochs = range(1, len(values) + 1)
+                    axes.plot(epochs, y, linestyle=style, color=colour, marker="o", markersize=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
+    _digit_axis(accuracy_axes)
+    accuracy_axes.set(ylabel="accuracy (%), by its errors", title="Accuracy")
+    handles, labels = loss_axes.get_legend_handles_labels()
+    extra = [pair for pair in zip(*accuracy_axes.get_legend_handles_labels(), strict=True) if pair[1] not in labels]
+    figure.legend(
+        [*handles, *(handle for handle, _ in extra)],
+        [*labels, *(label for _, label in extra)],
+        loc="outside right upper",
+        fontsize=8,
+        frameon=False,
+    )
+    return figure
+
+
+def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Accuracy by epoch of groups of runs, {name: [[one value an epoch] a run]}: a line for the mean, a band
+    from the lowest run to the highest."""
+    figure = Figure(figsize=(10.5, max(4.4, 0.24 * len(groups) + 1.2)), layout="constrained")
+    axes = figure.subplots()
+    for (colour, style), (name, runs) in zip(line_styles(), groups.items(), strict=False):
+        epochs = min(len(run) for run in runs)
+        values = np.array([run[:epochs] for run in runs])
+        x = np.arange(1, epochs + 1)
+        label = fill(name, 42)
+        axes.plot(x, _digits(values.mean(axis=0)), style, color=colour, marker="o", markersize=3, label=label)
+        axes.fill_between(
+            x, _digits(values.min(axis=0)), _digits(values.max(axis=0)), color=colour, alpha=0.15, linewidth=0
+        )
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    _digit_axis(axes)
+    highest = max((value for runs in groups.values() for run in runs for value in run), default=0.0)
+    axes.set_ylim(top=float(_digits(np.array(highest))) + 0.25)
+    axes.set_ylabel("validation, every head right (%)")
+    if groups:
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def weights(heads: Mapping[str, Sequence[float]]) -> Figure:
+    """The weight of each head's loss by epoch, {head: [one value an epoch]}, on a logarithmic axis."""
+    figure, axes = _by_epoch(heads)
+    axes.set(ylabel="weight of the loss", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def rank_accuracy(heads: Mapping[str, Sequence[float]]) -> Figure:
+    """Rank accuracy of Grad-CAM by epoch, {head: [one value an epoch, in [0, 1]]}."""
+    figure, axes = _by_epoch(heads)
+    axes.set(ylabel="rank accuracy of Grad-CAM", ylim=(0, 1))
+    return figure
+
+
+def _by_epoch(heads: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (colour, dash), (name, values) in zip(line_styles(), heads.items(), strict=False):
+        axes.plot(range(1, len(values) + 1), values, dash, color=colour, marker="o", markersize=3, label=name)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure, axes
+
+
+_MOST_DIGITS = 5.0  # all right is drawn where 99.999 % stands
+
+
+def _digits(accuracy: Array) -> Array:
+    """-log10 of the error rate: 90 % is 1, 99 % is 2."""
+    errors: Array = np.maximum(1 - np.asarray(accuracy, dtype=np.float64), 10**-_MOST_DIGITS)
+    return -np.log10(errors)
+
+
+def _digit_axis(axes: Axes) -> None:
+    marks = {0.0: "0", 1 - 0.5: "50", 0.9: "90", 0.99: "99", 0.999: "99.9", 0.9999: "99.99", 1.0: "100"}
+    axes.set_yticks([float(_digits(np.array(mark))) for mark in marks], marks.values())
+
+
+def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) -> Figure:
+    """The F1 score of every class, {head: float (classes,)} in [0, 1], a panel a head."""
+    widths = [max(3.5, len(values)) for values in scores.values()]
+    figure = Figure(figsize=(max(5.0, 0.42 * sum(widths) + 2), 4.2), layout="constrained")
+    lowest = min(float(np.min(values)) for values in scores.values())
+    bottom = max(0.0, 1 - 1.25 * max(1 - lowest, 0.002))
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, (name, values) in zip(panels, scores.items(), strict=True):
+        positions = np.arange(len(values))
+        axes.vlines(positions, bottom, values, color=SKY, linewidth=1)
+        axes.plot(positions, values, "o", color=BLUE, markersize=4)
+        axes.set_xticks(positions, classes[name], rotation=90 if len(values) > 2 else 0, fontsize=8)
+        axes.set_xlim(-0.7, len(values) - 0.3)
+        axes.set_title(f"{name}\nmean {np.mean(values):.4f}", fontsize=10)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("F1 score")
+    panels[0].set_ylim(bottom, 1 + 0.08 * (1 - bottom))
+    panels[0].ticklabel_format(axis="y", useOffset=False)
+    return figure
+
+
+Interval = tuple[float, float, float]  # mean, low, high
+
+
+def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interval]]]) -> Figure:
+    """Means with their intervals in [0, 1], {(row, column): {name: {series: (mean, low, high)}}}: a panel for
+    each row and column, a line a name, a colour a series."""
+    rows = list(dict.fromkeys(row for row, _ in panels))
+    columns = list(dict.fromkeys(column for _, column in panels))
+    names = len(next(iter(panels.values())))
+    figure = Figure(figsize=(2.6 * len(columns) + 2.4, (0.26 * names + 0.9) * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
+    styles = {"counterfactual": (RUST, "o"), "line": (BLUE, "s")}
+    for (row, column), lines in panels.items():
+        axes = grid[rows.index(row)][columns.index(column)]
+        for place, series in enumerate(lines.values()):
+            for shift, (name, (mean, low, high)) in enumerate(sorted(series.items())):
+                colour, marker = styles.get(name, (SKY, "D"))
+                y = place + 0.16 * (2 * shift - 1)
+                axes.plot([low, high], [y, y], color=colour, linewidth=2)
+                axes.plot(mean, y, marker, color=colour, markersize=4, label=name)
+        axes.set_yticks(range(len(lines)), list(lines), fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.set_xlim(0, 1)
+        axes.set_title(f"{column}: {row}", fontsize=9)
+    grid[0][0].invert_yaxis()
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        unique.values(),
+        [f"truth: {name}" for name in unique],
+        loc="outside upper center",
+        ncols=2,
+        frameon=False,
+    )
+    return figure
+
+
+def shares(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, ylabel: str) -> Figure:
+    """Curves over a share from 0 to 1, {panel: {name: values}}, a panel each."""
+    figure = Figure(figsize=(4.6 * len(panels) + 2, 4), layout="constrained")
+    places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, lines) in zip(places, panels.items(), strict=True):
+        for (colour, dash), (name, values) in zip(line_styles(), lines.items(), strict=False):
+            axes.plot(np.linspace(0, 1, len(values)), values, dash, color=colour, label=name)
+        axes.set(title=title, xlabel=xlabel)
+        axes.grid(alpha=0.3)
+    places[0].set_ylabel(ylabel)
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure

@@ -1,0 +1,39 @@
+"""What all pictures share: colours that the colour-blind tell apart (Okabe and Ito 2008), and saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+BLUE, ORANGE, GREEN, YELLOW, SKY, PINK, RUST = (
+    "#0072B2", "#E69F00", "#009E73", "#F0E442", "#56B4E9", "#CC79A7", "#D55E00",
+)  # fmt: skip
+CYCLE = (BLUE, RUST, GREEN, PINK, ORANGE, SKY)
+DPI = 110
+
+Array = NDArray[Any]
+Part = tuple[str, Sequence[str]]  # a name and its classes
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG."""
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=DPI, facecolor="white")
+
+
+def line_styles() -> Iterator[tuple[str, str]]:
+    """(colour, dash) of one curve after another, without end: never two alike among the first 24."""
+    for dash in cycle(("-", "--", ":", "-.")):
+        for colour in CYCLE:
+            yield colour, dash
+
+
+def rgb(colour: str) -> Array:
+    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])

@@ -1,0 +1,128 @@
+"""Pictures side by side: images with captions, heatmaps, the maps of a layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from cnnlab.plots.style import BLUE, RUST, Array, rgb
+
+
+def images(
+    pictures: Array,
+    captions: Sequence[str],
+    title: str,
+    marked: Sequence[bool] = (),
+    columns: int = 6,
+    picture_width: float = 1.5,
+) -> Figure:
+    """A grid of pictures uint8 (N, C, H, W), C 1 or 3, `picture_width` inches wide, with a caption each;
+    `marked` captions stand out.
+
+    One axes in inches for all: a grid of axes takes a second to lay out.
+    """
+    count, _, height, width = pictures.shape
+    columns = min(columns, count)
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    cell_width = picture_width + 0.4
+    picture_height = picture_width * height / width
+    cell_height = picture_height + 0.15 * lines + 0.2
+    rows = math.ceil(count / columns)
+    size = (max(columns * cell_width, 0.09 * len(title)), rows * cell_height + 0.4)
+    margin = (size[0] - columns * cell_width) / 2
+    figure = Figure(figsize=size)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.text(size[0] / 2, 0.2, title, ha="center", va="center", fontsize=11)
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = margin + (place % columns) * cell_width + (cell_width - picture_width) / 2
+        bottom = 0.4 + (place // columns + 1) * cell_height - 0.05  # y down
+        axes.imshow(
+            picture.transpose(1, 2, 0),
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
+            extent=(left, left + picture_width, bottom, bottom - picture_height),
+        )
+        stands_out = bool(marked) and marked[place]
+        axes.text(
+            left + picture_width / 2,
+            bottom - picture_height - 0.05,
+            caption,
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=RUST if stands_out else "black",
+            fontweight="bold" if stands_out else "normal",
+        )
+    axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="auto")
+    return figure
+
+
+def heat(values: Array) -> Array:
+    """A map float (H, W) in colours, uint8 (3, H, W): from 0 (black) to its highest value (yellow); where it
+    has negative values, blue is negative, white 0 and orange positive, both by the largest magnitude."""
+    most = float(np.abs(values).max()) or 1.0
+    if values.min() < 0:
+        share = values[..., None] / most
+        ends = np.where(share < 0, rgb(BLUE), rgb(RUST))
+        colours = 1 - np.abs(share) * (1 - ends)
+    else:
+        colours = colormaps["inferno"](values / most)[..., :3]
+    pixels: Array = np.rint(colours * 255).astype(np.uint8)
+    return pixels.transpose(2, 0, 1)
+
+
+def overlay(picture: Array, values: Array) -> Array:
+    """`heat` of a map over its picture uint8 (C, H, W), half and half, the picture in grey."""
+    grey = np.broadcast_to(picture.max(axis=0), (3, *values.shape))
+    return ((grey.astype(np.uint16) + heat(values)) // 2).astype(np.uint8)
+
+
+def mosaics(
+    pictures: Array,
+    maps: Array,
+    numbers: Sequence[int],
+    marks: Mapping[int, str],
+    names: Sequence[str],
+    title: str,
+) -> Figure:
+    """A row an image: the picture uint8 (N, C, H, W) and all its maps float (N, K, h, w), of channel
+    `numbers[k]` each, row by row from the top left. Brightness goes from the lowest to the highest value
+    of the image. `marks` are written on channels by number."""
+    count, channels, height, width = maps.shape
+    columns = min(channels, 16 if width > 1 else 64)
+    rows = math.ceil(channels / columns)
+    wide = 12.0
+    cell = wide / columns
+    band = max(rows * cell * height / width, 1.1) + 0.15
+    figure = Figure(figsize=(wide + 1.6, count * band + 0.7))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.text(0.1, 0.25, title, fontsize=11, va="center")
+    for place in range(count):
+        top = 0.6 + place * band
+        picture = pictures[place].transpose(1, 2, 0)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(0.1, 1.1, top + 1, top), interpolation="nearest")
+        axes.text(0.6, top - 0.03, names[place], fontsize=6, ha="center", va="bottom")
+        gap = max(1, round(width * 0.04)) if width > 1 else 0
+        canvas = np.full((rows * (height + gap), columns * (width + gap)), np.nan)
+        for k in range(channels):
+            y, x = (k // columns) * (height + gap), (k % columns) * (width + gap)
+            canvas[y : y + height, x : x + width] = maps[place, k]
+        bottom = top + rows * cell * height / width
+        axes.imshow(canvas, cmap="viridis", extent=(1.4, 1.4 + wide, bottom, top), interpolation="nearest")
+        for k, number in enumerate(numbers):
+            if number in marks:
+                x = 1.4 + (k % columns + 0.5) * cell
+                y = top + (k // columns + 0.5) * cell * height / width
+                style: dict[str, Any] = {"color": "white", "backgroundcolor": RUST, "fontsize": 6}
+                axes.text(x, y, marks[number], ha="center", va="center", **style)
+    axes.set(xlim=(0, wide + 1.6), ylim=(count * band + 0.7, 0), aspect="auto")
+    return figure

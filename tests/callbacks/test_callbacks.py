@@ -1,0 +1,148 @@
+"""Callbacks and loggers by configuration, and the metrics that they read."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cnnlab.build import build_classifier, build_datamodule
+from cnnlab.callbacks.checkpoint import RunCheckpoint, load_checkpoint
+from cnnlab.callbacks.graceful_shutdown import GracefulShutdown, Interrupted
+from cnnlab.callbacks.metrics_history import epoch_line
+from cnnlab.runs import Run
+from tests.conftest import TINY_LINES, run_train
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+CURVES = {"train/loss", "train/acc", "val/loss", "val/acc", "val/angle/acc", "val/colour/loss", "test/acc"}
+
+
+@pytest.mark.slow
+def test_csv_and_tensorboard_at_once_get_the_curves_and_the_pictures(tmp_path: Path) -> None:
+    folder = run_train(
+        tmp_path / "run",
+        *TINY_LINES,
+        "logger=[csv,tensorboard]",
+        "callbacks=[default,lr_monitor]",
+        "trainer.log_every_n_steps=1",
+    )
+    (metrics,) = (folder / "csv").rglob("metrics.csv")
+    with metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) >= CURVES
+    assert any(name.startswith("lr-") for name in rows[0])
+    events = EventAccumulator(str(next((folder / "tensorboard").rglob("events*")).parent)).Reload()
+    assert set(events.Tags()["scalars"]) >= CURVES
+    assert [round(event.value, 5) for event in events.Scalars("val/acc")] == [
+        round(row["val/acc"], 5) for row in Run(folder).metrics
+    ]
+    assert {"figures/curves", "figures/confusion_angle"} <= set(events.Tags()["images"])
+
+
+@pytest.mark.slow
+def test_early_stopping_and_clipping_do_what_they_say(tmp_path: Path) -> None:
+    words = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.min_delta=100", "trainer.max_epochs=9")
+    folder = run_train(
+        tmp_path / "run", *TINY_LINES, *words, "callbacks.early_stopping.patience=2", "trainer.gradient_clip_val=1e-9",
+        "optimizer=sgd", "optimizer.weight_decay=0",
+    )  # fmt: skip
+    rows = Run(folder).metrics
+    assert len(rows) == 3  # the first is the best, two that are not better by 100 follow
+    assert rows[0]["train/angle/loss"] == pytest.approx(rows[2]["train/angle/loss"], abs=0.2)  # no step moved anything
+    assert Run(folder).summary["epochs"] == 3
+
+
+@pytest.mark.slow
+def test_the_moving_average_is_what_is_kept_and_tested(tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "run", *TINY_LINES, "callbacks=[default,ema]")
+    last = load_checkpoint(folder / "checkpoints" / "last.ckpt")
+    name = "net.stem.conv.weight"
+    assert not torch.equal(last["state_dict"][name], last["current_model_state"][name])
+    best = load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
+    assert torch.equal(Run(folder).weights()["stem.conv.weight"], best[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("debug", ["fast", "profile", "overfit"])
+def test_debugging(debug: str, tmp_path: Path) -> None:
+    epochs = ["trainer.max_epochs=3"] if debug == "overfit" else []
+    folder = run_train(tmp_path / "run", *TINY_LINES[:3], f"debug={debug}", *epochs)
+    assert Run(folder).finished
+    if debug == "profile":
+        assert "run_training_batch" in (folder / "fit-profile.txt").read_text()
+    if debug == "fast":
+        assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_trainer_and_a_logger_of_ones_own_get_everything(lines_run: Path, tmp_path: Path) -> None:
+    config = Run(lines_run).config
+    datamodule = build_datamodule(config)
+    classifier = build_classifier(config, datamodule)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=CSVLogger(tmp_path), default_root_dir=tmp_path, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context():
+        import warnings
+
+        warnings.simplefilter("ignore")
+        trainer.fit(classifier, datamodule=datamodule)
+        (results,) = trainer.test(classifier, datamodule=datamodule, verbose=False)
+    assert {"test/loss", "test/acc", "test/angle/acc", "test/length/f1", "test/width/recall"} <= set(results)
+    assert {"train/loss", "val/acc", "val/angle/loss", "selection_score"} <= set(trainer.logged_metrics) | set(
+        trainer.callback_metrics
+    ) | set(next(csv.reader(next(tmp_path.rglob("metrics.csv")).open())))
+
+
+@pytest.mark.slow
+def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
+    folder = run_train(
+        tmp_path / "run", "debug=overfit", "callbacks=default", *TINY_LINES[:3], "trainer.max_epochs=60",
+        "data.batch_size=96", "net.dropout=0", "optimizer.lr=0.005", "trainer.precision=32-true",
+    )  # fmt: skip
+    rows = Run(folder).metrics
+    assert rows[0]["train/acc"] < 0.2
+    assert max(row["train/acc"] for row in rows) == 1.0
+    assert rows[-1]["train/loss"] < 0.2
+
+
+@pytest.mark.slow
+def test_a_small_multihead_run_learns_lines(tmp_path: Path) -> None:
+    words = ("experiment=multihead", "data.train_per_class=100", "data.val_per_class=10", "data.test_per_class=20")
+    summary = Run(run_train(tmp_path / "run", *words, "trainer.max_epochs=4")).summary
+    assert summary["test"]["joint_accuracy"] > 0.8
+    assert summary["data"]["overlap"] == 0
+
+
+def test_a_moved_run_keeps_its_best(tmp_path: Path) -> None:
+    before, now = tmp_path / "before", tmp_path / "now"
+    checkpoint = RunCheckpoint(dirpath=before, filename="best", monitor="selection_score")
+    checkpoint.best_k_models = {str(before / "best.ckpt"): torch.tensor(3.0)}
+    checkpoint.kth_best_model_path = checkpoint.best_model_path = str(before / "best.ckpt")
+    other = RunCheckpoint(dirpath=now, filename="best", monitor="selection_score")
+    other.load_state_dict(checkpoint.state_dict())
+    assert other.best_k_models == {str(now / "best.ckpt"): torch.tensor(3.0)}
+    assert other.kth_best_model_path == other.best_model_path == str(now / "best.ckpt")
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    shutdown = GracefulShutdown()
+    shutdown._handle(15, None)
+    assert shutdown.received == 15
+    with pytest.raises(Interrupted) as stop:
+        shutdown._handle(2, None)
+    assert stop.value.code == 130
+
+
+def test_the_line_of_an_epoch() -> None:
+    row = {"epoch": 2, "train/loss": 0.5, "train/acc": 0.9, "train/a/acc": 0.95, "seconds": 3.0, "val_seconds": 1.0}
+    assert epoch_line(row, 3) == "epoch 2/3  train loss 0.5000  train a 95.00%  4.0 s"
+    row |= {"val/loss": 0.25, "val/acc": 0.8, "val/a/acc": 0.85, "val/b/acc": 0.9, "train/b/acc": 1.0}
+    line = "epoch 2/3  train loss 0.5000  val loss 0.2500  val joint 80.00%  a 85.00%  b 90.00%  4.0 s"
+    assert epoch_line(row, 3) == line

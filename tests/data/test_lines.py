@@ -1,0 +1,139 @@
+"""Data sets of lines: splits without leakage, batches, settings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cnnlab.data.lines import LineDataModule, LineDataset, draw_centres
+from cnnlab.data.rendering import centre_bounds, kind_of
+from cnnlab.errors import UserError
+
+
+def test_centres_are_uniform_over_all_places() -> None:
+    short_thin_0_red = torch.zeros(2000, dtype=torch.int64)
+    centres = draw_centres(0, "test", torch.arange(2000), short_thin_0_red)
+    low, high = centre_bounds(short_thin_0_red[:1])
+    unit = (centres - low) / (high - low)
+    assert unit.min() >= 0
+    assert unit.max() <= 1
+    for axis in (0, 1):  # Kolmogorov-Smirnov, 1 % level: 1.63 / sqrt(n)
+        steps = torch.linspace(0, 1, 2000)
+        assert (unit[:, axis].sort().values - steps).abs().max() < 1.63 / math.sqrt(2000)
+
+
+def test_an_image_is_a_function_of_seed_split_and_index() -> None:
+    some, kinds = torch.tensor([5000, 3, 777]), torch.arange(6000) % 144
+    together = draw_centres(1, "train", torch.arange(6000), kinds)
+    assert torch.equal(draw_centres(1, "train", some, kinds[some]), together[some])
+    assert not torch.equal(draw_centres(2, "train", some, kinds[some]), together[some])
+    assert not torch.equal(draw_centres(1, "test", some, kinds[some]), together[some])
+
+
+@pytest.mark.parametrize(("antialias", "fresh"), [(True, False), (False, False), (False, True)])
+def test_no_image_stands_in_two_splits(antialias: bool, fresh: bool) -> None:
+    data = LineDataModule(
+        train_per_class=100, val_per_class=20, test_per_class=50, antialias=antialias, resample_each_epoch=fresh
+    )
+    data.setup()
+    counts = data.counts(epochs=3)
+    assert counts["overlap"] == 0
+    assert counts["train"] == 96 * 100 * (3 if fresh else 1)
+    if not antialias:  # so few images there are that uniform draws repeat them, but within a split only
+        assert counts["distinct_train"] < counts["train"]
+
+
+def test_counts_see_a_leak() -> None:
+    data = LineDataModule(train_per_class=2, val_per_class=1, test_per_class=1)
+    data.setup()
+    data.splits["test"] = data.splits["train"]
+    assert data.counts()["overlap"] == 192
+
+
+def test_batches_are_whole_and_balanced() -> None:
+    data = LineDataModule(train_per_class=4, val_per_class=0, test_per_class=1, batch_size=96)
+    data.setup()
+    assert data.val_dataloader() == []
+    seen = []
+    for images, targets in data.train_dataloader():
+        assert images.shape == (96, 3, 28, 28)
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+        seen.append(kind_of(targets))  # red is 0 and blue 1, as among all kinds
+    counts = torch.cat(seen).bincount(minlength=144).view(-1, 3)
+    assert torch.equal(counts, torch.tensor([4, 4, 0]).expand(48, 3))
+
+
+def test_the_class_task_has_readable_names() -> None:
+    data = LineDataModule(task="class", train_per_class=1, val_per_class=1, test_per_class=1)
+    data.setup()
+    (head,) = data.heads
+    assert len(head.classes) == 96
+    assert head.classes[((1 * 2 + 0) * 12 + 9) * 2 + 1] == "long thin 135° blue"
+    assert data.splits["test"].targets(torch.tensor([7]))["class"].tolist() == [7]
+
+
+def test_green_lines_are_a_third_class_of_colour() -> None:
+    data = LineDataModule(
+        colours=["red", "blue", "green"],
+        train_per_class=2,
+        val_per_class=1,
+        test_per_class=1,
+        antialias=False,
+    )
+    data.setup()
+    assert [len(head.classes) for head in data.heads] == [2, 2, 12, 3]
+    assert data.counts() | {"overlap": 0, "train": 288, "val": 144, "test": 144} == data.counts()
+    images, targets = data.splits["test"][torch.arange(144)]
+    channel = torch.tensor([0, 2, 1])[targets["colour"]]  # red, blue, green
+    assert torch.equal(images.flatten(2).amax(dim=2), torch.eye(3)[channel])
+    lines = torch.stack([targets[name] for name in ("length", "width", "angle", "colour")], dim=1)
+    assert len(lines.unique(dim=0)) == 144
+
+
+def test_the_held_out_region_is_the_test_splits_alone() -> None:
+    data = LineDataModule(train_per_class=20, val_per_class=5, test_per_class=10, holdout="region")
+    data.setup()
+    for name, split in data.splits.items():
+        assert isinstance(split, LineDataset)
+        x, y = split.centres_of(torch.arange(len(split))).unbind(dim=1)
+        assert torch.equal((x > 14) & (y < 14), torch.full((len(split),), name == "test"))
+    assert data.counts()["overlap"] == 0
+
+
+def test_fresh_draws_new_centres_every_epoch_and_the_workers_do_not_matter() -> None:
+    epochs = []
+    for workers in (0, 2):
+        data = LineDataModule(
+            train_per_class=2, val_per_class=0, test_per_class=1, resample_each_epoch=True, num_workers=workers
+        )
+        data.setup()
+        loader = data.train_dataloader()
+        for epoch in (0, 1):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            epochs.append(torch.cat([images for images, _ in loader]))
+    assert torch.equal(epochs[0], epochs[2])
+    assert torch.equal(epochs[1], epochs[3])
+    first, second = ({image.numpy().tobytes() for image in epoch} for epoch in epochs[:2])
+    assert not first & second
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "clas"}, "data.task=clas: choose one of attributes, class"),
+        ({"train_per_class": 0}, "data.train_per_class=0"),
+        ({"val_per_class": -1}, "data.val_per_class=-1"),
+        ({"holdout": "regoin"}, "data.holdout=regoin: choose one of none, region"),
+        ({"colours": ["red"]}, "name two or more of red, blue, green"),
+        ({"colours": ["red", "pink"]}, "name two or more of red, blue, green"),
+        ({"colours": ["red", "red"]}, "name two or more of red, blue, green"),
+        ({"batch_size": 0}, "data.batch_size"),
+        ({"num_workers": -1}, "data.num_workers"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LineDataModule(**settings)  # type: ignore[arg-type]

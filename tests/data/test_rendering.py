@@ -1,0 +1,119 @@
+"""Lines: the codec, and the renderer against geometry."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnlab.data.rendering import (
+    ATTRIBUTES,
+    KINDS,
+    attributes_of,
+    centre_bounds,
+    coverage,
+    file_name,
+    kind_of,
+    parse_file_name,
+    render,
+    render_float,
+)
+from cnnlab.errors import UserError
+
+EVERY = torch.arange(KINDS)
+LENGTH, WIDTH = torch.tensor([7.0, 15.0]), torch.tensor([1.0, 3.0])
+
+
+def test_there_are_144_kinds_and_the_codec_goes_both_ways() -> None:
+    assert KINDS == 144  # 96 of them red or blue
+    assert torch.equal(kind_of(attributes_of(EVERY)), EVERY)
+    assert len({tuple(int(v[i]) for v in attributes_of(EVERY).values()) for i in range(144)}) == 144
+
+
+def test_file_name_of_the_problem_statement() -> None:
+    number = int(kind_of({k: torch.tensor([v]) for k, v in {"length": 1, "width": 1, "angle": 9, "colour": 0}.items()}))
+    assert number == ((1 * 2 + 1) * 12 + 9) * 3 + 0
+    assert file_name(number, 3) == "1_1_9_0_3"
+    assert ATTRIBUTES["angle"][9] == "135°"
+
+
+@given(st.integers(0, 143), st.integers(0, 10**6))
+def test_file_names_round_trip(kind: int, number: int) -> None:
+    assert parse_file_name(file_name(kind, number)) == (kind, number)
+
+
+@pytest.mark.parametrize("name", ["", "1_1_9_0", "1_1_12_0_3", "2_0_0_0_0", "1_1_9_0_x", "1_1_9_0_-3"])
+def test_a_bad_file_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}'"):
+        parse_file_name(name)
+
+
+def test_an_upright_line_is_exact_to_the_pixel() -> None:
+    short_thin_0_red = torch.tensor([0])
+    grey = coverage(short_thin_0_red, torch.tensor([[10.5, 8.5]]))[0]
+    expected = torch.zeros(28, 28)
+    expected[8, 7:14] = 1  # 7 pixels from x = 7 to 14 in row 8
+    torch.testing.assert_close(grey, expected)
+    shifted = coverage(short_thin_0_red, torch.tensor([[10.75, 8.5]]))[0]
+    assert shifted[8, 7].item() == pytest.approx(0.75)
+    assert shifted[8, 14].item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("antialias", "tolerance"), [(True, 1e-3), (False, 1e-2)])
+def test_pixel_sums_are_length_times_width(antialias: bool, tolerance: float) -> None:
+    at = attributes_of(EVERY)
+    area = LENGTH[at["length"]] * WIDTH[at["width"]]
+    # Where the centre is in its pixel changes the sum of a slanted line; the mean over a pixel is the area.
+    step = (torch.arange(32) + 0.5) / 32
+    centres = 14 + torch.cartesian_prod(step, step)  # (1024, 2)
+    sums = torch.stack([coverage(EVERY, centre.expand(KINDS, 2), antialias).sum(dim=(1, 2)) for centre in centres])
+    assert ((sums.mean(dim=0) - area).abs() / area).max() < tolerance
+    upright = (at["angle"] == 0) | (at["angle"] == 6)
+    torch.testing.assert_close(sums[:, upright], area[upright].expand(1024, -1), atol=1e-3, rtol=0)
+
+
+def test_orientation_by_image_moments() -> None:
+    centres = torch.full((KINDS, 2), 14.0)
+    grey = coverage(EVERY, centres).double()
+    pixels = torch.arange(28).double() + 0.5
+    x, y = pixels.view(1, 1, -1) - 14, 14 - pixels.view(1, -1, 1)  # y up
+    xx, yy, xy = ((grey * m).sum(dim=(1, 2)) for m in (x * x, y * y, x * y))
+    angle = torch.rad2deg(torch.atan2(2 * xy, xx - yy) / 2) % 180
+    wanted = attributes_of(EVERY)["angle"] * 15.0
+    difference = (angle - wanted + 90) % 180 - 90
+    assert difference.abs().max() < 1.5
+
+
+def test_colour_lights_one_channel() -> None:
+    images = render(EVERY, torch.full((KINDS, 2), 14.0))
+    assert images.dtype == torch.uint8
+    lit = images.flatten(2).amax(dim=2) > 0
+    channel = torch.tensor([0, 2, 1])[attributes_of(EVERY)["colour"]]  # red, blue, green
+    assert torch.equal(lit, torch.eye(3, dtype=torch.bool)[channel])
+    assert images.amax() == 255
+
+
+def test_the_whole_line_is_inside() -> None:
+    low, high = centre_bounds(EVERY)
+    at = attributes_of(EVERY)
+    half_length, half_width = LENGTH[at["length"]] / 2, WIDTH[at["width"]] / 2
+    angle = at["angle"] * math.pi / 12
+    for along in (-1, 1):
+        for across in (-1, 1):
+            x = along * half_length * angle.cos() - across * half_width * angle.sin()
+            y = along * half_length * angle.sin() + across * half_width * angle.cos()
+            assert (low[:, 0] + x).min() > -1e-4
+            assert (high[:, 0] + x).max() < 28 + 1e-4
+            assert (low[:, 1] + y).min() > -1e-4
+            assert (high[:, 1] + y).max() < 28 + 1e-4
+    assert low[0].tolist() == [3.5, 0.5]  # 7 x 1, upright
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_drawn_as_floats_is_what_is_drawn_as_bytes(antialias: bool) -> None:
+    centres = torch.rand(KINDS, 2) * 6 + 11
+    bytes_ = render(EVERY, centres, antialias)
+    assert torch.equal(render_float(EVERY, centres, antialias), bytes_.float() / 255)

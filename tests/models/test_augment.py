@@ -1,0 +1,47 @@
+"""Affine changes of a batch against maps worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cnnlab.errors import UserError
+from cnnlab.models.augment import Affine
+
+
+def test_without_limits_nothing_changes() -> None:
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(Affine(rotate=0, scale=0, shear=0, shift=0)(images), images)
+
+
+def test_a_shift_moves_each_image_by_its_own_amount() -> None:
+    images = torch.zeros(200, 1, 28, 28)
+    images[:, :, 14, 14] = 1
+    torch.manual_seed(0)
+    moved = Affine(rotate=0, scale=0, shear=0, shift=2)(images)
+    places = torch.arange(28.0)
+    right = (moved * places).sum(dim=(1, 2, 3)) - 14  # the bilinear weights' mean is the place itself
+    down = (moved * places[:, None]).sum(dim=(1, 2, 3)) - 14
+    for amount in (right, down):
+        assert amount.abs().max() <= 2
+        assert amount.max() > 1.8
+        assert amount.min() < -1.8
+    assert abs(torch.corrcoef(torch.stack([right, down]))[0, 1]) < 0.2
+
+
+def test_a_turn_keeps_the_middle_and_the_mass_and_turns_both_ways() -> None:
+    images = torch.zeros(100, 1, 28, 28)
+    images[:, :, 13:15, 4:24] = 1  # a bar through the middle
+    turned = Affine(rotate=30, scale=0, shear=0, shift=0)(images)
+    assert (turned[:, 0, 13:15, 13:15] > 0.8).all()
+    torch.testing.assert_close(turned.sum(dim=(1, 2, 3)), torch.full((100,), 40.0), atol=1.5, rtol=0)
+    y, x = torch.meshgrid(torch.arange(28) - 13.5, torch.arange(28) - 13.5, indexing="ij")
+    slope = (turned[:, 0] * x * y).sum(dim=(1, 2)) / (turned[:, 0] * x * x).sum(dim=(1, 2))
+    steepest = torch.tan(torch.deg2rad(torch.tensor(30.0)))
+    assert -steepest - 0.02 < slope.min() < -0.4
+    assert 0.4 < slope.max() < steepest + 0.02
+
+
+def test_a_negative_limit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"augment.shift=-1 must be at least 0"):
+        Affine(rotate=0, scale=0, shear=0, shift=-1)

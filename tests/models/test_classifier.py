@@ -1,0 +1,128 @@
+"""The weighted loss, the metrics and a confusion matrix against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnlab.models.classifier import Classifier
+from cnnlab.models.heads import Head
+from cnnlab.models.metrics import EpochMeans, PredictionCollector, classification_scores
+from cnnlab.models.networks import MultiHeadNet
+from cnnlab.models.weighting import FixedWeights
+from cnnlab.report import test_results as results
+
+SIDE, SHADE = Head("side", ("left", "right")), Head("shade", ("dark", "grey", "light"))
+
+
+class _Given(MultiHeadNet):
+    """A network that answers what the test says."""
+
+    def __init__(self, answers: dict[str, Tensor]) -> None:
+        super().__init__((2, 1, 1), (SIDE, SHADE), {"flatten": nn.Flatten()})
+        self.answers = answers
+
+    def forward(self, images: Tensor, heads: object = None) -> dict[str, Tensor]:
+        return self.answers
+
+
+ANSWERS = {
+    "side": torch.tensor([[0.0], [math.log(3)]]),  # P(right) = 1/2 (says left), 3/4
+    "shade": torch.tensor([[math.log(2), 0.0, 0.0], [math.log(2), 0.0, 0.0]]),  # 1/2, 1/4, 1/4
+}
+BATCH = (torch.zeros(2, 1, 28, 28), {"side": torch.tensor([0, 1]), "shade": torch.tensor([0, 2])})
+SIDE_LOSS = (math.log(2) + math.log(4 / 3)) / 2
+SHADE_LOSS = (math.log(2) + math.log(4)) / 2
+
+
+def make(weights: dict[str, float] | None = None, l2: float = 0.0) -> Classifier:
+    heads = (SIDE, SHADE)
+    weighting = FixedWeights(heads, weights or {})
+    return Classifier(_Given(ANSWERS), heads, partial(torch.optim.SGD, lr=0.1), weighting, l2=l2)
+
+
+def test_the_loss_is_the_weighted_sum_and_the_tally_keeps_the_parts() -> None:
+    classifier = make({"shade": 3.0})
+    loss, _ = classifier.step(BATCH, "train")
+    assert loss.item() == pytest.approx(SIDE_LOSS + 3 * SHADE_LOSS)
+    means = classifier.epoch_means("train").compute()
+    assert means == pytest.approx(
+        {
+            "loss": SIDE_LOSS + 3 * SHADE_LOSS,
+            "acc": 0.5,  # the second image has its side right and its shade wrong
+            "side/loss": SIDE_LOSS,
+            "shade/loss": SHADE_LOSS,
+            "side/acc": 1.0,
+            "shade/acc": 0.5,
+            "images": 2,
+        }
+    )
+
+
+def test_l2_on_the_last_kernels() -> None:
+    classifier = make(l2=0.01)
+    squares = 0.0
+    for name in ("side", "shade"):
+        weight = classifier.net.get_submodule(f"{name}.out").get_parameter("weight")
+        nn.init.constant_(weight, 2.0)
+        squares += 4.0 * weight.numel()
+    assert squares == 4 * (2 * 1 + 2 * 3)
+    assert classifier.step(BATCH, "train")[0].item() == pytest.approx(SIDE_LOSS + SHADE_LOSS + 0.01 * squares)
+
+
+def test_means_weigh_batches_by_their_images() -> None:
+    tally = EpochMeans(["a", "b"])
+    tally.update(torch.tensor([3.0, 0.0]), 3)
+    tally.update(torch.tensor([5.0, 1.0]), 1)
+    assert tally.compute() == {"a": 2.0, "b": 0.25, "images": 4}
+
+
+def test_confusion_and_macro_averages() -> None:
+    values = classification_scores(torch.tensor([0, 0, 1, 1, 2, 0]), torch.tensor([0, 0, 0, 1, 2, 2]), 3)
+    assert values["confusion"].tolist() == [[2, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert values["class_precision"].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
+    assert values["class_recall"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
+    assert values["f1"].item() == pytest.approx((2 / 3 + 2 / 3 + 2 / 3) / 3)
+    assert values["recall"].item() == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+
+
+def test_the_results_name_the_worst_class_and_the_truths_probability() -> None:
+    collector = PredictionCollector((SIDE, SHADE))
+    collector.update(torch.tensor([0, 1]), ANSWERS, BATCH[1])
+    answers = collector.predictions()
+    scores = {
+        head.name: classification_scores(answers.predicted[head.name], BATCH[1][head.name], len(head.classes))
+        for head in (SIDE, SHADE)
+    }
+    means = {"acc": 0.5, "loss": 1.0, "side/acc": 1.0, "shade/acc": 0.5}
+    summary = results((SIDE, SHADE), means, answers, scores)
+    assert summary["joint_accuracy"] == 0.5
+    assert summary["heads"]["shade"]["accuracy"] == 0.5
+    assert summary["heads"]["side"]["accuracy"] == 1.0
+    assert answers.predicted["shade"].tolist() == [0, 0]
+    assert answers.truth_probability.tolist() == pytest.approx([0.5 * 0.5, 0.75 * 0.25])
+    assert summary["by_class"] == {
+        "side": {
+            "left": {"joint_accuracy": 1.0, "side": 1.0, "shade": 1.0},
+            "right": {"joint_accuracy": 0.0, "side": 1.0, "shade": 0.0},
+        },
+        "shade": {  # no image is grey
+            "dark": {"joint_accuracy": 1.0, "side": 1.0, "shade": 1.0},
+            "light": {"joint_accuracy": 0.0, "side": 1.0, "shade": 0.0},
+        },
+    }
+
+
+def test_predictions_of_several_processes_come_in_the_order_of_the_split() -> None:
+    collector = PredictionCollector((SIDE, SHADE))
+    for row in (1, 0):
+        logits = {name: values[row : row + 1] for name, values in ANSWERS.items()}
+        collector.update(torch.tensor([row]), logits, {name: t[row : row + 1] for name, t in BATCH[1].items()})
+    found = collector.predictions()
+    assert found.targets["shade"].tolist() == [0, 2]
+    assert found.predicted["side"].tolist() == [0, 1]
+    assert found.correct().tolist() == [[True, True], [True, False]]

@@ -1,0 +1,78 @@
+"""The pictures that carry meaning in their colours and order, and the words on the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnlab import plots
+from cnnlab.data.lines import class_head
+from cnnlab.html import percent, render
+from cnnlab.plots.charts import _digits
+from cnnlab.plots.tables import _cells, _grouping
+from tests.conftest import HEADS
+
+PARTS = [(head.name, head.classes) for head in HEADS]
+
+
+def test_classes_are_grouped_by_attribute() -> None:
+    order, groups, (name, classes) = _grouping(PARTS)
+    assert (name, len(classes)) == ("angle", 12)
+    assert groups[:3] == ["short thin red", "short thin blue", "short thick red"]
+    names = class_head().classes
+    assert [names[i] for i in order[:2]] == ["short thin 0° red", "short thin 15° red"]
+    assert [names[i] for i in order[12:14]] == ["short thin 0° blue", "short thin 15° blue"]
+    assert sorted(order) == list(range(96))
+
+
+def test_one_mistake_in_a_thousand_is_seen() -> None:
+    cells = _cells(np.array([[999, 1], [0, 1000]]))
+    assert np.allclose(cells[1, 0], 1)  # none: white
+    assert cells[0, 1].min() < 0.7  # one: clearly orange
+    assert cells[0, 1][0] > cells[0, 1][2]
+    assert cells[1, 1][2] > cells[1, 1][0]  # right: blue
+
+
+def test_accuracies_are_spaced_by_their_errors() -> None:
+    assert _digits(np.array([0.0, 0.9, 0.99, 0.9999, 1.0])) == pytest.approx([0, 1, 2, 4, 5])
+
+
+def test_heat_is_black_at_zero_and_signed_where_there_are_signs() -> None:
+    positive = plots.heat(np.array([[0.0, 2.0]]))
+    assert positive.shape == (3, 1, 2)
+    assert positive[:, 0, 0].max() < 5
+    assert positive[:, 0, 1].min() > 100
+    signed = plots.heat(np.array([[-1.0, 0.0, 1.0]]))
+    assert signed[2, 0, 0] > signed[0, 0, 0]  # against: blue
+    assert (signed[:, 0, 1] == 255).all()
+    assert signed[0, 0, 2] > signed[2, 0, 2]  # for: orange
+    assert plots.heat(np.zeros((2, 2))).max() < 5
+
+
+def test_an_overlay_is_half_picture_half_heat() -> None:
+    picture = np.array([[[200, 0]], [[0, 0]], [[100, 0]]], np.uint8)
+    over = plots.overlay(picture, np.array([[0.0, 1.0]]))
+    assert over[:, 0, 0].tolist() == pytest.approx([100, 100, 101], abs=2)
+
+
+def test_pictures_are_written_whatever_their_number(tmp_path: Path) -> None:
+    for count in (1, 7):
+        figure = plots.images(np.zeros((count, 1, 28, 28), np.uint8), ["a"] * count, "title")
+        plots.save(figure, tmp_path / f"{count}.png")
+        assert (tmp_path / f"{count}.png").stat().st_size > 1000
+
+
+def test_a_percentage_never_rounds_up_to_perfection() -> None:
+    assert percent(0.99996) == "99.99 %"
+    assert percent(1.0) == percent(1 - 2**-23) == "100.00 %"  # a float32 mean of ones
+    assert percent(0.57) == "57.00 %"
+
+
+def test_names_with_html_in_them_are_shown_not_run() -> None:
+    manifest = {"title": "<script>alert(1)</script>", "run": "r", "made": "m"}
+    settings = {"settings": {"ascent": {"steps": 1, "bounded": True}}}
+    html = render("explanation.html", manifest=manifest | settings, inputs=[], layers=[], filters=[])
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
