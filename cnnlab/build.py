@@ -108,6 +108,17 @@ def build_methods(config: DictConfig) -> dict[str, Method]:
     return methods
 
 
+def _check_trainer(settings: DictConfig) -> None:
+    """Refuse what Lightning itself takes and then stumbles over."""
+    profiler, fast, epochs = settings.profiler, settings.fast_dev_run, settings.max_epochs
+    if not (profiler is None or isinstance(profiler, str | DictConfig)):
+        raise UserError(f"trainer.profiler={profiler}: choose one of simple, advanced, pytorch")
+    if not isinstance(fast, int) or fast < 0:
+        raise UserError(f"trainer.fast_dev_run={fast} is not true, false or a number of batches")
+    if epochs is not None and epochs < 1:
+        raise UserError(f"trainer.max_epochs={epochs} must be at least 1")
+
+
 def build_trainer(config: DictConfig, folder: Path) -> L.Trainer:
     """Lightning's trainer with the callbacks and loggers of a configuration; what they write goes into `folder`
     where their files leave it open. Raises `UserError` for a bad value."""
@@ -123,11 +134,7 @@ def build_trainer(config: DictConfig, folder: Path) -> L.Trainer:
     for name, node in config.logger.items():
         place = {"save_dir": str(folder)} if "save_dir" in node and node.save_dir is None else {}
         loggers.append(build(f"logger.{name}", OmegaConf.merge(node, place)))
-    profiler = config.trainer.profiler
-    if not (profiler is None or isinstance(profiler, str | DictConfig)):
-        raise UserError(f"trainer.profiler={profiler}: choose one of simple, advanced, pytorch")
-    if config.trainer.max_epochs is not None and config.trainer.max_epochs < 1:
-        raise UserError(f"trainer.max_epochs={config.trainer.max_epochs} must be at least 1")
+    _check_trainer(config.trainer)
     return build(  # type: ignore[no-any-return]
         "trainer",
         {

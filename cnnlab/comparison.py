@@ -206,7 +206,8 @@ def _settings(run: Run) -> Settings:
     if flat.get("init_from"):  # a run that began with another seed of the same is a repetition
         base = Path(flat["init_from"])
         flat["init_from"] = Run(base).config.experiment if base.is_dir() else str(base)
-    kept = {key: value for key, value in flat.items() if key not in _REPEATED and not key.endswith("_target_")}
+    unnamed = (*_REPEATED, *options)
+    kept = {key: value for key, value in flat.items() if key not in unnamed and not key.endswith("_target_")}
     return {**options, **kept}
 
 

@@ -38,6 +38,8 @@ def plan_run(cfg: DictConfig) -> RunPlan:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.resume is not None:
         run = Run(str(cfg.resume))
+        if "callbacks" not in run.config:
+            raise UserError(f"{run.path} was written by cnnlab 0.1, which alone can go on with it")
         check_trusted(run.config, run.path / "config.yaml")
         return _going_on(run, _resumed(run, cfg))
     init_from = Run(str(cfg.init_from)) if cfg.init_from is not None else None
@@ -66,7 +68,7 @@ def _based(cfg: DictConfig, init_from: Run | None) -> DictConfig:
                 f"train_heads={cfg.train_heads}: the rest must have been trained before; set init_from=<run>"
             )
         return cfg
-    check_trusted(init_from.config, init_from.path / "config.yaml")
+    check_trusted(init_from.config.net, init_from.path / "config.yaml")
     for override in HydraConfig.get().overrides.task:
         if override.lstrip("+~").startswith(("net=", "net.")):
             raise UserError(f"init_from takes the network from the run: drop {override}")
@@ -136,8 +138,6 @@ def _resumed(run: Run, cfg: DictConfig) -> DictConfig:
                 f"resume takes everything from the run, and only trainer.max_epochs may be raised: drop {override}"
             )
     config = run.config.copy()
-    if "callbacks" not in config:
-        raise UserError(f"{run.path} was written by cnnlab 0.1, which alone can go on with it")
     if any(override.startswith("trainer.max_epochs=") for override in HydraConfig.get().overrides.task):
         if cfg.trainer.max_epochs < config.trainer.max_epochs:
             raise UserError(f"the run has trainer.max_epochs={config.trainer.max_epochs}; it can only be raised")

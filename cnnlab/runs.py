@@ -104,7 +104,7 @@ class Run:
     def datamodule(self, stage: str | None = None) -> ImageDataModule:
         """The run's data set, with the splits of a stage ("fit", "test") or all. Raises `UserError` where the
         configuration names code that is not trusted."""
-        check_trusted(self.config, self.path / "config.yaml")
+        check_trusted(self.config.data, self.path / "config.yaml")
         return build_datamodule(self.config, stage)
 
     def weights(self) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ class Run:
 
     def net(self, datamodule: ImageDataModule) -> MultiHeadNet:
         """The run's network with its best weights, in evaluation mode."""
-        check_trusted(self.config, self.path / "config.yaml")
+        check_trusted(self.config.net, self.path / "config.yaml")
         net = build_net(self.config, datamodule)
         with refused(str(self.checkpoint("best"))):
             net.load_state_dict(self.weights())
@@ -228,5 +228,5 @@ def _today(config: DictConfig) -> DictConfig:
         config.data.resample_each_epoch = config.data.pop("fresh")
     if config.data.get("_target_") == _RENAMED["cnnlab.data.mnist.MnistData"] and "train" not in config.data:
         mnist = {"_target_": "cnnlab.data.mnist.MNIST", "_partial_": True, "root": config.data.root}
-        config.data |= {"head": "digit", "train": {**mnist, "train": True}, "test": {**mnist, "train": False}}
+        config.data.update({"head": "digit", "train": {**mnist, "train": True}, "test": {**mnist, "train": False}})
     return OmegaConf.merge({"bn_momentum": 0.99}, config)  # type: ignore[return-value]

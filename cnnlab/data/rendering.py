@@ -8,12 +8,9 @@ lines, 96 kinds; green ones are for the question whether a trained network can l
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 from torch import Tensor
-
-from cnnlab.errors import UserError
 
 IMAGE_SIZE = 28  # pixels; every line is drawn on IMAGE_SIZE x IMAGE_SIZE of them
 
@@ -62,29 +59,6 @@ def kind_of(attributes: dict[str, Tensor]) -> Tensor:
     for name, values in ATTRIBUTES.items():
         kinds = kinds * len(values) + attributes[name]
     return kinds
-
-
-def file_name(kind: int, number: int) -> str:
-    """The problem statement's name of an image: `1_1_9_0_3` is long, thick, 135°, red, number 3."""
-    values = [value.item() for value in attributes_of(torch.tensor([kind])).values()]
-    return "_".join(str(value) for value in (*values, number))
-
-
-def parse_file_name(name: str) -> tuple[int, int]:
-    """(kind, number) of a name like `1_1_9_0_3`; the inverse of `file_name`.
-
-    Raises `UserError` where the name is not of this form.
-    """
-    fields = name.split("_")
-    limits = (*SHAPE, math.inf)
-    if len(fields) != len(limits) or not all(re.fullmatch(r"\d+", field) for field in fields):
-        raise UserError(f"'{name}' is not of the form length_width_angle_colour_id, like 1_1_9_0_3")
-    values = [int(field) for field in fields]
-    for (attribute, options), value in zip(ATTRIBUTES.items(), values, strict=False):
-        if value >= len(options):
-            raise UserError(f"'{name}': {attribute} {value} is not in 0..{len(options) - 1}")
-    attributes = {attribute: torch.tensor([value]) for attribute, value in zip(ATTRIBUTES, values, strict=False)}
-    return int(kind_of(attributes)), values[-1]
 
 
 def centre_bounds(kinds: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,22 +6,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cnnlab.data.rendering import (
-    ATTRIBUTES,
     KINDS,
     attributes_of,
     centre_bounds,
     coverage,
-    file_name,
     kind_of,
-    parse_file_name,
     render,
     render_float,
 )
-from cnnlab.errors import UserError
 
 EVERY = torch.arange(KINDS)
 LENGTH, WIDTH = torch.tensor([7.0, 15.0]), torch.tensor([1.0, 3.0])
@@ -31,24 +25,6 @@ def test_there_are_144_kinds_and_the_codec_goes_both_ways() -> None:
     assert KINDS == 144  # 96 of them red or blue
     assert torch.equal(kind_of(attributes_of(EVERY)), EVERY)
     assert len({tuple(int(v[i]) for v in attributes_of(EVERY).values()) for i in range(144)}) == 144
-
-
-def test_file_name_of_the_problem_statement() -> None:
-    number = int(kind_of({k: torch.tensor([v]) for k, v in {"length": 1, "width": 1, "angle": 9, "colour": 0}.items()}))
-    assert number == ((1 * 2 + 1) * 12 + 9) * 3 + 0
-    assert file_name(number, 3) == "1_1_9_0_3"
-    assert ATTRIBUTES["angle"][9] == "135°"
-
-
-@given(st.integers(0, 143), st.integers(0, 10**6))
-def test_file_names_round_trip(kind: int, number: int) -> None:
-    assert parse_file_name(file_name(kind, number)) == (kind, number)
-
-
-@pytest.mark.parametrize("name", ["", "1_1_9_0", "1_1_12_0_3", "2_0_0_0_0", "1_1_9_0_x", "1_1_9_0_-3"])
-def test_a_bad_file_name_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"'{name}'"):
-        parse_file_name(name)
 
 
 def test_an_upright_line_is_exact_to_the_pixel() -> None:
