@@ -48,6 +48,14 @@ def refused(group: str) -> Iterator[None]:
         raise
 
 
+def raised_by(error: BaseException, package: str) -> bool:
+    """Whether a module of `package` raised the error itself: a library that refuses a setting, not a bug of ours."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).partition(".")[0] == package
+
+
 def build(group: str, config: Any, **more: Any) -> Any:
     """What a configuration with a `_target_` builds, with `more` arguments. `UserError` for a bad value."""
     with refused(group):
@@ -124,14 +132,14 @@ def build_trainer(config: DictConfig, folder: Path) -> L.Trainer:
     where their files leave it open. Raises `UserError` for a bad value."""
     callbacks = []
     bar = bool(config.trainer.enable_progress_bar) and sys.stdout.isatty()
-    for name, node in config.callbacks.items():
+    for name, node in (config.get("callbacks") or {}).items():
         callback = build(f"callbacks.{name}", node)
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder / "checkpoints")
         if bar or not isinstance(callback, ProgressBar):
             callbacks.append(callback)
     loggers = []
-    for name, node in config.logger.items():
+    for name, node in (config.get("logger") or {}).items():
         place = {"save_dir": str(folder)} if "save_dir" in node and node.save_dir is None else {}
         loggers.append(build(f"logger.{name}", OmegaConf.merge(node, place)))
     _check_trainer(config.trainer)

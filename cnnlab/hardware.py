@@ -35,8 +35,8 @@ def limit_threads(threads: int | None, launcher: Mapping[str, Any]) -> Iterator[
     """Within, this process uses `threads` threads, or its share of the cores where several jobs run at once:
     `launcher` is Hydra's, which says how many jobs (joblib) or how many cores each has (submitit). The next
     job in this process begins with all again. `UserError` where `threads` is not in 1..1024."""
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UserError(f"threads={threads} is not in 1..1024")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise UserError(f"threads={threads} is not a whole number in 1..1024")
     cores = launcher.get("cpus_per_task") or os.cpu_count() or 1
     jobs = launcher.get("n_jobs", 1)
     jobs = cores if jobs < 1 else jobs  # joblib's -1: as many as there are cores

@@ -30,10 +30,9 @@ def train(cfg: DictConfig) -> float:
     """
     # torch comes with these: a typo is answered before.
     import lightning.pytorch as L
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from cnnlab import hardware, log, report
-    from cnnlab.build import build_classifier, build_datamodule, build_trainer, refused
+    from cnnlab.build import build_classifier, build_datamodule, build_trainer, raised_by, refused
     from cnnlab.callbacks.checkpoint import last_valid_checkpoint, load_checkpoint
     from cnnlab.callbacks.graceful_shutdown import interruptible
     from cnnlab.callbacks.metrics_history import best_accuracy
@@ -82,7 +81,9 @@ def train(cfg: DictConfig) -> float:
             path, _ = last_valid_checkpoint(folder / "checkpoints")
             kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
             raise UserError(f"{error}; {kept}; lower optimizer.lr, or try trainer.precision=32-true") from error
-        except MisconfigurationException as error:
+        except Exception as error:
+            if not raised_by(error, "lightning"):
+                raise
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
         except (KeyboardInterrupt, SystemExit):
             run.interrupted()

@@ -76,7 +76,7 @@ def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[
         (["trainer.gradient_clip_val=much"], "trainer: "),
         (["trainer.accelerator=tpu"], "trainer: "),
         (["net.dropout=2"], "net.dropout=2"),
-        (["threads=100000"], "threads=100000 is not in 1..1024"),
+        (["threads=100000"], "threads=100000 is not a whole number in 1..1024"),
         (["data.batch_size=" + "9" * 30], "data"),
         (["seed=-1"], "seed=-1"),
         (["experiment=mnist", "data.train_size=some"], "data: "),
