@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
@@ -15,14 +15,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import hardware
-from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO
+from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, last_valid_checkpoint
 from cnnlab.cli import as_list
 from cnnlab.data.datamodule import ImageDataModule
-from cnnlab.errors import UserError
-from cnnlab.explain.attribution import Method
+from cnnlab.errors import Diverged, UserError
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.layers import set_bn_momentum
 from cnnlab.models.networks import MultiHeadNet
+
+if TYPE_CHECKING:
+    from cnnlab.explain.attribution import Method  # Captum comes with it, which no training needs
 
 
 @contextmanager
@@ -32,15 +34,9 @@ def refused(group: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        TypeError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-        ImportError,
-    ) as error:
+    except (KeyError, AttributeError) as error:  # whose words alone say little
+        raise UserError(f"{group}: {type(error).__name__}: {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, OverflowError, ImportError) as error:
         raise UserError(f"{group}: {' '.join(str(error).split())}") from error
     except Exception as error:  # Hydra wraps what it could not find or call
         if type(error).__module__.startswith("hydra.") or "Misconfiguration" in type(error).__name__:
@@ -54,6 +50,17 @@ def raised_by(error: BaseException, package: str) -> bool:
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     return place is not None and str(place.tb_frame.f_globals.get("__name__")).partition(".")[0] == package
+
+
+def explained(error: Exception, folder: Path) -> Exception:
+    """The `UserError` that says what can be done about an error of a training in `folder`, or the error itself."""
+    if isinstance(error, Diverged):
+        path, _ = last_valid_checkpoint(folder / "checkpoints")
+        kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+        return UserError(f"{error}; {kept}; lower optimizer.lr, or try trainer.precision=32-true")
+    if not isinstance(error, UserError) and raised_by(error, "lightning"):
+        return UserError(f"trainer: {' '.join(str(error).split())}")
+    return error
 
 
 def build(group: str, config: Any, **more: Any) -> Any:

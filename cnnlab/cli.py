@@ -40,9 +40,12 @@ CONF = next(
 # Mappings whose keys are the user's to name: Hydra itself would ask for a `+` before each.
 NAMED_BY_USER = ("weighting.weights.", "where.")
 # Where a `+` may add what the files do not name: other people's constructors, which refuse what they do not know.
-OPEN = (*NAMED_BY_USER, "callbacks.", "logger.", "optimizer.", "lr_scheduler.", "method.")
+OPEN = (*NAMED_BY_USER, "callbacks.", "logger.", "optimizer.", "lr_scheduler.", "method.", "trainer.")
 # Settings of which Lightning takes several types.
-UNTYPED = ("trainer.devices", "trainer.fast_dev_run", "trainer.precision", "callbacks.", "logger.")
+UNTYPED = (
+    *("trainer.devices", "trainer.fast_dev_run", "trainer.precision", "trainer.strategy", "trainer.max_epochs"),
+    *("callbacks.", "logger."),
+)
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
 

@@ -66,15 +66,6 @@ class RunRecord:
             joint = heads.pop("joint_accuracy")
         return {"joint": joint} | (heads if len(heads) > 1 else {})
 
-    def accuracy_by_epoch(self) -> list[float]:
-        """The share of validation images with every head right, epoch by epoch; of training images where
-        there is no validation."""
-        for name in ("val/acc", "train/acc"):
-            values = [row[name] for row in self.rows if name in row]
-            if values:
-                return values
-        return []
-
     def epochs_to_goal(self) -> int | None:
         """Epochs until every head reached `GOAL` on validation, if ever."""
         for epoch, row in enumerate(self.rows, start=1):

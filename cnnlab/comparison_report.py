@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cnnlab import html, plots
+from cnnlab.callbacks.metrics_history import accuracies
 from cnnlab.comparison import GOAL, Group, find, groups
 from cnnlab.errors import UserError
 from cnnlab.io import new_folder, to_csv, write_atomically
@@ -40,7 +41,7 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     folder = out or (paths[0] if len(paths) == 1 else new_folder(Path("outputs") / "compare"))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.csv", to_csv(rows))
-    curves = {group.name(): [record.accuracy_by_epoch() for record in group.records if record.rows] for group in found}
+    curves = {group.name(): [accuracies(record.rows) for record in group.records if record.rows] for group in found}
     picture = folder / "compare.png"
     plots.save(plots.comparison({name: lines for name, lines in curves.items() if lines}), picture)
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shlex
+import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,8 @@ class RunReport:
             "test_evaluations": tests,
         }
         write_json(self.folder / "summary.json", self.summary)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(self.config, resolve=True))  # type: ignore[arg-type]
         log.info(f"{self.summary['title']}, seed {self.config.seed}: {machine}")
 
     def interrupted(self) -> None:
@@ -93,6 +98,14 @@ class RunReport:
         if self.trainer.is_global_zero and self.folder.is_dir():
             write_json(self.folder / "summary.json", {**self.summary, "status": "interrupted"})
             log.info(f"\ninterrupted; go on with: {_command('train', 'resume', self.folder)}")
+
+    def failed(self, error: Exception) -> None:
+        """Write that the run failed and why, with the traceback in `log.txt`; where that can be written at all."""
+        if self.trainer.is_global_zero and self.folder.is_dir():
+            with suppress(OSError):
+                write_json(self.folder / "summary.json", {**self.summary, "status": "failed", "error": str(error)})
+                with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+                    traceback.print_exc(file=file)
 
     def finish(self) -> None:
         """Write the results, the pictures and `report.html` of a run that has been tested, and say them."""
@@ -102,7 +115,7 @@ class RunReport:
             return
         rows = self.rows
         steps = sum(row["seconds"] for row in rows)
-        images = len(self.datamodule.splits["train"]) * len(rows)
+        images = self.classifier.train_means.compute()["images"] * len(rows)
         scores = {
             head.name: classification_scores(
                 predictions.predicted[head.name], predictions.targets[head.name], len(head.classes)
@@ -189,7 +202,7 @@ def test_results(heads: Iterable[Head], means: dict[str, float], predictions: Pr
             "worst_class": head.classes[worst],
             "worst_recall": values["class_recall"][worst].item(),
         }
-    results = {"joint_accuracy": means["acc"], "loss": means["loss"], "heads": found}
+    results = {"images": means["images"], "joint_accuracy": means["acc"], "loss": means["loss"], "heads": found}
     return results | ({"by_class": _by_class(heads, predictions)} if len(heads) > 1 else {})
 
 
@@ -213,10 +226,11 @@ def _by_epoch(rows: list[Row], heads: tuple[Head, ...]) -> dict[str, plots.Figur
     weights = {head.name: [row[f"train/{head.name}/weight"] for row in rows] for head in heads}
     if any(len(set(values)) > 1 for values in weights.values()):
         drawn["weights"] = plots.weights(weights)
-    key = "val/{}/grad_cam_rank_accuracy"
-    watched = {head.name: [row.get(key.format(head.name), float("nan")) for row in rows] for head in heads}
-    if any(key.format(head.name) in row for row in rows for head in heads):
-        drawn["grad_cam"] = plots.rank_accuracy(watched)
+    stage = "val" if any("val/loss" in row for row in rows) else "train"
+    keys = {head.name: f"{stage}/{head.name}/grad_cam_rank_accuracy" for head in heads}
+    if any(key in row for row in rows for key in keys.values()):
+        lines = {name: [row.get(key, math.nan) for row in rows] for name, key in keys.items()}
+        drawn["grad_cam"] = plots.rank_accuracy(lines)
     return drawn
 
 
@@ -281,9 +295,10 @@ def _curves(rows: list[Row], heads: tuple[Head, ...]) -> plots.Figure:
     def lines(what: str, whole: str) -> dict[str, dict[str, list[float]]]:
         keys = {whole: what} if len(heads) > 1 else {}
         keys |= {head.name: f"{head.name}/{what}" for head in heads}
-        stages = [stage for stage in ("train", "val") if all(f"{stage}/loss" in row for row in rows)]
+        stages = [stage for stage in ("train", "val") if any(f"{stage}/loss" in row for row in rows)]
         return {
-            name: {stage: [row[f"{stage}/{key}"] for row in rows] for stage in stages} for name, key in keys.items()
+            name: {stage: [row.get(f"{stage}/{key}", math.nan) for row in rows] for stage in stages}
+            for name, key in keys.items()
         }
 
     return plots.curves(lines("loss", "weighted sum"), lines("acc", "all heads right"))
@@ -324,14 +339,14 @@ def closing_lines(folder: Path, summary: Summary) -> str:
     for name, head in summary["test"]["heads"].items():
         scores = [html.percent(head[score]) for score in ("accuracy", "f1", "precision", "recall")]
         table.add_row(name, *scores, head["worst_class"], html.percent(head["worst_recall"]))
-    data = summary["data"]
+    data, test = summary["data"], summary["test"]
     distinct = ", ".join(f"{data[f'distinct_{name}']:,} of {data[name]:,} {name}" for name in ("train", "val", "test"))
     rate = summary["images_per_second"]
     lines = [
         "",
         as_text(table),
         "",
-        f"all heads right  {html.percent(summary['test']['joint_accuracy'])} of {data['test']:,} test images",
+        f"all heads right  {html.percent(test['joint_accuracy'])} of {test['images']:,.0f} test images",
         f"distinct images  {distinct}; in more than one split: {data['overlap']}",
         f"time             {summary['train_seconds']} s training" + (f", {rate:,} images/s" if rate else ""),
         f"run folder       {folder}",

@@ -59,8 +59,11 @@ class Run:
             config = OmegaConf.load(file)
         except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
-        if not isinstance(config, DictConfig) or not set(config) >= {"experiment", "data", "net", "trainer"}:
+        groups = ("data", "net")
+        whole = isinstance(config, DictConfig) and all(isinstance(config.get(group), DictConfig) for group in groups)
+        if not whole or not set(config) >= {"experiment", "trainer"}:
             raise UserError(f"{file} is not the configuration of a run, or cut short")
+        assert isinstance(config, DictConfig)
         return _today(config)
 
     @cached_property
@@ -98,7 +101,7 @@ class Run:
         """The path of the checkpoint "best" or "last"; `UserError` where there is none."""
         path = self.path / "checkpoints" / f"{name}.ckpt"
         if not path.is_file():
-            raise UserError(f"{self.path} has no checkpoints/{name}.ckpt: its first epoch has not ended")
+            raise UserError(f"{self.path} has no checkpoints/{name}.ckpt: no epoch has been validated yet")
         return path
 
     def datamodule(self, stage: str | None = None) -> ImageDataModule:
@@ -176,18 +179,14 @@ def load_initial_weights(classifier: Classifier, base: Run) -> None:
 
 
 def newest(outputs: Path) -> Run:
-    """The run below `outputs` that finished last. Raises `UserError` where there is none."""
-    runs = []
-    for file in outputs.rglob("summary.json"):
+    """The run below `outputs` that finished last, but for those to debug. Raises `UserError` where there is none."""
+    files = sorted(outputs.rglob("summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files:
         with suppress(UserError):  # a broken one among others
             run = Run(file.parent)
-            if run.finished:
-                runs.append(run)
-    if not runs:
-        raise UserError(
-            f"there is no finished run in {outputs}/: train one (python -m cnnlab.train) or set run=<folder>"
-        )
-    return max(runs, key=lambda run: (run.path / "summary.json").stat().st_mtime)
+            if run.finished and not (run.config.get("options") or {}).get("debug"):
+                return run
+    raise UserError(f"there is no finished run in {outputs}/: train one (python -m cnnlab.train) or set run=<folder>")
 
 
 def open_run(path: str | None) -> Run:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import json
 import signal
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cnnlab.cli import command, named_config
-from cnnlab.errors import Diverged, UserError
+from cnnlab.errors import UserError
 from cnnlab.io import write_atomically, write_json
-from cnnlab.log import is_main_process
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,14 +24,15 @@ def train(cfg: DictConfig) -> float:
     """Train and test what `cfg` says; returns the best joint accuracy on the validation split (on the training
     split where there is no validation).
 
-    Raises `UserError` for what the user can mend; then no folder is left that was not there before.
+    Raises `UserError` for what the user can mend; where the training had not begun, no folder is left that was not
+    there before.
     """
     # torch comes with these: a typo is answered before.
     import lightning.pytorch as L
 
     from cnnlab import hardware, log, report
-    from cnnlab.build import build_classifier, build_datamodule, build_trainer, raised_by, refused
-    from cnnlab.callbacks.checkpoint import last_valid_checkpoint, load_checkpoint
+    from cnnlab.build import build_classifier, build_datamodule, build_trainer, explained, refused
+    from cnnlab.callbacks.checkpoint import load_checkpoint
     from cnnlab.callbacks.graceful_shutdown import interruptible
     from cnnlab.callbacks.metrics_history import best_accuracy
     from cnnlab.run_plan import locked, plan_run
@@ -77,36 +76,25 @@ def train(cfg: DictConfig) -> float:
             if run.best is not None:  # by hand: Lightning would also set the callbacks back to that epoch
                 classifier.load_state_dict(load_checkpoint(run.best)["state_dict"])
             trainer.test(classifier, datamodule=datamodule, verbose=False)
-        except Diverged as error:
-            path, _ = last_valid_checkpoint(folder / "checkpoints")
-            kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
-            raise UserError(f"{error}; {kept}; lower optimizer.lr, or try trainer.precision=32-true") from error
-        except Exception as error:
-            if not raised_by(error, "lightning"):
-                raise
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            run.finish()
         except (KeyboardInterrupt, SystemExit):
             run.interrupted()
             raise
-        run.finish()
+        except Exception as error:
+            mistake = explained(error, folder)
+            run.failed(mistake)
+            raise mistake from error
         return best_accuracy(run.rows)
 
 
 def record_failure(cfg: DictConfig, error: Exception) -> None:
-    """Write `status: failed`, the error and its traceback into the folder of a run that had begun, and of a job in a
-    sweep."""
-    folder = Path(str(cfg.get("resume") or "") or HydraConfig.get().runtime.output_dir)
-    file = folder / "summary.json"
-    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    begun = summary.get("status") == "unfinished"
-    first_words = not summary and HydraConfig.get().mode == RunMode.MULTIRUN
-    if is_main_process() and folder.is_dir() and (begun or first_words):
+    """Say in the folder of a sweep's job why it failed before it began."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not (folder / "summary.json").is_file() and not cfg.get("resume"):
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             traceback.print_exception(error, file=log)
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        write_json(file, {**summary, "seed": cfg.get("seed"), "status": "failed", "error": text})
-        if not (folder / "config.yaml").is_file():
-            write_atomically(folder / "config.yaml", OmegaConf.to_yaml(named_config(cfg), resolve=True))
+        write_json(folder / "summary.json", {"status": "failed", "error": str(error), "seed": cfg.get("seed")})
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(named_config(cfg), resolve=True))
 
 
 if __name__ == "__main__":

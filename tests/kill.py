@@ -31,6 +31,7 @@ VARIANTS = (  # whatever has a state of its own, or is drawn at random
     ("weighting=dynamic_weight_average", "lr_scheduler=plateau", "lr_scheduler.scheduler.patience=0"),
     ("weighting=report_a", "lr_scheduler=every_epoch", "augment=affine"),
     ("data.resample_each_epoch=true", "data.num_workers=2"),
+    ("trainer.limit_train_batches=4", "trainer.accumulate_grad_batches=2"),
     ("callbacks=[default,ema]", "lr_scheduler=inverse_time", "trainer.gradient_clip_val=1"),
 )
 WORDS = (*PLAIN, *VARIANTS[0])

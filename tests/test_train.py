@@ -17,7 +17,7 @@ from cnnlab.cli import CONF
 from cnnlab.comparison import find
 from cnnlab.data.datamodule import Batch
 from cnnlab.models.classifier import Classifier
-from cnnlab.runs import Run
+from cnnlab.runs import Run, newest
 from tests.conftest import TINY_LINES, run_train
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -202,6 +202,53 @@ def test_resume_takes_everything_from_the_run(lines_run: Path, tmp_path: Path) -
         with pytest.raises(SystemExit, match=message):
             run_train(tmp_path / "unused", f"resume={lines_run}", *words)
         assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_another_command_cannot_resume_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, "trainer.max_epochs=1")
+    summary = json.loads((folder / "summary.json").read_text()) | {"status": "unfinished"}
+    (folder / "summary.json").write_text(json.dumps(summary))  # as if it had been killed, or still went on
+    log = (folder / "log.txt").read_text()
+    with pytest.raises(SystemExit, match="resume takes everything from the run"):
+        run_train(tmp_path / "unused", f"resume={folder}", "seed=7")
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert (folder / "log.txt").read_text() == log
+
+
+@pytest.mark.slow
+def test_validation_every_other_epoch(tmp_path: Path) -> None:
+    words = ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4", "lr_scheduler=plateau")
+    folder = run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, *words)
+    rows = Run(folder).metrics
+    assert ["val/acc" in row for row in rows] == [False, True, False, True]
+    assert Run(folder).summary["best_epoch"] in (2, 4)
+    last = load_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert last["epoch"] == 3
+    assert len(last["callbacks"]["MetricsHistory"]["rows"]) == 4
+    with pytest.raises(SystemExit, match=r"lr_scheduler.monitor=val/los is not logged; did you mean 'val/loss'\?"):
+        run_train(tmp_path / "typo", *TINY_LINES, "lr_scheduler=plateau", "lr_scheduler.monitor=val/los")
+
+
+@pytest.mark.slow
+def test_accumulated_batches_are_drawn_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+    step = Classifier.training_step
+
+    def look(self: Classifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        drawn.append(torch.rand(1).item())
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", look)
+    words = ("trainer.accumulate_grad_batches=3", "data.batch_size=96")
+    run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, *words)
+    assert len(drawn) == len(set(drawn)) == 12
+
+
+def test_runs_to_debug_are_not_the_newest(lines_run: Path, tmp_path: Path) -> None:
+    real = shutil.copytree(lines_run, tmp_path / "outputs" / "real")
+    run_train(tmp_path / "outputs" / "debug" / "1", *TINY_LINES[:3], "debug=fast")
+    assert newest(tmp_path / "outputs").path == real.resolve()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ LAST = ("last", "previous")  # in the order they are tried
 class RunCheckpoint(ModelCheckpoint):
     """`ModelCheckpoint` for a run that can be resumed anywhere: its state follows a folder that was moved, and
     none is written after the last batch of an epoch, where a resumed run would leave out the validation (the one
-    at the end of the epoch follows)."""
+    at the end of the epoch follows). Where both `every_n_train_steps` and `train_time_interval` are given, the steps
+    count."""
+
+    def __init__(
+        self, *, every_n_train_steps: int | None = None, train_time_interval: timedelta | None = None, **more: Any
+    ) -> None:
+        interval = None if every_n_train_steps else train_time_interval
+        super().__init__(every_n_train_steps=every_n_train_steps, train_time_interval=interval, **more)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

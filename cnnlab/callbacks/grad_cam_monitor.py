@@ -14,7 +14,7 @@ from cnnlab.explain.evaluation import evenly_spaced, grad_cam_rank_accuracy, pre
 
 class GradCamMonitor(L.Callback):
     """Logs `val/<head>/grad_cam_rank_accuracy` after each epoch: the mean rank accuracy of Grad-CAM against the
-    counterfactual truth on `images` validation images (on training ones where there is no validation). Raises
+    counterfactual truth on `images` validation images (`train/…` on training ones where there is no validation). Raises
     `UserError` for a data set whose true pixels nobody knows."""
 
     def __init__(self, images: int = 100) -> None:
@@ -24,7 +24,8 @@ class GradCamMonitor(L.Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(datamodule, ImageDataModule):
             raise UserError("callbacks.grad_cam_monitor needs a data module of cnnlab, which knows true pixels")
-        split = datamodule.splits["val" if datamodule.has_validation else "train"]
+        self.stage = "val" if datamodule.has_validation else "train"
+        split = datamodule.splits[self.stage]
         rows = evenly_spaced(len(split), self.images)
         self.inputs = split.inputs(rows)
         self.truths = {head: split.truths(rows, head).get("counterfactual") for head in datamodule.heads}

@@ -16,14 +16,16 @@ Row = dict[str, float]
 log = logging.getLogger(__name__)
 
 
+def accuracies(rows: list[Row]) -> list[float]:
+    """The share of images with every head right, epoch by epoch, on validation, or on training where there is no
+    validation."""
+    stage = "val" if any("val/acc" in row for row in rows) else "train"
+    return [row[f"{stage}/acc"] for row in rows if f"{stage}/acc" in row]
+
+
 def best_accuracy(rows: list[Row]) -> float:
-    """The highest share of images with every head right of an epoch, on validation, or on training where there
-    is no validation; NaN where there is no epoch."""
-    for name in ("val/acc", "train/acc"):
-        values = [row[name] for row in rows if name in row]
-        if values:
-            return max(values)
-    return float("nan")
+    """The highest of `accuracies`; NaN where there is none."""
+    return max(accuracies(rows), default=float("nan"))
 
 
 class MetricsHistory(Checkpoint):
@@ -60,7 +62,7 @@ class MetricsHistory(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = time.perf_counter() - self._start
         trained = self._trained or total
-        logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        logged = {k: v.item() for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
         row: Row = {
             "epoch": trainer.current_epoch + 1,
             **{name: value for name, value in logged.items() if name.startswith(("train/", "val/"))},

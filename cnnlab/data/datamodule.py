@@ -52,9 +52,10 @@ class SeededBatchSampler(Sampler[Tensor]):
     """The shuffled batches of an epoch, indices int64 (B,) each, a pure function of (seed, epoch): a resumed
     run needs no state.
 
-    `resample` counts the indices on from epoch to epoch instead of beginning again at 0. `skip` leaves out
-    the first batches of the next epoch alone. Of `world_size` processes each takes every `world_size`-th
-    image, so that together they see the batches that one process would see; what is left over is left out.
+    `resample` counts the indices on from epoch to epoch instead of beginning again at 0. `skip`, an epoch and a
+    number of batches, leaves out the first batches of that epoch alone. Of `world_size` processes each takes every
+    `world_size`-th image, so that together they see the batches that one process would see; what is left over is
+    left out.
     """
 
     def __init__(
@@ -68,11 +69,17 @@ class SeededBatchSampler(Sampler[Tensor]):
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size // world_size, seed
         self.resample, self.rank, self.world_size = resample, rank, world_size
-        self.epoch = self.skip = 0
+        self.epoch, self.skip = 0, (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
         self.epoch = epoch
+
+    @property
+    def skipped(self) -> int:
+        """How many batches of the epoch are left out."""
+        epoch, batches = self.skip
+        return batches if epoch == self.epoch else 0
 
     def __len__(self) -> int:
         return math.ceil(self.size // self.world_size / self.batch_size)
@@ -80,7 +87,7 @@ class SeededBatchSampler(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.size, generator=generator)
-        skip, self.skip = self.skip, 0
+        skip, self.skip = self.skipped, (0, 0)
         order += self.resample * self.epoch * self.size
         shared = self.size - self.size % self.world_size
         yield from order[self.rank : shared : self.world_size].split(self.batch_size)[skip:]
@@ -108,7 +115,7 @@ class ResumableLoader(DataLoader[Batch]):
     served = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.served = self.sampler.skip
+        self.served = self.sampler.skipped
         # Without workers straight from the split: the way round through the base class costs a step 0.1 ms.
         batches = super().__iter__() if self.num_workers else map(self.dataset.__getitem__, self.sampler)
         for batch in batches:
@@ -121,7 +128,7 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.epoch = state["epoch"]
-        self.sampler.skip = state["served"]
+        self.sampler.skip = (state["epoch"], state["served"])
 
 
 def _as_served(batch: Batch) -> Batch:

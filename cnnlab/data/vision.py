@@ -160,4 +160,4 @@ def _how_to_get(make: Any, root: Path, error: Exception) -> str:
         folder, files = root / kind.__name__ / "raw", [name for name, _ in kind.resources]
     else:
         folder, files = root, [getattr(kind, "filename", "its files")]
-    return f"{kind.__name__} could not be fetched ({reason}); put {', '.join(files)} into {folder}"
+    return f"{kind.__name__} could not be fetched or read ({reason}); put {', '.join(files)} into {folder}"

@@ -10,6 +10,7 @@ import torch
 from captum.attr import GuidedBackprop, IntegratedGradients, LayerGradCam, Occlusion, Saliency
 from torch import Tensor, nn
 
+from cnnlab.errors import UserError
 from cnnlab.explain.network import (
     HeadWrapper,
     frozen_copy,
@@ -96,6 +97,8 @@ def occlusion(
     """How far the class score falls when a window of `window` x `window` around the pixel turns black, the mean
     over the windows, `stride` apart, that cover it (Zeiler and Fergus 2014)."""
     channels = images.shape[1]
+    if not 1 <= stride <= window <= min(images.shape[2:]):
+        raise UserError(f"occlusion: window={window} must fit the image, and stride={stride} lie in 1..window")
     with torch.no_grad():
         falls = Occlusion(HeadWrapper(net, head)).attribute(
             images,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnlab import plots
-from cnnlab.build import build_methods
+from cnnlab.build import build_methods, refused
 from cnnlab.data.datamodule import ImageDataModule
 from cnnlab.explain.attribution import Method
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
@@ -50,7 +50,7 @@ def score_run(cfg: DictConfig) -> Path:
     truths = {head.name: split.truths(rows, head) for head in heads}
     sample = Sample(split.inputs(rows), split.targets(rows), truths)
     net = run.net(datamodule)
-    with Console().status("") as status:
+    with Console().status("") as status, refused("method"):
         if all(truths.values()):
             scores = evaluate(net, heads, methods, sample, status.update)
             tables, figure = _tables(scores), _truth_figure(scores, datamodule, list(methods))

@@ -60,6 +60,7 @@ class Explanation:
         self.inputs = self._inputs()
         self.images = self.inputs.images.float() / 255
         self.layers = self._layers()
+        self.first_convolution = _first_convolution(net)
         with torch.no_grad():
             logits = frozen_copy(net)(self.images)
         self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in data.heads}
@@ -101,6 +102,8 @@ class Explanation:
     def _targets(self) -> list[tuple[Head, str, Tensor]]:
         """(head, word, class of each image int64 (N,)) for every head and each of `targets` that it knows."""
         found = []
+        if not as_list(self.cfg.targets):
+            raise UserError("targets=[]: name at least one, like targets=[predicted]")
         for word in as_list(self.cfg.targets):
             places = {head.name: _place(head, word) for head in self.heads}
             common = word in ("predicted", "true")
@@ -170,7 +173,7 @@ class Explanation:
 
     def _filters(self, folder: Path, layers: Sequence[explanation_page.LayerPage]) -> list[Path]:
         """Filters of the convolutions and dense layers among `layers`, and of every head's classes."""
-        drawn = [explanation_page.kernels(folder, *_first_convolution(self.net))]
+        drawn = [explanation_page.kernels(folder, *self.first_convolution)]
         for page in layers:
             if isinstance(layer_named(self.net, page.name), nn.Conv2d | nn.Linear):
                 result = maximize_channels(self.net, page.name, page.channels, self.data.image_shape, self.ascent)

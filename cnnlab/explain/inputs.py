@@ -121,7 +121,7 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> tuple[Tensor, l
     image = image.convert("L" if channels == 1 else "RGB")
     if channels == 1 and _border(image) > 127:
         image = ImageOps.invert(image)
-        notes.append("dark on light, inverted: the digits of MNIST are light on dark")
+        notes.append("dark on light, inverted")
     if image.width * height != image.height * width:
         scale = max(math.ceil(image.width / width), math.ceil(image.height / height))
         side = (scale * width, scale * height) if height != width else (max(image.size),) * 2

@@ -57,31 +57,49 @@ def layer_named(net: nn.Module, name: str) -> nn.Module:
     return layers[name]
 
 
-def path_to_head(net: nn.Module, head: Head, images: Tensor) -> dict[str, nn.Module]:
-    """{name: layer} of the layers on which a head's answer to `images` (B, C, H, W) depends, in the order they
-    run: found by running the network and asking for gradients, whatever its layers are called."""
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that ran: its name, itself, and the sizes (H, W) of its input and output, () where they are no maps."""
+
+    name: str
+    module: nn.Module
+    size_in: tuple[int, ...]
+    size_out: tuple[int, ...]
+
+
+def _layers_before(net: nn.Module, head: Head, images: Tensor) -> list[_Layer]:
+    """The layers on which a head's answer depends, in the order they run: found by running a copy of the network on
+    one image and asking for gradients, whatever its layers are called."""
     net = frozen_copy(net)
-    ran: dict[str, Tensor] = {}
+    ran: list[tuple[_Layer, Tensor]] = []
 
     def record(name: str) -> Any:
-        return lambda _module, _inputs, output: ran.setdefault(name, output)
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            sizes = (tuple(value.shape[2:]) for value in (inputs[0], output))
+            ran.append((_Layer(name, module, *sizes), output))
+
+        return hook
 
     for name, layer in leaf_modules(net).items():
         layer.register_forward_hook(record(name))
     with torch.enable_grad():
         answer = HeadWrapper(net, head).logits(images[:1].detach().clone().requires_grad_())
-        slopes = torch.autograd.grad(answer.sum(), list(ran.values()), allow_unused=True)
-    layers = leaf_modules(net)
-    return {name: layers[name] for name, slope in zip(ran, slopes, strict=True) if slope is not None}
+        slopes = torch.autograd.grad(answer.sum(), [output for _, output in ran], allow_unused=True)
+    return [layer for (layer, _), slope in zip(ran, slopes, strict=True) if slope is not None]
+
+
+def path_to_head(net: nn.Module, head: Head, images: Tensor) -> list[str]:
+    """The names of the layers on which a head's answer to `images` (B, C, H, W) depends, in the order they run."""
+    return [layer.name for layer in _layers_before(net, head, images)]
 
 
 def last_convolution(net: nn.Module, head: Head, images: Tensor) -> str:
     """The name of the last convolution before a head. A 1 x 1 convolution, a dense layer at every pixel, does
     not count. Raises `UserError` where there is none."""
     names = [
-        name
-        for name, layer in path_to_head(net, head, images).items()
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+        layer.name
+        for layer in _layers_before(net, head, images)
+        if isinstance(layer.module, nn.Conv2d) and layer.module.kernel_size != (1, 1)
     ]
     if not names:
         raise UserError(f"there is no convolution before head '{head.name}'")
@@ -143,25 +161,32 @@ def receptive_fields(net: nn.Module, head: Head, layer: str, images: Tensor) -> 
     """Where the places of a layer before a head look, along the rows and the columns of the image: from the kernels,
     strides, paddings and dilations of the convolutions and poolings up to it. Raises `UserError` where the head
     does not depend on the layer."""
-    path = path_to_head(net, head, images)
-    if layer not in path:
-        raise UserError(f"head '{head.name}' does not depend on layer '{layer}'{did_you_mean(layer, path)}")
-    before = list(path.values())[: list(path).index(layer) + 1]
-    rows, columns = (_field(before, axis) for axis in (0, 1))
+    path = _layers_before(net, head, images)
+    names = [before.name for before in path]
+    if layer not in names:
+        raise UserError(f"head '{head.name}' does not depend on layer '{layer}'{did_you_mean(layer, names)}")
+    size = tuple(images.shape[2:])
+    rows, columns = (_field(path[: names.index(layer) + 1], axis, size) for axis in (0, 1))
     return rows, columns
 
 
-def _field(layers: list[nn.Module], axis: int) -> ReceptiveField:
-    start, step = 0.5, 1.0
-    for module in layers:
+def _field(layers: list[_Layer], axis: int, size: tuple[int, ...]) -> ReceptiveField:
+    """The field of the last of `layers`. What a layer sees is known by its size: where a network has parallel ways, as
+    residual blocks do, maps of one size look at the same places."""
+    fields = {size: ReceptiveField(0.5, 1.0)}
+    for layer in layers:
+        field, module = fields.get(layer.size_in), layer.module
+        if field is None:
+            continue
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             reach = _along(getattr(module, "dilation", 1), axis) * (_along(module.kernel_size, axis) - 1)
             padding: Any = module.padding
             if isinstance(padding, str):
                 padding = {"same": reach // 2, "valid": 0}[padding]
-            start += (reach / 2 - _along(padding, axis)) * step
-            step *= _along(module.stride, axis)
-    return ReceptiveField(start, step)
+            start = field.start + (reach / 2 - _along(padding, axis)) * field.step
+            field = ReceptiveField(start, field.step * _along(module.stride, axis))
+        fields[layer.size_out] = field
+    return fields[layers[-1].size_out]
 
 
 def _along(size: Any, axis: int) -> int:

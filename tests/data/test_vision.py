@@ -94,7 +94,7 @@ def test_what_cannot_be_fetched_says_which_files_to_put_where(
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     make = partial(kind, root=str(tmp_path))
     data = TorchvisionDataModule(make, make, root=str(tmp_path))
-    with pytest.raises(UserError, match=f"could not be fetched .*{files}") as error:
+    with pytest.raises(UserError, match=f"could not be fetched or read .*{files}") as error:
         data.prepare_data()
     assert "\n" not in str(error.value)
 

@@ -343,7 +343,7 @@ class _Foreign(nn.Module):
 def test_a_network_of_other_names_and_layers_is_explained() -> None:
     torch.manual_seed(0)
     net, images, shade = _Foreign(), torch.rand(3, 3, 32, 32), Head("shade", ("dark", "grey", "light"))
-    assert list(path_to_head(net, SIDE, images)) == ["early", "mean", "late", "side_out"]
+    assert path_to_head(net, SIDE, images) == ["early", "mean", "late", "side_out"]
     assert last_convolution(net, shade, images) == "unused"
     rows, _ = receptive_fields(net, SIDE, "late", images)
     # early: kernel 4, stride 2, so from 2 pixels on by 2; mean: between two of them, by 4; late: 2 x 2 places on.
@@ -358,3 +358,25 @@ def test_a_network_of_other_names_and_layers_is_explained() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 3))
     cam = attribute(plain, shade, attribution.grad_cam, images, torch.tensor([0, 1, 2]))
     assert (cam.layer, cam.maps.shape) == ("0", (3, 32, 32))
+
+
+class _Residual(nn.Module):
+    """A convolution, and a block of two beside a 1 x 1 one that strides along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.one, self.two = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.beside = nn.Conv2d(4, 4, 1, stride=2)
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.first(images)
+        features = self.two(self.one(features).relu()) + self.beside(features)
+        return self.out(self.last(features.relu()).mean(dim=(2, 3)))
+
+
+def test_parallel_ways_are_not_counted_twice() -> None:
+    rows, columns = receptive_fields(_Residual(), SIDE, "last", torch.rand(1, 3, 32, 32))
+    assert (rows.start, rows.step) == (columns.start, columns.step) == (0.5, 2)

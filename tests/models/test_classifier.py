@@ -98,7 +98,7 @@ def test_the_results_name_the_worst_class_and_the_truths_probability() -> None:
         head.name: classification_scores(answers.predicted[head.name], BATCH[1][head.name], len(head.classes))
         for head in (SIDE, SHADE)
     }
-    means = {"acc": 0.5, "loss": 1.0, "side/acc": 1.0, "shade/acc": 0.5}
+    means = {"images": 2, "acc": 0.5, "loss": 1.0, "side/acc": 1.0, "shade/acc": 0.5}
     summary = results((SIDE, SHADE), means, answers, scores)
     assert summary["joint_accuracy"] == 0.5
     assert summary["heads"]["shade"]["accuracy"] == 0.5
