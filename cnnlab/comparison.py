@@ -95,7 +95,7 @@ class Group:
         return "; ".join(dict.fromkeys(record.status for record in self.records if not record.finished))
 
     def name(self) -> str:
-        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.shown.items()) or "all"
+        return ", ".join(f"{key.rpartition('.')[2]} {value!s:.60}" for key, value in self.shown.items()) or "all"
 
     def row(self, on: tuple[str, str] | None = None) -> dict[str, Any]:
         """The group as a row of `compare.csv`: numbers unrounded, accuracies in [0, 1]."""
@@ -173,12 +173,34 @@ def read(folder: Path) -> RunRecord:
         run = Run(folder)
         settings = _settings(run)
         record = RunRecord(folder, settings, run.summary, run.metrics)
+        for row in record.rows:
+            _check_shares({name: value for name, value in row.items() if name.endswith("/acc")})
         if record.finished:
+            _check_numbers(record.summary)
             Group([record], {}, {}).row()  # whether all that a table needs is there
         return record
     except _UNREADABLE as error:
         kind = type(error.__cause__ or error).__name__
         return RunRecord(folder, settings, {}, error=f"unreadable ({kind})")
+
+
+def _check_numbers(summary: dict[str, Any]) -> None:
+    """Raise `ValueError` where a number of a finished run is none, or can be none of a run."""
+    test = summary["test"]
+    _check_shares({name: value for name, value in test.items() if name not in ("images", "loss")})
+    counts = (summary["epochs"], summary["train_seconds"], summary["parameters"]["total"], summary["data"]["overlap"])
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < 1e15:
+            raise ValueError(f"{count!r:.40} is no number of a run")
+
+
+def _check_shares(node: Any) -> None:
+    """Raise `ValueError` for a number in nested mappings that is not in [0, 1]."""
+    for value in node.values():
+        if isinstance(value, dict):
+            _check_shares(value)
+        elif not isinstance(value, str) and not 0 <= value <= 1:
+            raise ValueError(f"{value!r:.40} is no share")
 
 
 _UNREADABLE = (

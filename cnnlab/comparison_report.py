@@ -78,7 +78,7 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _plain(value: Any) -> str:
-    return "–" if value is None else str(value)
+    return "–" if value is None else f"{value!s:.60}"
 
 
 def _share(value: float | None, deviation: float | None = None) -> str:

@@ -21,9 +21,13 @@ def is_main_process() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a text; what the console cannot show becomes a question mark."""
+    """Print a text; what the console cannot show becomes a question mark, and one that takes nothing any more, as a
+    full disk, is left alone."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def as_text(table: RenderableType, width: int = 200) -> str:

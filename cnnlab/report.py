@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import lightning.pytorch as L
@@ -336,6 +337,7 @@ def closing_lines(folder: Path, summary: Summary) -> str:
     table = Table("head", box=None, pad_edge=False, header_style="bold")
     for column in ("accuracy", "F1", "precision", "recall", "worst class", "its recall"):
         table.add_column(column, justify="right")
+    narrow = get_terminal_size().columns < 72
     for name, head in summary["test"]["heads"].items():
         scores = [html.percent(head[score]) for score in ("accuracy", "f1", "precision", "recall")]
         table.add_row(name, *scores, head["worst_class"], html.percent(head["worst_recall"]))
@@ -344,7 +346,9 @@ def closing_lines(folder: Path, summary: Summary) -> str:
     rate = summary["images_per_second"]
     lines = [
         "",
-        as_text(table),
+        "\n".join(f"{name} {html.percent(head['accuracy'])}" for name, head in test["heads"].items())
+        if narrow
+        else as_text(table),
         "",
         f"all heads right  {html.percent(test['joint_accuracy'])} of {test['images']:,.0f} test images",
         f"distinct images  {distinct}; in more than one split: {data['overlap']}",

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.callbacks.checkpoint import last_valid_checkpoint
 from cnnlab.cli import named_config
 from cnnlab.errors import UserError
-from cnnlab.log import is_main_process
+from cnnlab.log import is_main_process, say
 from cnnlab.runs import Run, check_trusted
 
 
@@ -120,9 +120,9 @@ def _where_to_go_on(run: Run) -> Path | None:
         raise UserError(f"{broken[0]} is broken and there is none before it; train anew")
     if is_main_process():
         for name in broken:
-            print(f"{name} is broken; going on from {path}")
+            say(f"{name} is broken; going on from {path}")
         if path is None:
-            print(f"{run.path} stopped before its first checkpoint; it begins again")
+            say(f"{run.path} stopped before its first checkpoint; it begins again")
     return path
 
 

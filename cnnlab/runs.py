@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError, scan
 
 from cnnlab import __version__
 from cnnlab.build import build_datamodule, build_net, refused
@@ -30,6 +30,7 @@ from cnnlab.io import read_csv
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.networks import MultiHeadNet
 
+MOST_BYTES = 1_000_000  # of a config.yaml or summary.json
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
 
 # Runs written by version 0.1 name their classes and settings so.
@@ -56,8 +57,8 @@ class Run:
         """What `config.yaml` says. Raises `UserError` where it is broken."""
         file = self.path / "config.yaml"
         try:
-            config = OmegaConf.load(file)
-        except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+            config = OmegaConf.create(_text(file))
+        except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
         groups = ("data", "net")
         whole = isinstance(config, DictConfig) and all(isinstance(config.get(group), DictConfig) for group in groups)
@@ -73,8 +74,8 @@ class Run:
         if not file.is_file():
             return {}
         try:
-            summary = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+            summary = json.loads(_text(file))
+        except (ValueError, OSError, RecursionError) as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
         if not isinstance(summary, dict):
             raise UserError(f"{file} is not the summary of a run")
@@ -123,6 +124,17 @@ class Run:
         with refused(str(self.checkpoint("best"))):
             net.load_state_dict(self.weights())
         return net.eval()
+
+
+def _text(file: Path) -> str:
+    """The text of a file of a run; `ValueError` where it is longer than any that cnnlab writes, or holds YAML aliases,
+    which it never writes, and which can grow without bound."""
+    if file.stat().st_size > MOST_BYTES:
+        raise ValueError
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".yaml" and "*" in text and any(isinstance(token, AliasToken) for token in scan(text)):
+        raise ValueError
+    return text
 
 
 def title(config: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.models.heads import Head
 
+LONGEST = 4096  # pixels of a side with which an image is worked on
 MOST_PIXELS = 50_000_000  # of an image file; a larger one is refused before it is unpacked
 
 
@@ -108,10 +109,10 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> tuple[Tensor, l
     Raises `UserError` where there is no such image, or it is broken or absurdly large.
     """
     channels, height, width = image_shape
+    if not path.is_file():  # a pipe would wait for ever
+        raise UserError(f"there is no image {path}" if not path.exists() else f"{path} cannot be read: it is no file")
     try:
         image, notes = _opened(path)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no image {path}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
@@ -122,6 +123,9 @@ def read_image(path: Path, image_shape: tuple[int, int, int]) -> tuple[Tensor, l
     if channels == 1 and _border(image) > 127:
         image = ImageOps.invert(image)
         notes.append("dark on light, inverted")
+    if max(image.size) > LONGEST:  # before it is made square
+        image.thumbnail((LONGEST, LONGEST))
+        notes.append(f"scaled to {image.width} x {image.height}")
     if image.width * height != image.height * width:
         scale = max(math.ceil(image.width / width), math.ceil(image.height / height))
         side = (scale * width, scale * height) if height != width else (max(image.size),) * 2

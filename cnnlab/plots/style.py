@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ BLUE, ORANGE, GREEN, YELLOW, SKY, PINK, RUST = (
 )  # fmt: skip
 CYCLE = (BLUE, RUST, GREEN, PINK, ORANGE, SKY)
 DPI = 110
+
+rcParams["text.parse_math"] = False  # a file name may hold dollars
 
 Array = NDArray[Any]
 Part = tuple[str, Sequence[str]]  # a name and its classes
