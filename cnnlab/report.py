@@ -116,7 +116,7 @@ class RunReport:
             return
         rows = self.rows
         steps = sum(row["seconds"] for row in rows)
-        images = self.classifier.train_means.compute()["images"] * len(rows)
+        images = int(self.classifier.train_means.images) * self.trainer.world_size * len(rows)
         scores = {
             head.name: classification_scores(
                 predictions.predicted[head.name], predictions.targets[head.name], len(head.classes)
