@@ -20,11 +20,17 @@ from cnnlab.io import write_atomically
 LAST = ("last", "previous")  # in the order they are tried
 
 
+def may_save(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether a run that is resumed from here ends like one that was left alone: not after the last batch of an epoch,
+    where it would leave out the validation, and not while gradients are accumulated, which no checkpoint holds."""
+    accumulating = (batch_idx + 1) % getattr(trainer, "accumulate_grad_batches", 1)
+    return not (trainer.is_last_batch or accumulating)
+
+
 class RunCheckpoint(ModelCheckpoint):
-    """`ModelCheckpoint` for a run that can be resumed anywhere: its state follows a folder that was moved, and
-    none is written after the last batch of an epoch, where a resumed run would leave out the validation (the one
-    at the end of the epoch follows). Where both `every_n_train_steps` and `train_time_interval` are given, the steps
-    count."""
+    """`ModelCheckpoint` for a run that can be resumed anywhere: its state follows a folder that was moved, and within
+    an epoch it is written only where a run `may_save`. Where both `every_n_train_steps` and `train_time_interval` are
+    given, the steps count."""
 
     def __init__(
         self, *, every_n_train_steps: int | None = None, train_time_interval: timedelta | None = None, **more: Any
@@ -35,7 +41,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch:
+        if may_save(trainer, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from cnnlab.callbacks.checkpoint import may_save
 from cnnlab.log import is_main_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -66,7 +67,7 @@ class GracefulShutdown(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch:  # the end of the epoch has a checkpoint of its own
+        if not may_save(trainer, batch_idx):  # the end of the epoch has a checkpoint of its own
             return
         stop = self.received is not None
         if trainer.world_size > 1:  # all processes stop at the same step
