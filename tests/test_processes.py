@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.data.datamodule import SeededBatchSampler
 from cnnlab.io import read_csv
 from cnnlab.runs import Run
@@ -63,6 +64,14 @@ def test_every_image_is_counted_once(two: tuple[Path, str]) -> None:
             right = (head.predict(logits[head.name]) == targets[head.name]).float().mean().item()
             said = counted or {f"test/{k}/acc": v["accuracy"] for k, v in run.summary["test"]["heads"].items()}
             assert said[f"{stage}/{head.name}/acc"] == pytest.approx(right, abs=1e-6)
+
+
+def test_the_best_epoch_is_chosen_by_the_images_of_all_processes(two: tuple[Path, str]) -> None:
+    best = load_checkpoint(two[0] / "checkpoints" / "best.ckpt")
+    (state,) = (s for s in best["callbacks"].values() if s.get("monitor") == "selection_score")
+    row = read_csv(two[0] / "metrics.csv")[best["epoch"]]
+    wrong = round((1 - row["val/acc"]) * 192)  # of all 192 validation images
+    assert wrong <= state["best_model_score"].item() < wrong + 1
 
 
 def test_two_processes_take_the_steps_of_one(two: tuple[Path, str], tmp_path: Path) -> None:

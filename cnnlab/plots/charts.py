@@ -24,14 +24,14 @@ def curves(
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for axes, lines in ((loss_axes, losses), (accuracy_axes, accuracies)):
-        for (colour, dash), (name, stages) in zip(line_styles(), lines.items(), strict=False):
-            for stage, style in (("train", (0, (4, 2))), ("val", dash)):
+        for (colour, marker), (name, stages) in zip(line_styles(), lines.items(), strict=False):
+            for stage, style in (("train", "--"), ("val", "-")):
                 if stage in stages:
                     values = np.asarray(stages[stage])
                     y = _digits(values) if axes is accuracy_axes else values
                     label = {"train": f"{name}, training", "val": f"{name}, validation"}[stage]
                     epochs = range(1, len(values) + 1)
-                    axes.plot(epochs, y, linestyle=style, color=colour, marker="o", markersize=3, label=label)
+                    axes.plot(epochs, y, style, color=colour, marker=marker, markersize=3, label=label)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -55,12 +55,12 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     from the lowest run to the highest."""
     figure = Figure(figsize=(10.5, max(4.4, 0.24 * len(groups) + 1.2)), layout="constrained")
     axes = figure.subplots()
-    for (colour, style), (name, runs) in zip(line_styles(), groups.items(), strict=False):
+    for (colour, marker), (name, runs) in zip(line_styles(), groups.items(), strict=False):
         epochs = min(len(run) for run in runs)
         values = np.array([run[:epochs] for run in runs])
         x = np.arange(1, epochs + 1)
         label = fill(name, 42)
-        axes.plot(x, _digits(values.mean(axis=0)), style, color=colour, marker="o", markersize=3, label=label)
+        axes.plot(x, _digits(values.mean(axis=0)), color=colour, marker=marker, markersize=3, label=label)
         axes.fill_between(
             x, _digits(values.min(axis=0)), _digits(values.max(axis=0)), color=colour, alpha=0.15, linewidth=0
         )
@@ -96,8 +96,8 @@ def rank_accuracy(heads: Mapping[str, Sequence[float]]) -> Figure:
 def _by_epoch(heads: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
     axes = figure.subplots()
-    for (colour, dash), (name, values) in zip(line_styles(), heads.items(), strict=False):
-        axes.plot(range(1, len(values) + 1), values, dash, color=colour, marker="o", markersize=3, label=name)
+    for (colour, marker), (name, values) in zip(line_styles(), heads.items(), strict=False):
+        axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=3, label=name)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -182,8 +182,16 @@ def shares(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, yla
     figure = Figure(figsize=(4.6 * len(panels) + 2, 4), layout="constrained")
     places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (title, lines) in zip(places, panels.items(), strict=True):
-        for (colour, dash), (name, values) in zip(line_styles(), lines.items(), strict=False):
-            axes.plot(np.linspace(0, 1, len(values)), values, dash, color=colour, label=name)
+        for (colour, marker), (name, values) in zip(line_styles(), lines.items(), strict=False):
+            axes.plot(
+                np.linspace(0, 1, len(values)),
+                values,
+                color=colour,
+                marker=marker,
+                markevery=7,
+                markersize=3,
+                label=name,
+            )
         axes.set(title=title, xlabel=xlabel)
         axes.grid(alpha=0.3)
     places[0].set_ylabel(ylabel)

@@ -32,10 +32,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def line_styles() -> Iterator[tuple[str, str]]:
-    """(colour, dash) of one curve after another, without end: never two alike among the first 24."""
-    for dash in cycle(("-", "--", ":", "-.")):
+    """(colour, marker) of one curve after another, without end: never two alike among the first 24."""
+    for marker in cycle("os^D"):
         for colour in CYCLE:
-            yield colour, dash
+            yield colour, marker
 
 
 def rgb(colour: str) -> Array:

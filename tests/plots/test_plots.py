@@ -76,3 +76,15 @@ def test_names_with_html_in_them_are_shown_not_run() -> None:
     html = render("explanation.html", manifest=manifest | settings, inputs=[], layers=[], filters=[])
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_no_curve_is_left_out_however_many_heads_there_are() -> None:
+    names = [f"head {number}" for number in range(9)]
+    lines = {name: {"train": [0.5, 0.6], "val": [0.4, 0.7]} for name in names}
+    for axes in plots.curves(lines, lines).axes:
+        assert len(axes.lines) == 18
+        styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
+        assert len(styles) == 18
+    by_epoch = {name: [0.1, 0.2] for name in names}
+    for figure in (plots.weights(by_epoch), plots.rank_accuracy(by_epoch), plots.shares({"a": by_epoch}, "x", "y")):
+        assert len(figure.axes[0].lines) == 9
