@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +141,66 @@ def test_what_is_cut_short_or_edited_is_named(sweep: Path, capsys: pytest.Captur
     assert statuses[0] == "unfinished"
     assert [status.partition(" ")[0] for status in statuses[1:]] == ["unreadable"] * 3
     assert "unreadable" in capsys.readouterr().out
+
+
+def _summary(folder: Path, path: str, value: str) -> None:
+    """Put `value`, JSON as it stands, in the place of what `path` names in a summary."""
+    summary = json.loads((folder / "summary.json").read_text())
+    *parents, last = path.split(".")
+    node = summary
+    for name in parents:
+        node = node[name]
+    node[last] = "HERE"
+    (folder / "summary.json").write_text(json.dumps(summary).replace('"HERE"', value))
+
+
+def _config(folder: Path, text: str) -> None:
+    with (folder / "config.yaml").open("a") as file:
+        file.write(text)
+
+
+def _pipe(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+
+
+EDITS: dict[str, Callable[[Path], None]] = {
+    **{
+        f"{path} {value[:9]}": lambda folder, path=path, value=value: _summary(folder, path, value)  # type: ignore[misc]
+        for path in ("test.joint_accuracy", "test.heads.a.accuracy", "epochs", "train_seconds", "data.overlap")
+        for value in ("NaN", "Infinity", "-1", "1e308", '"many"', "null", "[[]]", "9" * 400)
+    },
+    "deep summary": lambda folder: _summary(folder, "test", "[" * 5000 + "]" * 5000),
+    "deep config": lambda folder: _config(folder, "deep: " + "[" * 3000 + "]" * 3000 + "\n"),
+    "an alias to itself": lambda folder: _config(folder, "loop: &loop [*loop]\n"),
+    "growing aliases": lambda folder: _config(
+        folder, "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    ),
+    "a huge file": lambda folder: _config(folder, f"long: {'x' * 2_000_000}\n"),
+    "NaN in the metrics": lambda folder: (folder / "metrics.csv").write_text(f"{EPOCHS}1,nan,0.5,0.5,3,1\n") and None,
+    "a pipe for a configuration": lambda folder: _pipe(folder, "config.yaml"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_run_costs_its_own_row_alone(edit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = _run(tmp_path / "runs" / "0", 0, 0.8), _run(tmp_path / "runs" / "1", 0, 0.9)
+    EDITS[edit](bad)
+    start = time.monotonic()
+    main(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}")
+    assert time.monotonic() - start < 60
+    statuses = {record.path.name: record.status.partition(" ")[0] for record in find([good.parent])}
+    assert statuses == {"0": "finished", "1": "unreadable"}
+    assert "80.00" in capsys.readouterr().out
+
+
+def test_markup_and_long_words_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(tmp_path / "0", 0, 0.8, status="[red]half[/red] [/]")
+    _run(tmp_path / "1", 0, 0.9, net={"filters": "x" * 100_000})
+    main(f"runs={tmp_path}")
+    said = capsys.readouterr().out
+    assert "[red]half[/red] [/]" in said
+    assert max(map(len, said.splitlines())) < 1000
 
 
 def test_no_run_is_an_error_of_one_line(tmp_path: Path) -> None:

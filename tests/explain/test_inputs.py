@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -151,3 +152,12 @@ def test_the_picked_images_differ_and_the_surest_mistake_is_first() -> None:
     classes = [tuple(int(targets[head.name][i]) for head in HEADS) for i in chosen]
     assert len({c[2] for c in classes}) == 6  # six angles
     assert len(set(classes)) == 6
+
+
+def test_a_pipe_and_a_thread_of_pixels_do_not_stop_us(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="it is no file"):
+        read_image(tmp_path / "pipe.png", GREY)
+    pixels, notes = read_image(_save(tmp_path / "thread.png", Image.new("L", (1, 2_000_000), 200)), GREY)
+    assert pixels.shape == (1, 28, 28)
+    assert "scaled to 1 x 4096" in notes

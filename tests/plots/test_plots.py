@@ -88,3 +88,9 @@ def test_no_curve_is_left_out_however_many_heads_there_are() -> None:
     by_epoch = {name: [0.1, 0.2] for name in names}
     for figure in (plots.weights(by_epoch), plots.rank_accuracy(by_epoch), plots.shares({"a": by_epoch}, "x", "y")):
         assert len(figure.axes[0].lines) == 9
+
+
+def test_a_name_with_a_formula_in_it_is_drawn(tmp_path: Path) -> None:
+    picture = np.zeros((1, 1, 28, 28), np.uint8)
+    plots.save(plots.images(picture, [r"$\frac{"], r"$x_{$"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
