@@ -1,7 +1,7 @@
 """Throw wrong values at every setting: each works, and is what the run's configuration
 says, or ends in one line; never a traceback, never a value that is silently ignored.
 
-python -m tests.fuzz 500     prints how many were tried, worked and were refused
+python -m tests.fuzz 200     so many edited run folders, values of explain, score and compare, and values of train
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -22,8 +23,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cnnlab.cli import CONF
+from cnnlab.compare import compare
+from cnnlab.explain.__main__ import explain
 from cnnlab.report import RunReport
-from tests.conftest import run_train
+from cnnlab.score import score
+from tests.conftest import in_process, run_train
 
 BASE = (
     "experiment=multihead",
@@ -106,6 +110,89 @@ def attempt(key: str, value: str) -> str:
         shutil.rmtree(parent)
 
 
+def _settings_of(name: str) -> list[tuple[str, str]]:
+    """(command, setting) of every setting of explain, score or compare."""
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    keys = [str(key) for key in config if key not in ("defaults", "hydra", "run", "runs", "out")]
+    if name == "explain":
+        keys += ["ascent", *(f"ascent.{key}" for key in OmegaConf.load(CONF / "ascent" / "smooth.yaml"))]
+    if name in ("explain", "score"):
+        keys += ["method", "method.grad_cam", "+method.occlusion._target_", "+method.grad_cam.steps"]
+    return [(name, key) for key in keys]
+
+
+LOOKING: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "explain": (explain, ("ascent.steps=1", "indices=[0]", "layers=[stem.conv]")),
+    "score": (score, ("images=2", "method=[grad_cam]")),
+    "compare": (compare, ()),
+}
+
+
+def attempt_to_look(name: str, run: Path, key: str, value: str) -> str:
+    """Explain, score or compare `run` with `key=value`: "worked" or "refused"; `AssertionError` for everything else."""
+    task, words = LOOKING[name]
+    parent = Path(tempfile.mkdtemp())
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            where = f"runs={run}" if name == "compare" else f"run={run}"
+            in_process(name, task, where, f"out={parent}/out", *words, *([f"{key}={value}"] if key else []))
+    except SystemExit as ended:
+        line = str(ended)
+        assert line.startswith("error: "), (name, key, value, line)
+        assert "\n" not in line, (name, key, value, line)
+        assert not list(parent.rglob("index.html")), (name, key, value)
+        return "refused"
+    except BaseException as error:
+        raise AssertionError(f"{name} {key}={value!r}: {type(error).__name__}: {error}") from error
+    else:
+        return "worked"
+    finally:
+        shutil.rmtree(parent)
+
+
+def _edited(run: Path, file: str, place: float, junk: str, cut: bool) -> None:
+    """Put `junk` into a file of a run folder, at `place` in [0, 1] of it; with `cut` nothing follows."""
+    path = run / file
+    content = path.read_bytes()
+    at = int(place * len(content))
+    path.write_bytes(content[:at] + junk.encode() + (b"" if cut else content[at + len(junk) :]))
+
+
+def run_folders(run: Path, examples: int) -> dict[str, int]:
+    """Edit a run folder `examples` times, each looked at by a command. Raises at the first that is no answer."""
+    draw, counts = random.Random(0), {"worked": 0, "refused": 0}
+    files = ("config.yaml", "summary.json", "metrics.csv", "checkpoints/best.ckpt", "log.txt")
+    for number in range(examples):
+        with tempfile.TemporaryDirectory() as parent:
+            copy = Path(shutil.copytree(run, Path(parent) / "run"))
+            edit = (draw.choice(files), draw.random(), draw.choice(JUNK), draw.random() < 0.3)
+            _edited(copy, *edit)
+            try:
+                counts[attempt_to_look(draw.choice(list(LOOKING)), copy, "", "")] += 1
+            except AssertionError as error:
+                raise AssertionError(f"edit {number}, {edit}: {error}") from error
+    return counts
+
+
+JUNK = (
+    "",
+    "0",
+    "NaN",
+    "null",
+    "[",
+    "}",
+    ": ",
+    "- ",
+    "&a *a",
+    "${oc.env:HOME}",
+    "\0",
+    "é",
+    "9" * 50,
+    "\n\n",
+    "_target_: os.system",
+)
+
+
 def _kept(config: Any, key: str, value: str) -> bool:
     """Whether the run's configuration says what the command line said."""
     said = OverridesParser.create().parse_override(f"{key}={value}").value()
@@ -146,5 +233,25 @@ def run(examples: int) -> dict[str, int]:
     return counts
 
 
+def run_looking(run: Path, examples: int) -> dict[str, int]:
+    """Try `examples` values of the settings of explain, score and compare."""
+    counts = {"worked": 0, "refused": 0}
+
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.sampled_from([pair for name in LOOKING for pair in _settings_of(name)]), VALUES)
+    def one(pair: tuple[str, str], value: str) -> None:
+        counts[attempt_to_look(pair[0], run, pair[1], value)] += 1
+
+    one()
+    return counts
+
+
 if __name__ == "__main__":
-    print(run(int(sys.argv[1])))
+    wanted = int(sys.argv[1])
+    with tempfile.TemporaryDirectory() as parent:
+        finished = run_train(Path(parent) / "run", *BASE)
+        print("edited folders", run_folders(finished, wanted), flush=True)
+        print("explain, score, compare", run_looking(finished, wanted), flush=True)
+    print("train", run(wanted), flush=True)

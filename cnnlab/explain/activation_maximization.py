@@ -33,11 +33,10 @@ class AscentConfig:
     jitter: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.rate <= 0 or self.tv < 0 or self.jitter < 0:
-            raise UserError(
-                f"ascent: steps={self.steps}, rate={self.rate}, tv={self.tv}, jitter={self.jitter} "
-                "must be at least 1, above 0, at least 0 and at least 0"
-            )
+        bounds = {"steps": (1, 100_000), "rate": (1e-9, 1e9), "tv": (0, 1e9), "jitter": (0, 10_000)}
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"ascent: {name}={getattr(self, name)} is not in {low:g}..{high:g}")
 
 
 @dataclass(frozen=True)
