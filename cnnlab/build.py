@@ -130,6 +130,9 @@ def _check_trainer(settings: DictConfig) -> None:
         raise UserError(f"trainer.profiler={profiler}: choose one of simple, advanced, pytorch")
     if not isinstance(fast, int) or fast < 0:
         raise UserError(f"trainer.fast_dev_run={fast} is not true, false or a number of batches")
+    for ours in ("plugins", "default_root_dir", "callbacks", "logger"):
+        if ours in settings:
+            raise UserError(f"trainer.{ours} is the run's own; callbacks and loggers are groups of their own")
     if epochs is not None and epochs < 1:
         raise UserError(f"trainer.max_epochs={epochs} must be at least 1")
 

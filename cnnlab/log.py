@@ -53,6 +53,7 @@ def run_log(folder: Path) -> Iterator[None]:
     handlers: list[logging.Handler] = []
     if is_main_process():
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8", delay=True)
+        file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is said where it matters
         handlers = [_ConsoleHandler(logging.INFO), file]
     for handler in handlers:
         logger.addHandler(handler)
@@ -78,7 +79,5 @@ def quiet_lightning() -> None:
         "Total length of .list. across ranks is zero.*",
         "Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
         ".*is smaller than the logging interval.*",
-        ".*The dirpath has changed from.*",
-        ".*during `trainer.test.*recommended to use.*",
     ):
         warnings.filterwarnings("ignore", advice)

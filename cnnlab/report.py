@@ -97,7 +97,8 @@ class RunReport:
     def interrupted(self) -> None:
         """Write that the run was interrupted, and say how to go on."""
         if self.trainer.is_global_zero and self.folder.is_dir():
-            write_json(self.folder / "summary.json", {**self.summary, "status": "interrupted"})
+            with suppress(OSError):  # on a full disk the command to go on with is still said
+                write_json(self.folder / "summary.json", {**self.summary, "status": "interrupted"})
             log.info(f"\ninterrupted; go on with: {_command('train', 'resume', self.folder)}")
 
     def failed(self, error: Exception) -> None:
@@ -133,7 +134,7 @@ class RunReport:
             "best_epoch": load_checkpoint(self.best)["epoch"] + 1 if self.best else len(rows),
             "test": test_results(self.datamodule.heads, means, predictions, scores),
         }
-        self._write_pages(predictions, scores)
+        self.write_pages(predictions, scores)
         write_json(self.folder / "summary.json", self.summary)
         (self.folder / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
         log_figures(self.trainer.loggers, self.folder / "figures")
@@ -145,7 +146,8 @@ class RunReport:
             return 0
         return int(Run(self.folder).summary.get("test_evaluations", 0))
 
-    def _write_pages(self, predictions: Predictions, scores: Scores) -> None:
+    def write_pages(self, predictions: Predictions, scores: Scores) -> None:
+        """Write the tables, the pictures and the page of a tested network."""
         pictures = self.folder / "figures"
         pictures.mkdir(exist_ok=True)
         heads, rows = self.datamodule.heads, self.rows

@@ -83,6 +83,8 @@ def train(cfg: DictConfig) -> float:
         except Exception as error:
             mistake = explained(error, folder)
             run.failed(mistake)
+            if mistake is error:
+                raise
             raise mistake from error
         return best_accuracy(run.rows)
 

@@ -205,7 +205,7 @@ def _kept(config: Any, key: str, value: str) -> bool:
 
 
 def _no_pictures(*_: object) -> None:
-    """In place of `RunReport._write_pages`: drawing takes most of the time, and no setting reaches it."""
+    """In place of `RunReport.write_pages`: drawing takes most of the time, and no setting reaches it."""
 
 
 def run(examples: int) -> dict[str, int]:
@@ -225,11 +225,11 @@ def run(examples: int) -> dict[str, int]:
         if sys.stdout.isatty() or sum(counts.values()) % 10 == 0:
             print(counts, end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
-    write, RunReport._write_pages = RunReport._write_pages, _no_pictures  # type: ignore[method-assign]
+    write, RunReport.write_pages = RunReport.write_pages, _no_pictures  # type: ignore[method-assign]
     try:
         one()
     finally:
-        RunReport._write_pages = write  # type: ignore[method-assign]
+        RunReport.write_pages = write  # type: ignore[method-assign]
     return counts
 
 

@@ -75,6 +75,7 @@ def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[
         (["data.train_per_class=" + "9" * 30], "data.train_per_class=999"),
         (["trainer.gradient_clip_val=much"], "trainer: "),
         (["trainer.accelerator=tpu"], "trainer: "),
+        (["+trainer.default_root_dir=elsewhere"], "trainer.default_root_dir is the run's own"),
         (["net.dropout=2"], "net.dropout=2"),
         (["threads=100000"], "threads=100000 is not a whole number in 1..1024"),
         (["data.batch_size=" + "9" * 30], "data"),

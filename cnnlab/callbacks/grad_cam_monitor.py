@@ -43,7 +43,7 @@ class GradCamMonitor(L.Callback):
                 net, head, self.inputs.to(pl_module.device), predicted[head.name], mask.to(pl_module.device)
             )
             pl_module.log(
-                f"val/{head.name}/grad_cam_rank_accuracy",
-                torch.tensor(rank),
+                f"{self.stage}/{head.name}/grad_cam_rank_accuracy",
+                torch.tensor(rank, device=pl_module.device),
                 sync_dist=trainer.world_size > 1,
             )

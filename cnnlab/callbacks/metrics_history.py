@@ -56,8 +56,7 @@ class MetricsHistory(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch:
-            self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = time.perf_counter() - self._start
@@ -85,6 +84,7 @@ def epoch_line(row: Row, epochs: int | None) -> str:
     parts = [name.split("/") for name in row if name.startswith("train/")]
     heads = [part[1] for part in parts if len(part) == 3 and part[2] == "acc"]
     joint = [f"joint {row[f'{stage}/acc']:.2%}"] if len(heads) > 1 else []
-    accuracies = "  ".join(joint + [f"{name} {row[f'{stage}/{name}/acc']:.2%}" for name in heads])
+    right = "  ".join(joint + [f"{name} {row[f'{stage}/{name}/acc']:.2%}" for name in heads])
     seconds = row["seconds"] + row["val_seconds"]
-    return f"epoch {int(row['epoch'])}/{epochs}  {losses}  {stage} {accuracies}  {seconds:.1f} s"
+    number = f"{int(row['epoch'])}/{epochs}" if epochs and epochs > 0 else f"{int(row['epoch'])}"  # -1: no bound
+    return f"epoch {number}  {losses}  {stage} {right}  {seconds:.1f} s"

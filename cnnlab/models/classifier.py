@@ -136,14 +136,14 @@ class Classifier(L.LightningModule):
         self.collector.reset()
 
     def on_validation_epoch_end(self) -> None:
-        self.log("selection_score", _selection_score(self._log_means("val")))
+        self._log_all({"selection_score": _selection_score(self._log_means("val"))})
 
     def on_train_epoch_end(self) -> None:
         means = self._log_means("train")
         weights = self.weighting.by_head()
         self._log_all({f"train/{name}/weight": weight for name, weight in weights.items()})
         if not self._validates():
-            self.log("selection_score", -float(self.current_epoch))  # without validation the last is the best
+            self._log_all({"selection_score": -float(self.current_epoch)})  # without validation the last is the best
         losses = [means[f"{head.name}/loss"] for head in self.heads]
         self.weighting.on_epoch_end(torch.tensor(losses, device=self.device))
         self._step_epoch_scheduler()
@@ -247,8 +247,9 @@ class Classifier(L.LightningModule):
         if trainer.overfit_batches:
             few = trainer.overfit_batches
             batches = min(batches, few) if isinstance(few, int) else int(batches * few)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
-        return max(1, int(steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)))
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        bounds = [bound for bound in (steps, trainer.max_steps) if bound >= 0]  # -1: no bound
+        return max(1, int(min(bounds, default=1)))
 
 
 def _selection_score(means: Mapping[str, float]) -> float:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
+import signal
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -88,16 +91,13 @@ def test_a_trainer_and_a_logger_of_ones_own_get_everything(lines_run: Path, tmp_
         max_epochs=1, accelerator="cpu", logger=CSVLogger(tmp_path), default_root_dir=tmp_path, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    with pytest.MonkeyPatch.context():
-        import warnings
-
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(classifier, datamodule=datamodule)
         (results,) = trainer.test(classifier, datamodule=datamodule, verbose=False)
     assert {"test/loss", "test/acc", "test/angle/acc", "test/length/f1", "test/width/recall"} <= set(results)
-    assert {"train/loss", "val/acc", "val/angle/loss", "selection_score"} <= set(trainer.logged_metrics) | set(
-        trainer.callback_metrics
-    ) | set(next(csv.reader(next(tmp_path.rglob("metrics.csv")).open())))
+    header = next(tmp_path.rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
+    assert {"train/loss", "val/acc", "val/angle/loss", "selection_score"} <= set(header)
 
 
 @pytest.mark.slow
@@ -133,11 +133,35 @@ def test_a_moved_run_keeps_its_best(tmp_path: Path) -> None:
 
 def test_a_second_signal_does_not_wait() -> None:
     shutdown = GracefulShutdown()
-    shutdown._handle(15, None)
-    assert shutdown.received == 15
-    with pytest.raises(Interrupted) as stop:
-        shutdown._handle(2, None)
-    assert stop.value.code == 130
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        shutdown.on_train_start(L.Trainer(logger=False, enable_checkpointing=False), L.LightningModule())
+        signal.raise_signal(signal.SIGTERM)
+        assert shutdown.received == signal.SIGTERM
+        with pytest.raises(Interrupted) as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert stop.value.code == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.slow
+def test_the_steps_alone_bound_a_run(tmp_path: Path) -> None:
+    words = ("trainer.max_epochs=null", "trainer.max_steps=9", "data.batch_size=96", "lr_scheduler=one_cycle")
+    rows = Run(run_train(tmp_path / "run", *TINY_LINES[:3], *words)).metrics
+    assert len(rows) == 2  # 6 steps, and 3
+    # Of a cycle of 9 steps the peak lies at 1.8: at step 6 it is (6 - 1.8) / (8 - 1.8) of the way down from 0.01.
+    down = (1 + math.cos(math.pi * 4.2 / 6.2)) / 2
+    assert [row["lr"] for row in rows] == pytest.approx([0.01 * (0.001 + 0.999 * down), 0.01 * 0.001])
+
+
+@pytest.mark.slow
+def test_heatmaps_are_monitored_without_validation_too(tmp_path: Path) -> None:
+    words = ("callbacks=[default,grad_cam_monitor]", "callbacks.grad_cam_monitor.images=12", "data.val_per_class=0")
+    folder = run_train(tmp_path / "run", *TINY_LINES, *words)
+    assert all(0 <= row["train/angle/grad_cam_rank_accuracy"] <= 1 for row in Run(folder).metrics)
+    assert (folder / "figures" / "grad_cam.png").exists()
 
 
 def test_the_line_of_an_epoch() -> None:
