@@ -123,6 +123,13 @@ def test_runs_that_began_with_seeds_of_one_experiment_are_repetitions(tmp_path: 
     assert len(group.records) == 2
 
 
+def test_runs_that_differ_in_their_loggers_are_repetitions(tmp_path: Path) -> None:
+    _run(tmp_path / "0", 0, 0.8, options={"logger": "none"})
+    _run(tmp_path / "1", 1, 0.9, options={"logger": "csv"}, logger={"csv": {"name": "csv"}})
+    (group,) = groups(find([tmp_path]))
+    assert len(group.records) == 2
+
+
 def test_accuracies_on_one_class(sweep: Path) -> None:
     main(f"runs={sweep}", "where.a=x")
     assert float(_table(sweep)[0]["joint"]) == pytest.approx(0.9995 / 2)
