@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,12 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 def command(
     config_name: str,
-    task: Callable[[DictConfig], Any],
+    task: str,
     failed: Callable[[DictConfig, Exception], None] | None = None,
 ) -> None:
-    """Run `task` with the configuration that `conf/<config_name>.yaml` and the command line compose; `failed`
-    is told of an exception first.
+    """Run `task`, a function by its dotted name, with the configuration that `conf/<config_name>.yaml` and the command
+    line compose; `failed` is told of an exception first. The function's module, and torch with it, is imported when
+    the configuration has been checked.
 
     A mistake of the user's ends in one line on standard error and exit status 1; HYDRA_FULL_ERROR=1
     shows the traceback instead.
@@ -67,11 +68,11 @@ def command(
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would else print
     sys.argv[1:] = [f"++{word}" if word.startswith(NAMED_BY_USER) else word for word in sys.argv[1:]]
 
-    @wraps(task)
     def checked(cfg: DictConfig) -> Any:
         try:
             _check(cfg, _reference(config_name))
-            return task(cfg)
+            module, _, function = task.rpartition(".")
+            return getattr(import_module(module), function)(cfg)
         except Exception as error:
             if failed is not None:
                 failed(cfg, error)

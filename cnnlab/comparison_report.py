@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
 from cnnlab import html, plots
 from cnnlab.callbacks.metrics_history import accuracies
-from cnnlab.comparison import GOAL, Group, find, groups
+from cnnlab.cli import as_list
 from cnnlab.errors import UserError
 from cnnlab.io import new_folder, to_csv, write_atomically
 from cnnlab.log import as_text, say
+from cnnlab.run_groups import GOAL, Group, find, groups
 
 NOTE = (
     "Sorted by the share of validation images with every head right; the first is marked. Test accuracies in "
@@ -23,6 +25,15 @@ NOTE = (
     "got there."
 )
 Row = dict[str, Any]
+
+
+def compare_runs(cfg: DictConfig) -> str:
+    """Compare the runs that `cfg` (conf/compare.yaml) names; returns the path of the page."""
+    paths = [Path(path).expanduser() for path in as_list(cfg.runs)]
+    if not paths:
+        raise UserError("name the runs: runs=<run folder, or folder with runs inside>, or runs=[<one>,<two>]")
+    out = Path(str(cfg.out)).expanduser() if cfg.out else None
+    return str(compare(paths, out, {str(key): str(value) for key, value in cfg.where.items()}))
 
 
 def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, str] | None = None) -> Path:

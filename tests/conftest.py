@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import struct
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig
 
-from cnnlab.cli import command
 from cnnlab.data.lines import line_heads
 from cnnlab.models.heads import Head
-from cnnlab.train import record_failure, train
 
 HEADS = line_heads()  # of red and blue lines
 DIGIT = Head("digit", tuple("0123456789"))
@@ -28,19 +24,19 @@ TINY_LINES = (
 TINY_DIGITS = ("data.train_size=256", "data.val_size=128", "data.test_size=256", "trainer.max_epochs=2")
 
 
-def in_process(name: str, task: Callable[[DictConfig], Any], *words: str) -> None:
+def in_process(name: str, *words: str) -> None:
     """`python -m cnnlab.<name> <words>` in this process."""
     before = sys.argv
     sys.argv = [f"cnnlab.{name}", *words]
     try:
-        command(name, task, record_failure if name == "train" else None)
+        runpy.run_module(f"cnnlab.{name}", run_name="__main__")
     finally:
         sys.argv = before
 
 
 def run_train(folder: Path, *words: str) -> Path:
     """`python -m cnnlab.train <words>` in this process, with `folder` as the run folder."""
-    in_process("train", train, *words, f"hydra.run.dir={folder}")
+    in_process("train", *words, f"hydra.run.dir={folder}")
     return folder
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from cnnlab.compare import compare
-from cnnlab.comparison import find, groups
+from cnnlab.run_groups import find, groups
 from tests.conftest import TINY_LINES, in_process, run_train
 
 pytestmark = pytest.mark.slow
@@ -25,7 +24,7 @@ EPOCHS = "epoch,val/acc,val/a/acc,val/b/acc,seconds,val_seconds\n"
 
 def main(*words: str) -> None:
     """`python -m cnnlab.compare <words>` in this process."""
-    in_process("compare", compare, *words)
+    in_process("compare", *words)
 
 
 def _run(folder: Path, seed: int, joint: float, status: str = "finished", **settings: Any) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cnnlab.callbacks.metrics_history import best_accuracy
-from cnnlab.comparison import find
+from cnnlab.run_groups import find
 from tests.conftest import TINY_LINES, run_train
 
 pytestmark = pytest.mark.slow

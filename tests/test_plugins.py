@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnlab.explain.__main__ import explain
 from cnnlab.runs import Run
-from cnnlab.score import score
 from tests.conftest import TINY_LINES, in_process, run_train
 
 pytestmark = pytest.mark.slow
@@ -132,15 +130,15 @@ def test_the_run_is_explained_and_graded_with_a_method_of_ones_own(
 ) -> None:
     words = (f"run={run}", f"out={tmp_path}", "method=[grad_cam,brightness]")
     with pytest.raises(SystemExit, match="set CNNLAB_TRUST=squares"):
-        in_process("explain", explain, *conf, *words)
+        in_process("explain", *conf, *words)
     monkeypatch.setenv("CNNLAB_TRUST", "squares")
-    in_process("explain", explain, *conf, *words, "ascent.steps=2")
+    in_process("explain", *conf, *words, "ascent.steps=2")
     manifest = json.loads((tmp_path / "1" / "manifest.json").read_text())
     assert (manifest["title"], manifest["methods"]) == ("squares on squares", ["grad_cam", "brightness"])
     assert manifest["arrays"]["brightness/place/predicted"] == [6, 24, 40]
     maps = np.load(tmp_path / "1" / "maps.npz")
     np.testing.assert_allclose(maps["brightness/shade/predicted"], (maps["images"].max(axis=1) / 255) ** 2, rtol=1e-6)
-    in_process("score", score, *conf, *words, "images=10")
+    in_process("score", *conf, *words, "images=10")
     assert "brightness" in (tmp_path / "2" / "scores.csv").read_text()
 
 
@@ -148,10 +146,10 @@ def test_a_method_by_its_dotted_name_alone(
     lines_run: Path, conf: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = ("+method.mine._target_=squares.brightness", "+method.mine.power=3")
-    in_process("explain", explain, f"run={lines_run}", f"out={tmp_path}", *mine, "ascent.steps=1", "indices=[0]")
+    in_process("explain", f"run={lines_run}", f"out={tmp_path}", *mine, "ascent.steps=1", "indices=[0]")
     maps = np.load(tmp_path / "1" / "maps.npz")
     np.testing.assert_allclose(maps["mine/angle/predicted"], (maps["images"].max(axis=1) / 255) ** 3, rtol=1e-6)
-    in_process("score", score, f"run={lines_run}", f"out={tmp_path}", *mine, "method=[grad_cam]", "images=4")
+    in_process("score", f"run={lines_run}", f"out={tmp_path}", *mine, "method=[grad_cam]", "images=4")
     assert "mine" in capsys.readouterr().out
 
 
@@ -177,7 +175,7 @@ def test_images_of_32_x_32_in_colour_are_trained_on_and_explained(tmp_path: Path
         assert Run(folder).summary["title"] == "mnist on noise"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CNNLAB_TRUST", "torchvision")
-            in_process("explain", explain, f"run={folder}", "ascent.steps=1", "indices=[0,1]", "layers=[stem.conv]")
+            in_process("explain", f"run={folder}", "ascent.steps=1", "indices=[0,1]", "layers=[stem.conv]")
         manifest = json.loads((folder / "explain" / "1" / "manifest.json").read_text())
         assert manifest["arrays"]["grad_cam/class/predicted"] == [2, 32, 32]
         assert manifest["arrays"]["filters/class"] == [4, 3, 32, 32]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from cnnlab.compare import compare
 from tests.conftest import TINY_LINES, in_process, run_train
 from tests.explain.test_explain import run_explain
 from tests.explain.test_score import run_score
@@ -90,7 +89,7 @@ def test_the_scoring_commands_work(line: str, lines_run: Path, digits_run: Path,
 @pytest.mark.parametrize("line", _commands("cnnlab.compare"))
 def test_the_comparing_commands_work(line: str, lines_run: Path, tmp_path: Path) -> None:
     words = line.partition("cnnlab.compare")[2].replace("outputs/sweeps/<time>", str(lines_run)).split()
-    in_process("compare", compare, *words, f"out={tmp_path}")
+    in_process("compare", *words, f"out={tmp_path}")
     assert (tmp_path / "compare.html").exists()
 
 

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from cnnlab.errors import UserError
 from cnnlab.runs import Run, newest
-from cnnlab.train import train
 from tests.conftest import TINY_LINES, in_process
 from tests.explain.test_explain import run_explain
 from tests.explain.test_score import run_score
@@ -73,7 +72,7 @@ def test_a_run_of_version_0_1_is_opened(copy: Path, digits_run: Path, tmp_path: 
     run_explain(f"run={copy}", "ascent.steps=1", "indices=[0]", "layers=[stem.conv]")
     assert (copy / "explain" / "1" / "index.html").exists()
     with pytest.raises(SystemExit, match=r"was written by cnnlab 0\.1, which alone can go on with it"):
-        in_process("train", train, f"resume={copy}", f"hydra.run.dir={tmp_path}/unused")
+        in_process("train", f"resume={copy}", f"hydra.run.dir={tmp_path}/unused")
 
     mnist = shutil.copytree(digits_run, tmp_path / "mnist")
     config = OmegaConf.load(mnist / "config.yaml")
@@ -158,7 +157,7 @@ def test_an_interpolation_in_a_run_folder_is_not_resolved(value: str, copy: Path
 @pytest.mark.slow
 def test_names_with_html_in_them_are_shown_and_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x>"
-    in_process("train", train, "experiment=multihead", *TINY_LINES, f"hydra.run.dir='{folder}'")
+    in_process("train", "experiment=multihead", *TINY_LINES, f"hydra.run.dir='{folder}'")
     run_explain(f"run='{folder}'", "ascent.steps=1", "indices=[0]")
     run_score(f"run='{folder}'", "images=2", "method=[grad_cam]")
     pages = list(folder.rglob("*.html"))

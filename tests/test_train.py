@@ -14,9 +14,9 @@ import torch
 
 from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.cli import CONF
-from cnnlab.comparison import find
 from cnnlab.data.datamodule import Batch
 from cnnlab.models.classifier import Classifier
+from cnnlab.run_groups import find
 from cnnlab.runs import Run, newest
 from tests.conftest import TINY_LINES, run_train
 

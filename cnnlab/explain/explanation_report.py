@@ -14,18 +14,20 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
+from cnnlab import plots
 from cnnlab.build import build_methods, refused
 from cnnlab.cli import as_list
 from cnnlab.data.datamodule import ImageDataModule
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain import explanation_page
-from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
+from cnnlab.explain.activation_maximization import AscentConfig, Maximization, maximize_channels, maximize_classes
 from cnnlab.explain.activations import activations
 from cnnlab.explain.attribution import attribute
 from cnnlab.explain.inputs import Inputs, from_files, from_split, pick
 from cnnlab.explain.network import frozen_copy, layer_named, leaf_modules, path_to_head
 from cnnlab.hardware import disable_malloc_trim
-from cnnlab.io import new_folder, write_json
+from cnnlab.html import render
+from cnnlab.io import new_folder, write_atomically, write_json
 from cnnlab.log import say
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
@@ -132,76 +134,90 @@ class Explanation:
         columns = (TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
             task = bar.add_task("heatmaps")
-            found = self._attributions()
+            inputs = self._write_heatmaps(folder)
             bar.update(task, description="activations")
-            layers = self._activations(folder)
+            layers = self._write_activations(folder)
             bar.update(task, description="activation maximization")
-            filters = self._filters(folder, layers)
+            filters = self._write_filters(folder)
             bar.update(task, description="page")
-            shown = explanation_page.inputs(folder, self.inputs, self.data.heads, self.heads, self.probabilities, found)
-            np.savez_compressed(folder / "maps.npz", **self._arrays())
-            manifest = self._manifest()
-            explanation_page.page(folder, manifest, shown, layers, filters)
+            np.savez_compressed(folder / "maps.npz", **{name: value.numpy() for name, value in self.raw.items()})
+            manifest = {
+                "run": str(self.run.path),
+                "title": self.run.title,
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                "settings": OmegaConf.to_container(self.cfg, resolve=True),
+                "images": self.inputs.names,
+                "heads": [head.name for head in self.heads],
+                "layers": self.layers,
+                "methods": list(self.methods),
+                "arrays": {name: list(value.shape) for name, value in self.raw.items()},
+                "versions": versions(),
+            }
+            html = render("explanation.html", manifest=manifest, inputs=inputs, layers=layers, filters=filters)
+            write_atomically(folder / "index.html", html)
             write_json(folder / "manifest.json", manifest)
         say(f"page  {folder / 'index.html'}")
         return folder / "index.html"
 
-    def _attributions(self) -> list[explanation_page.MethodResult]:
-        found = []
+    def _write_heatmaps(self, folder: Path) -> list[dict[str, Any]]:
+        """A picture an image; returns what the page shows of each: name, notes, answers and picture."""
+        heatmaps: dict[tuple[str, str], dict[str, tuple[Tensor, Tensor]]] = {}
         for head, word, target in self.targets:
             for name, method in self.methods.items():
                 with refused(f"method.{name}"):
                     result = attribute(self.net, head, method, self.images, target)
+                heatmaps.setdefault((name, word), {})[head.name] = target, result.maps
                 key = f"{name}/{head.name}/{word}"
-                self.raw[key] = result.maps
-                self.raw[f"{key}/target"] = target
+                self.raw |= {key: result.maps, f"{key}/target": target}
                 if result.layer_map is not None:
                     self.raw[f"{key}/{result.layer}"] = result.layer_map
-                found.append(explanation_page.MethodResult(head, word, target, name, result))
-        return found
+        shown = []
+        for i, name in enumerate(self.inputs.names):
+            picture = folder / f"heatmaps_{i + 1}.png"
+            image = self.inputs.images[i].numpy()
+            plots.save(explanation_page.heatmap_figure(image, i, self.heads, self.probabilities, heatmaps), picture)
+            truth = self.inputs.truth and {head: int(classes[i]) for head, classes in self.inputs.truth.items()}
+            shares = {head: values[i] for head, values in self.probabilities.items()}
+            answers = explanation_page.answers(self.data.heads, shares, truth)
+            notes = self.inputs.notes[i] if self.inputs.notes else []
+            shown.append({"name": name, "notes": notes, "answers": answers, "picture": picture})
+        return shown
 
-    def _activations(self, folder: Path) -> list[explanation_page.LayerPage]:
+    def _write_activations(self, folder: Path) -> list[dict[str, Any]]:
+        """A picture a layer; returns what the page shows of each: name, text and picture."""
         split = self.data.splits["test"]
         sample = split.inputs(torch.arange(min(SAMPLE, len(split))))
-        pages = []
+        shown = []
         for answer in activations(self.net, self.layers, self.images, sample):
             channels = answer.most_active(MOST_CHANNELS)
             self.raw[f"activations/{answer.layer}"] = answer.maps[:, channels]
             self.raw[f"activations/{answer.layer}/channels"] = channels
-            pages.append(explanation_page.layer(folder, answer, channels, self.inputs, len(sample)))
-        return pages
+            picture = folder / f"activations_{answer.layer}.png"
+            plots.save(explanation_page.layer_figure(answer, channels, self.inputs), picture)
+            text = explanation_page.layer_text(answer, len(channels), len(sample))
+            shown.append({"name": answer.layer, "text": text, "picture": picture})
+        return shown
 
-    def _filters(self, folder: Path, layers: Sequence[explanation_page.LayerPage]) -> list[Path]:
-        """Filters of the convolutions and dense layers among `layers`, and of every head's classes."""
-        drawn = [explanation_page.kernels(folder, *self.first_convolution)]
-        for page in layers:
-            if isinstance(layer_named(self.net, page.name), nn.Conv2d | nn.Linear):
-                result = maximize_channels(self.net, page.name, page.channels, self.data.image_shape, self.ascent)
-                names = [f"{number}" for number in page.channels.tolist()]
-                self.raw[f"filters/{page.name}"] = result.images
-                drawn.append(explanation_page.filters(folder, page.name, names, result, self.ascent))
+    def _write_filters(self, folder: Path) -> list[Path]:
+        """The first layer's kernels, the filters of the convolutions and dense layers among those shown, and of every
+        head's classes; returns the pictures."""
+        name, kernels = self.first_convolution
+        drawn = [folder / f"kernels_{name}.png"]
+        plots.save(explanation_page.kernels_figure(name, kernels), drawn[0])
+        found: list[tuple[str, Sequence[str], Maximization]] = []
+        for layer in self.layers:
+            if isinstance(layer_named(self.net, layer), nn.Conv2d | nn.Linear):
+                channels = self.raw[f"activations/{layer}/channels"]
+                result = maximize_channels(self.net, layer, channels, self.data.image_shape, self.ascent)
+                found.append((layer, [str(number) for number in channels.tolist()], result))
         for head in self.heads:
             result = maximize_classes(self.net, head, self.data.image_shape, self.ascent)
-            self.raw[f"filters/{head.name}"] = result.images
-            drawn.append(explanation_page.filters(folder, head.name, list(head.classes), result, self.ascent))
+            found.append((head.name, head.classes, result))
+        for name, captions, result in found:
+            self.raw[f"filters/{name}"] = result.images
+            drawn.append(folder / f"filters_{name}.png")
+            plots.save(explanation_page.filters_figure(name, captions, result, self.ascent.bounded), drawn[-1])
         return drawn
-
-    def _arrays(self) -> dict[str, Any]:
-        return {name: value.numpy() for name, value in self.raw.items()}
-
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "run": str(self.run.path),
-            "title": self.run.title,
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": OmegaConf.to_container(self.cfg, resolve=True),
-            "images": self.inputs.names,
-            "heads": [head.name for head in self.heads],
-            "layers": self.layers,
-            "methods": list(self.methods),
-            "arrays": {name: list(value.shape) for name, value in self.raw.items()},
-            "versions": versions(),
-        }
 
 
 def _first_convolution(net: nn.Module) -> tuple[str, Tensor]:

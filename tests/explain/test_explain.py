@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnlab.explain.__main__ import explain
 from tests.conftest import in_process
 
 pytestmark = pytest.mark.slow
@@ -23,7 +22,7 @@ FEW = ("ascent.steps=2", "layers=[stem.conv]")
 
 def run_explain(*words: str) -> None:
     """`python -m cnnlab.explain <words>` in this process."""
-    in_process("explain", explain, *words)
+    in_process("explain", *words)
 
 
 def test_the_newest_run_is_explained_with_everything(

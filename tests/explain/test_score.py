@@ -15,7 +15,6 @@ from cnnlab.explain.attribution_metrics import bootstrap_ci, head_contrast, rank
 from cnnlab.explain.evaluation import Sample, evaluate, evenly_spaced, insertion_deletion, randomise
 from cnnlab.models.networks import Branched
 from cnnlab.runs import Run
-from cnnlab.score import score
 from tests.conftest import HEADS, TINY_LINES, in_process, run_train
 from tests.explain.test_methods import SIDE, _by_hand
 from tests.models.test_networks import MULTI
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 def run_score(*words: str) -> None:
     """`python -m cnnlab.score <words>` in this process."""
-    in_process("score", score, *words)
+    in_process("score", *words)
 
 
 def test_lines_are_graded_head_by_head(lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
