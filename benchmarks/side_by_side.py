@@ -136,9 +136,7 @@ def report(record: dict[str, Any]) -> str:
 
 
 def command(
-    name: str,
-    measure: Callable[[bool, int | None], tuple[list[Result], list[dict[str, str]]]],
-    words: str | None,
+    name: str, measure: Callable[[bool, int | None], tuple[list[Result], list[dict[str, str]]]], words: str | None
 ) -> None:
     """`python -m benchmarks.<name>`: measure, print the tables, write the JSON file.
 

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import hardware
-from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, last_valid_checkpoint
+from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, checkpoint_path, last_valid_checkpoint
 from cnnlab.cli import as_list
 from cnnlab.data.datamodule import ImageDataModule
-from cnnlab.errors import Diverged, UserError
+from cnnlab.errors import Diverged, UserError, raised_by
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.layers import set_bn_momentum
 from cnnlab.models.networks import MultiHeadNet
@@ -44,18 +44,10 @@ def refused(group: str) -> Iterator[None]:
         raise
 
 
-def raised_by(error: BaseException, package: str) -> bool:
-    """Whether a module of `package` raised the error itself: a library that refuses a setting, not a bug of ours."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return place is not None and str(place.tb_frame.f_globals.get("__name__")).partition(".")[0] == package
-
-
 def explained(error: Exception, folder: Path) -> Exception:
     """The `UserError` that says what can be done about an error of a training in `folder`, or the error itself."""
     if isinstance(error, Diverged):
-        path, _ = last_valid_checkpoint(folder / "checkpoints")
+        path, _ = last_valid_checkpoint(folder)
         kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
         return UserError(f"{error}; {kept}; lower optimizer.lr, or try trainer.precision=32-true")
     if not isinstance(error, UserError) and raised_by(error, "lightning"):
@@ -145,7 +137,7 @@ def build_trainer(config: DictConfig, folder: Path) -> L.Trainer:
     for name, node in (config.get("callbacks") or {}).items():
         callback = build(f"callbacks.{name}", node)
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(folder / "checkpoints")
+            callback.dirpath = str(checkpoint_path(folder, "best").parent)
         if bar or not isinstance(callback, ProgressBar):
             callbacks.append(callback)
     loggers = []

@@ -18,17 +18,12 @@ import hydra
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from cnnlab.errors import UserError, did_you_mean
+from cnnlab.errors import UserError, did_you_mean, raised_by
 
 # In a wheel `conf` lies in the package, in a checkout beside it.
 CONF = next(
@@ -52,11 +47,7 @@ MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def command(
-    config_name: str,
-    task: str,
-    failed: Callable[[DictConfig, Exception], None] | None = None,
-) -> None:
+def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception], None] | None = None) -> None:
     """Run `task`, a function by its dotted name, with the configuration that `conf/<config_name>.yaml` and the command
     line compose; `failed` is told of an exception first. The function's module, and torch with it, is imported when
     the configuration has been checked.
@@ -88,10 +79,10 @@ def command(
         if full:
             raise
         sys.exit(f"error: {_one_line(error, config_name)}")
-    except ValueError as error:
-        if full or not str(error).startswith("Config group override must be"):  # Hydra's, of group=0
+    except (ValueError, AssertionError) as error:  # Hydra's own, of data=0 and hydra.verbose=1
+        if full or not raised_by(error, "hydra"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error or 'a setting of Hydra itself has a value that it does not take'}")
     finally:
         if not full:
             del os.environ[_FULL_ERROR]
@@ -152,15 +143,15 @@ def _check(cfg: DictConfig, reference: DictConfig) -> None:
             raise UserError(f"there is no setting '{key}'{_nearest(key, known)}")
         wanted = known[key]
         if not _fits(value, wanted) and not key.startswith(UNTYPED):
-            raise UserError(f"{key}={value} is not {_KINDS[type(wanted)]}")
+            raise UserError(f"{key}={value} is not {_KINDS[type(wanted)][1]}")
 
 
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a word",
-    dict: "names with values, like {angle: 5}",
+_KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a word"),
+    dict: (dict, "names with values, like {angle: 5}"),
 }
 
 
@@ -168,13 +159,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     """Whether `value` may stand where the YAML files have `wanted`. None and lists are left to the code."""
     if wanted is None or isinstance(wanted, list):
         return True
-    if isinstance(wanted, bool):
-        return isinstance(value, bool)
-    if isinstance(wanted, int):
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(wanted, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, type(wanted))
+    return isinstance(value, _KINDS[type(wanted)][0]) and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.table import Table
-from rich.text import Text
 
 from cnnlab import html, plots
 from cnnlab.callbacks.metrics_history import accuracies
 from cnnlab.cli import as_list
 from cnnlab.errors import UserError
 from cnnlab.io import new_folder, to_csv, write_atomically
-from cnnlab.log import as_text, say
+from cnnlab.log import as_table, say
 from cnnlab.run_groups import GOAL, Group, find, groups
 
 NOTE = (
@@ -58,7 +56,7 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
     page = html.render("compare.html", table=table, picture=picture, groups=found, note=NOTE, subject=subject)
     write_atomically(folder / "compare.html", page)
-    say(_console_table(table, subject, folder / "compare.html"))
+    say(f"Accuracies on {subject}\n{as_table(table, left=2)}\n\n{NOTE}\npage  {folder / 'compare.html'}")
     return folder / "compare.html"
 
 
@@ -112,14 +110,3 @@ def _count(row: Row, key: str) -> str:
 def epochs_to_goal(epochs: float, reached: int, runs: int) -> str:
     """The mean of the runs that got there, and how many did where not all."""
     return f"{epochs:.1f}" + (f" ({reached} of {runs})" if reached < runs else "")
-
-
-def _console_table(table: list[list[str]], subject: str, page: Path) -> str:
-    widths = [max(len(row[place]) for row in table) + 2 for place in range(len(table[0]))]
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for place, title in enumerate(table[0]):
-        shown.add_column(Text(title), justify="left" if place < 2 else "right")
-    for row in table[1:]:
-        shown.add_row(*(Text(cell) for cell in row))
-    text = as_text(shown, width=max(80, sum(widths)))  # as wide as it must be: a terminal breaks the lines
-    return f"Accuracies on {subject}\n{text}\n\n{NOTE}\npage  {page}"

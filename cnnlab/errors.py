@@ -14,6 +14,14 @@ class Diverged(UserError):
     """The numbers of a training went bad: from here on nothing is learned any more."""
 
 
+def raised_by(error: BaseException, package: str) -> bool:
+    """Whether a module of `package` raised the error itself: a library that refuses a setting, not a bug of ours."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).partition(".")[0] == package
+
+
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """The end of an error message about a name that does not exist: the nearest of `names`, or all of them
     where none is near."""

@@ -12,11 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 def render(template: str, **content: Any) -> str:
     """HTML of `cnnlab/templates/<template>`. All content is escaped."""
     environment = Environment(
-        loader=PackageLoader("cnnlab"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("cnnlab"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["embed"] = _embed
     environment.filters["percent"] = percent

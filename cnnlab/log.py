@@ -3,16 +3,13 @@ console."""
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console, RenderableType
 
 
 def is_main_process() -> bool:
@@ -30,11 +27,16 @@ def say(text: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def as_text(table: RenderableType, width: int = 200) -> str:
-    """A rich table as plain lines."""
-    text = io.StringIO()
-    Console(file=text, width=width).print(table, highlight=False)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+def as_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of cells as lines, the columns in line: the first `left` from the left, the others from the right. As wide
+    as it must be: a terminal breaks the lines."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 class _ConsoleHandler(logging.Handler):

@@ -36,12 +36,7 @@ def train(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     log.quiet_lightning()
     hardware.disable_malloc_trim()
-    with (
-        interruptible(),
-        locked(folder),
-        log.run_log(folder),
-        hardware.limit_threads(config.threads, hydra.launcher),
-    ):
+    with interruptible(), locked(folder), log.run_log(folder), hardware.limit_threads(config.threads, hydra.launcher):
         datamodule = build_datamodule(config, "fit")
         with refused(f"seed={config.seed}"):
             L.seed_everything(config.seed, verbose=False)

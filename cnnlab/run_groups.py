@@ -103,12 +103,7 @@ class Group:
         """The group as a row of `compare.csv`: numbers unrounded, accuracies in [0, 1]."""
         done = self.finished
         experiment = {"experiment": self.records[0].settings.get("experiment")}
-        row: dict[str, Any] = {
-            **experiment,
-            **self.differing,
-            "runs": len(self.records),
-            "finished": len(done),
-        }
+        row: dict[str, Any] = {**experiment, **self.differing, "runs": len(self.records), "finished": len(done)}
         row |= {"status": self.status or "finished"}
         if not done:
             return row

@@ -115,7 +115,7 @@ def _where_to_go_on(run: Run) -> Path | None:
 
     Raises `UserError` where there are checkpoints and none can be read.
     """
-    path, broken = last_valid_checkpoint(run.path / "checkpoints")
+    path, broken = last_valid_checkpoint(run.path)
     if broken and path is None:
         raise UserError(f"{broken[0]} is broken and there is none before it; train anew")
     if is_main_process():
@@ -130,10 +130,7 @@ def _resumed(run: Run, cfg: DictConfig) -> DictConfig:
     """The run's own configuration; of the command line's only `trainer.max_epochs` counts, to raise it."""
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in ("resume", "trainer.max_epochs") and (key, value) != (
-            "experiment",
-            run.config.experiment,
-        ):
+        if key not in ("resume", "trainer.max_epochs") and (key, value) != ("experiment", run.config.experiment):
             raise UserError(
                 f"resume takes everything from the run, and only trainer.max_epochs may be raised: drop {override}"
             )

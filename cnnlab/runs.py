@@ -22,7 +22,7 @@ from yaml import AliasToken, YAMLError, scan
 
 from cnnlab import __version__
 from cnnlab.build import build_datamodule, build_net, refused
-from cnnlab.callbacks.checkpoint import load_checkpoint
+from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint
 from cnnlab.cli import CONF
 from cnnlab.data.datamodule import ImageDataModule
 from cnnlab.errors import UserError
@@ -100,9 +100,9 @@ class Run:
 
     def checkpoint(self, name: str) -> Path:
         """The path of the checkpoint "best" or "last"; `UserError` where there is none."""
-        path = self.path / "checkpoints" / f"{name}.ckpt"
+        path = checkpoint_path(self.path, name)
         if not path.is_file():
-            raise UserError(f"{self.path} has no checkpoints/{name}.ckpt: no epoch has been validated yet")
+            raise UserError(f"{self.path} has no {path.parent.name}/{path.name}: no epoch has been validated yet")
         return path
 
     def datamodule(self, stage: str | None = None) -> ImageDataModule:

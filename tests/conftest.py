@@ -15,12 +15,7 @@ from cnnlab.models.heads import Head
 
 HEADS = line_heads()  # of red and blue lines
 DIGIT = Head("digit", tuple("0123456789"))
-TINY_LINES = (
-    "data.train_per_class=6",
-    "data.val_per_class=2",
-    "data.test_per_class=3",
-    "trainer.max_epochs=2",
-)
+TINY_LINES = ("data.train_per_class=6", "data.val_per_class=2", "data.test_per_class=3", "trainer.max_epochs=2")
 TINY_DIGITS = ("data.train_size=256", "data.val_size=128", "data.test_size=256", "trainer.max_epochs=2")
 
 

@@ -13,14 +13,7 @@ import cnnlab
 
 PACKAGE = Path(cnnlab.__file__).parent
 COMMANDS = ("cnnlab.train", "cnnlab.score", "cnnlab.compare", "cnnlab.explain.__main__")
-METHODS = (
-    "network",
-    "activations",
-    "activation_maximization",
-    "attribution",
-    "attribution_metrics",
-    "evaluation",
-)
+METHODS = ("network", "activations", "activation_maximization", "attribution", "attribution_metrics", "evaluation")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -14,11 +14,7 @@ from tests.conftest import TINY_LINES, run_train
 
 def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cnnlab.train", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-m", "cnnlab.train", *words], cwd=folder, capture_output=True, text=True, check=False
     )
 
 
@@ -76,8 +72,14 @@ def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[
         (["trainer.gradient_clip_val=much"], "trainer: "),
         (["trainer.accelerator=tpu"], "trainer: "),
         (["+trainer.default_root_dir=elsewhere"], "trainer.default_root_dir is the run's own"),
-        (["net.dropout=2"], "net.dropout=2"),
+        (["net.dropout=2"], "net: dropout probability has to be between 0 and 1, but got 2"),
         (["threads=100000"], "threads=100000 is not a whole number in 1..1024"),
+        (["threads=1.5"], "threads=1.5 is not a whole number in 1..1024"),
+        (["threads=auto"], "threads=auto is not a whole number in 1..1024"),
+        (["threads=true"], "threads=True is not a whole number in 1..1024"),
+        (["threads=[2]"], "threads=[2] is not a whole number in 1..1024"),
+        (["threads=" + "9" * 30], "is not a whole number in 1..1024"),
+        (["trainer.precision=transformer-engine"], "trainer: "),
         (["data.batch_size=" + "9" * 30], "data"),
         (["seed=-1"], "seed=-1"),
         (["experiment=mnist", "data.train_size=some"], "data: "),

@@ -100,10 +100,7 @@ def test_jobs_are_found_in_their_order_and_only_once(sweep: Path) -> None:
 def test_another_choice_of_network_is_named_and_not_spelt_out(tmp_path: Path) -> None:
     _run(tmp_path / "0", 0, 0.8)
     _run(tmp_path / "1", 0, 0.9, options={"net": "shared_v1"}, net={"hidden": [64]})
-    assert [group.differing for group in groups(find([tmp_path]))] == [
-        {"net": "shared_v1"},
-        {"net": "branched"},
-    ]
+    assert [group.differing for group in groups(find([tmp_path]))] == [{"net": "shared_v1"}, {"net": "branched"}]
 
 
 def test_experiments_are_named_and_what_differs_is_kept(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from threading import Barrier
 import pytest
 import torch
 
-from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, last_valid_checkpoint, load_checkpoint
+from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, checkpoint_path, last_valid_checkpoint, load_checkpoint
 from cnnlab.errors import Diverged, UserError
 from cnnlab.run_plan import locked, reserve_run_dir
 from tests import kill
@@ -92,9 +92,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_broken_checkpoint_is_noticed(damage: str, cut: Path) -> None:
     last, previous = (cut / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
-    assert last_valid_checkpoint(last.parent) == (last, [])
+    assert last_valid_checkpoint(cut) == (last, [])
     last.write_bytes(DAMAGES[damage](last.read_bytes()))
-    assert last_valid_checkpoint(last.parent) == (previous, [last])
+    assert last_valid_checkpoint(cut) == (previous, [last])
 
 
 def test_the_checkpoint_before_is_used(cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,13 +125,15 @@ class _Evil:
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, "code": _Evil()}, tmp_path / "last.ckpt")
+    last = checkpoint_path(tmp_path, "last")
+    last.parent.mkdir()
+    torch.save({"state_dict": {}, "code": _Evil()}, last)
     with pytest.raises(UserError, match="is broken or no checkpoint of plain tensors"):
-        load_checkpoint(tmp_path / "last.ckpt")
-    torch.save({"weights": torch.ones(2)}, tmp_path / "last.ckpt")
+        load_checkpoint(last)
+    torch.save({"weights": torch.ones(2)}, last)
     with pytest.raises(UserError, match="it holds no weights"):
-        load_checkpoint(tmp_path / "last.ckpt")
-    assert last_valid_checkpoint(tmp_path) == (None, [tmp_path / "last.ckpt"])
+        load_checkpoint(last)
+    assert last_valid_checkpoint(tmp_path) == (None, [last])
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
@@ -190,7 +192,10 @@ def test_a_disk_that_is_full_indeed_takes_nothing_away(cut: Path, tmp_path: Path
         f"cp -r {disk}/run {after}\nexit $status",
     )
     assert done.returncode == 1, done.stderr
-    assert re.search(r"^error: .*No space left on device", done.stderr, re.MULTILINE), done.stderr
+    said = re.search(r"^error: cannot write to (\S+) \(No space left on device\)", done.stderr, re.MULTILINE)
+    assert said, done.stderr
+    assert said[1].startswith(f"{disk}/run/")  # the run's own file, not one beside it
+    assert not Path(said[1]).name.startswith(".")
     assert "Traceback" not in done.stderr
     assert {path.name: path.read_bytes() for path in (after / "checkpoints").iterdir()} == before
     summary = after / "summary.json"  # there was no room for one, or it says what happened
@@ -214,10 +219,7 @@ def test_a_folder_that_goes_away_is_one_clear_line(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*kill.WORDS, "trainer.max_epochs=500", f"hydra.run.dir={folder}"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cnnlab.train", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "cnnlab.train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     while not (folder / "metrics.csv").exists():
         assert process.poll() is None

@@ -46,14 +46,7 @@ def test_the_run_folder_holds_what_it_promises(lines_run: Path) -> None:
     heads = ("length", "width", "angle", "colour")
     names = {str(path.relative_to(lines_run)) for path in lines_run.rglob("*") if path.is_file()}
     names = {name for name in names if not name.startswith("explain/")}  # of other tests
-    figures = {
-        "samples",
-        "curves",
-        "f_scores",
-        "mistakes",
-        "by_class",
-        *(f"confusion_{head}" for head in heads),
-    }
+    figures = {"samples", "curves", "f_scores", "mistakes", "by_class", *(f"confusion_{head}" for head in heads)}
     assert names == {
         "config.yaml", "summary.json", "metrics.csv", "model.txt", "log.txt", "classes.csv", "report.html",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",

@@ -20,6 +20,11 @@ from cnnlab.io import write_atomically
 LAST = ("last", "previous")  # in the order they are tried
 
 
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """Where the run in `folder` keeps its checkpoint "best", "last" or "previous"."""
+    return folder / "checkpoints" / f"{name}.ckpt"
+
+
 def may_save(trainer: L.Trainer, batch_idx: int) -> bool:
     """Whether a run that is resumed from here ends like one that was left alone: not after the last batch of an epoch,
     where it would leave out the validation, and not while gradients are accumulated, which no checkpoint holds."""
@@ -65,10 +70,8 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
             if not torch.isfinite(value).all():  # a loss can be finite, and the step after it not
                 raise Diverged(f"step {checkpoint['global_step']}: weights of {name} are no longer finite")
         path = Path(path)
-        if path.parent.name == "checkpoints":  # of a run: a folder that went away is not made anew
-            path.parent.mkdir(exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        ours = path == checkpoint_path(path.parent.parent, path.stem)
+        path.parent.mkdir(exist_ok=True, parents=not ours)  # of a run: a folder that went away is not made anew
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         if path.name == f"{LAST[0]}.ckpt" and path.exists():
@@ -101,11 +104,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def last_valid_checkpoint(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint in `folder` that can be read (None where there is none), and the broken ones
+    """The newest checkpoint of the run in `folder` that can be read (None where there is none), and the broken ones
     before it."""
     broken = []
     for name in LAST:
-        path = folder / f"{name}.ckpt"
+        path = checkpoint_path(folder, name)
         if path.is_file():
             try:
                 load_checkpoint(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
-from cnnlab.callbacks.checkpoint import may_save
+from cnnlab.callbacks.checkpoint import checkpoint_path, may_save
 from cnnlab.log import is_main_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -73,7 +73,7 @@ class GracefulShutdown(L.Callback):
         if trainer.world_size > 1:  # all processes stop at the same step
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+            trainer.save_checkpoint(checkpoint_path(Path(trainer.default_root_dir), "last"))
             raise Interrupted(self.received or signal.SIGTERM)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

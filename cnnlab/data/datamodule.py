@@ -21,6 +21,11 @@ Batch = tuple[Tensor, dict[str, Tensor]]  # images float32 (B, C, H, W) in [0, 1
 CHUNK = 4096  # images held at once while a split is counted
 
 
+def stream_seed(seed: int, place: int) -> int:
+    """The seed of what is random at an epoch or step `place` of a run with this seed."""
+    return seed * 1_000_003 + place
+
+
 class BatchedDataset(Dataset[Batch]):
     """One split: image i and its targets are a function of i alone, and come in whole batches."""
 
@@ -59,13 +64,7 @@ class SeededBatchSampler(Sampler[Tensor]):
     """
 
     def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        resample: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        self, size: int, batch_size: int, seed: int, resample: bool = False, rank: int = 0, world_size: int = 1
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size // world_size, seed
         self.resample, self.rank, self.world_size = resample, rank, world_size
@@ -85,7 +84,7 @@ class SeededBatchSampler(Sampler[Tensor]):
         return math.ceil(self.size // self.world_size / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)
         skip, self.skip = self.skipped, (0, 0)
         order += self.resample * self.epoch * self.size
@@ -129,10 +128,6 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.epoch = state["epoch"]
         self.sampler.skip = (state["epoch"], state["served"])
-
-
-def _as_served(batch: Batch) -> Batch:
-    return batch
 
 
 class ImageDataModule(LightningDataModule):
@@ -193,7 +188,6 @@ class ImageDataModule(LightningDataModule):
             batch_size=None,  # what is drawn are whole batches
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=_as_served,  # type: ignore[arg-type]
             # A generator of its own: the loader must not draw from the global random state.
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -19,12 +19,7 @@ WIDTHS = {"thin": 1.0, "thick": 3.0}  # pixels
 ANGLES = {f"{degrees}°": math.radians(degrees) for degrees in range(0, 180, 15)}  # counter-clockwise
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}  # RGB
 
-ATTRIBUTES = {
-    "length": tuple(LENGTHS),
-    "width": tuple(WIDTHS),
-    "angle": tuple(ANGLES),
-    "colour": tuple(COLOURS),
-}
+ATTRIBUTES = {"length": tuple(LENGTHS), "width": tuple(WIDTHS), "angle": tuple(ANGLES), "colour": tuple(COLOURS)}
 SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
 KINDS = math.prod(SHAPE)
 

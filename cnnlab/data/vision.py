@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import socket
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ class TorchvisionDataModule(ImageDataModule):
 
     def __init__(
         self,
-        train: Callable[..., VisionDataset],
-        test: Callable[..., VisionDataset],
+        train: partial[VisionDataset],
+        test: partial[VisionDataset],
         root: str = "~/.cache/cnnlab",
         head: str = "class",
         train_size: int | None = None,
@@ -76,7 +77,7 @@ class TorchvisionDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Fetch what is missing; of several processes one after another, so that one alone downloads."""
         for make in self.make.values():
-            if "download" not in _parameters(make):
+            if "download" not in inspect.signature(make.func).parameters:
                 continue
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ class TorchvisionDataModule(ImageDataModule):
             except UserError:
                 raise
             except UNREADABLE as error:
-                raise UserError(_how_to_get(make, self.root, error)) from error
+                raise UserError(_how_to_get(make.func, self.root, error)) from error
 
     def setup(self, stage: str | None = None) -> None:
         if stage in ("fit", "validate", None) and "train" not in self.splits:
@@ -111,15 +112,17 @@ class TorchvisionDataModule(ImageDataModule):
         """All images uint8 (N, C, H, W) and classes int64 (N,), and with them `heads` and `image_shape`."""
         make = self.make[stage]
         try:
-            dataset = make() if "transform" in _keywords(make) else make(transform=PILToTensor())
+            dataset = make() if "transform" in make.keywords else make(transform=PILToTensor())
             images, classes = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
             pixels = torch.stack(images)
         except UserError:
             raise
         except UNREADABLE as error:
-            raise UserError(f"data: {_name(make)} cannot be read ({' '.join(str(error).split())})") from error
+            raise UserError(f"data: {make.func.__name__} cannot be read ({' '.join(str(error).split())})") from error
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
-            raise UserError(f"data: {_name(make)} gives {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 (C, H, W)")
+            raise UserError(
+                f"data: {make.func.__name__} gives {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 (C, H, W)"
+            )
         targets = torch.tensor(classes)
         names = getattr(dataset, "classes", None) or range(int(targets.max()) + 1)
         self.heads = (Head(self.head, tuple(str(name) for name in names)),)
@@ -138,21 +141,8 @@ def _patience() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _keywords(make: Any) -> dict[str, Any]:
-    return dict(getattr(make, "keywords", {}))
-
-
-def _parameters(make: Any) -> set[str]:
-    return set(inspect.signature(getattr(make, "func", make)).parameters)
-
-
-def _name(make: Any) -> str:
-    return str(getattr(make, "func", make).__name__)
-
-
-def _how_to_get(make: Any, root: Path, error: Exception) -> str:
+def _how_to_get(kind: Any, root: Path, error: Exception) -> str:
     """What failed, and which files to put into which folder by hand."""
-    kind = getattr(make, "func", make)
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, OSError) and not root.is_dir():
         return f"cannot keep {kind.__name__} in {root} ({reason}); set data.root=<folder>"

@@ -38,30 +38,23 @@ def activations(net: nn.Module, layers: Sequence[str], images: Tensor, sample: T
     judged on `sample`, images of the same kind. Raises `UserError` for a layer that is not there."""
     net = frozen_copy(net)
     modules = [layer_named(net, name) for name in layers]
+
+    def answers(batch: Tensor) -> list[Tensor]:
+        outputs: list[Tensor] = LayerActivation(net, modules).attribute(batch)
+        return [output if output.ndim == 4 else output[:, :, None, None] for output in outputs]
+
     with torch.no_grad():
-        shown = [_as_maps(output) for output in LayerActivation(net, modules).attribute(images)]
-        extremes = [_extremes(output) for output in _outputs(net, modules, sample)]
+        shown = answers(images)
+        extremes = [[_extremes(maps) for maps in answers(batch)] for batch in sample.split(250)]
     found = []
-    for name, module, maps, (low, high) in zip(layers, modules, shown, extremes, strict=True):
+    for name, module, maps, own in zip(layers, modules, shown, zip(*extremes, strict=True), strict=True):
+        low, high = torch.stack(own).unbind(dim=1)  # (batches, channels) each
+        low, high = low.amin(dim=0), high.amax(dim=0)
         saturated = low > 0 if isinstance(module, nn.ReLU) else torch.zeros_like(low, dtype=torch.bool)
         found.append(Activations(name, maps, dead=low == high, saturated=saturated))
     return found
 
 
-def _outputs(net: nn.Module, modules: Sequence[nn.Module], sample: Tensor) -> list[list[Tensor]]:
-    """For each layer the (lowest, highest) activation of its channels, batch by batch."""
-    outputs: list[list[Tensor]] = [[] for _ in modules]
-    for batch in sample.split(250):
-        for kept, output in zip(outputs, LayerActivation(net, modules).attribute(batch), strict=True):
-            maps = _as_maps(output)
-            kept.append(torch.stack([maps.amin(dim=(0, 2, 3)), maps.amax(dim=(0, 2, 3))]))
-    return outputs
-
-
-def _extremes(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
-    stacked = torch.stack(batches)  # (batches, 2, channels)
-    return stacked[:, 0].amin(dim=0), stacked[:, 1].amax(dim=0)
-
-
-def _as_maps(output: Tensor) -> Tensor:
-    return output if output.ndim == 4 else output[:, :, None, None]
+def _extremes(maps: Tensor) -> Tensor:
+    """The lowest and highest value of each channel, (2, channels)."""
+    return torch.stack([maps.amin(dim=(0, 2, 3)), maps.amax(dim=(0, 2, 3))])

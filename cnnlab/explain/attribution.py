@@ -11,13 +11,7 @@ from captum.attr import GuidedBackprop, IntegratedGradients, LayerGradCam, Occlu
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
-from cnnlab.explain.network import (
-    HeadWrapper,
-    frozen_copy,
-    last_convolution,
-    layer_named,
-    receptive_fields,
-)
+from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, layer_named, receptive_fields
 from cnnlab.models.heads import Head
 
 BATCH = 250  # images of which the attributions are computed at once
@@ -49,9 +43,7 @@ def attribute(net: nn.Module, head: Head, method: Method, images: Tensor, target
     parts = [method(net, head, batch, target) for batch, target in pairs]
     layer_maps = [part.layer_map for part in parts if part.layer_map is not None]
     return Attribution(
-        torch.cat([part.maps for part in parts]),
-        parts[0].layer,
-        torch.cat(layer_maps) if layer_maps else None,
+        torch.cat([part.maps for part in parts]), parts[0].layer, torch.cat(layer_maps) if layer_maps else None
     )
 
 
@@ -101,10 +93,7 @@ def occlusion(
         raise UserError(f"occlusion: window={window} must fit the image, and stride={stride} lie in 1..window")
     with torch.no_grad():
         falls = Occlusion(HeadWrapper(net, head)).attribute(
-            images,
-            target=targets,
-            sliding_window_shapes=(channels, window, window),
-            strides=(channels, stride, stride),
+            images, target=targets, sliding_window_shapes=(channels, window, window), strides=(channels, stride, stride)
         )
     return Attribution(falls.mean(dim=1))
 

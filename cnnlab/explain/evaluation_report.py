@@ -9,25 +9,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from cnnlab import plots
 from cnnlab.build import build_methods, refused
 from cnnlab.data.datamodule import ImageDataModule
 from cnnlab.explain.attribution import Method
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
-from cnnlab.explain.evaluation import (
-    BASELINES,
-    AttributionScore,
-    Sample,
-    evaluate,
-    evenly_spaced,
-    insertion_deletion,
-)
+from cnnlab.explain.evaluation import BASELINES, AttributionScore, Sample, evaluate, evenly_spaced, insertion_deletion
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
-from cnnlab.log import as_text, say
+from cnnlab.log import as_table, say
 from cnnlab.models.networks import MultiHeadNet
 from cnnlab.runs import Run, open_run, versions
 
@@ -62,7 +54,8 @@ def score_run(cfg: DictConfig) -> Path:
     write_atomically(folder / "scores.csv", to_csv([score.row() for score in scores]))
     plots.save(figure, folder / "scores.png")
     _write_page(folder, run, cfg, tables, {"images": cfg.images, "test_images": len(split)})
-    say(_console_table(*next(iter(tables.items()))))
+    title, lines = next(iter(tables.items()))  # without the intervals, which stand on the page
+    say(f"{title}\n{as_table([[cell.partition(' [')[0] for cell in line] for line in lines], left=2)}")
     say(f"page  {folder / 'index.html'}")
     return folder / "index.html"
 
@@ -145,11 +138,3 @@ def _pivot(scores: list[AttributionScore], columns: tuple[str, ...]) -> Rows:
         if n:
             rows.append([head, method.replace("_", " "), *cells, f"{n:,}"])
     return rows
-
-
-def _console_table(title: str, rows: Rows) -> str:
-    """A table without its intervals, which stand on the page."""
-    table = Table(*rows[0], title=title, title_justify="left", box=None, pad_edge=False)
-    for row in rows[1:]:
-        table.add_row(*(cell.partition(" [")[0] for cell in row))
-    return as_text(table)

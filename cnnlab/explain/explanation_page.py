@@ -23,18 +23,18 @@ Heatmaps = Mapping[tuple[str, str], Mapping[str, tuple[Tensor, Tensor]]]
 
 
 def answers(
-    heads: Sequence[Head], shares: Mapping[str, Tensor], truth: Mapping[str, int] | None
+    heads: Sequence[Head], i: int, shares: Mapping[str, Tensor], truth: Mapping[str, Tensor] | None
 ) -> list[dict[str, Any]]:
-    """What each head answers to an image, to which it gives `shares` {head: probabilities (classes,)}: "head", "said",
+    """What each head answers to image `i`, of `shares` {head: probabilities float32 (N, classes)}: "head", "said",
     "truth" (None where it is not known), and "bars", the most likely classes with their probabilities."""
     found = []
     for head in heads:
-        own = shares[head.name]
+        own = shares[head.name][i]
         likely = own.argsort(descending=True, stable=True)[:LIKELY]
         bars = [(head.classes[k], own[k].item()) for k in likely.tolist()]
         if len(head.classes) > LIKELY:
             bars.append((f"{len(head.classes) - LIKELY} others", 1 - float(own[likely].sum().clamp(max=1))))
-        true = None if truth is None else head.classes[truth[head.name]]
+        true = None if truth is None else head.classes[truth[head.name][i]]
         found.append({"head": head.name, "said": head.classes[int(own.argmax())], "truth": true, "bars": bars})
     return found
 

@@ -140,7 +140,8 @@ class Explanation:
             bar.update(task, description="activation maximization")
             filters = self._write_filters(folder)
             bar.update(task, description="page")
-            np.savez_compressed(folder / "maps.npz", **{name: value.numpy() for name, value in self.raw.items()})
+            arrays: dict[str, Any] = {name: value.numpy() for name, value in self.raw.items()}
+            np.savez_compressed(folder / "maps.npz", **arrays)
             manifest = {
                 "run": str(self.run.path),
                 "title": self.run.title,
@@ -176,9 +177,7 @@ class Explanation:
             picture = folder / f"heatmaps_{i + 1}.png"
             image = self.inputs.images[i].numpy()
             plots.save(explanation_page.heatmap_figure(image, i, self.heads, self.probabilities, heatmaps), picture)
-            truth = self.inputs.truth and {head: int(classes[i]) for head, classes in self.inputs.truth.items()}
-            shares = {head: values[i] for head, values in self.probabilities.items()}
-            answers = explanation_page.answers(self.data.heads, shares, truth)
+            answers = explanation_page.answers(self.data.heads, i, self.probabilities, self.inputs.truth)
             notes = self.inputs.notes[i] if self.inputs.notes else []
             shown.append({"name": name, "notes": notes, "answers": answers, "picture": picture})
         return shown

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from cnnlab.data.datamodule import Batch
+from cnnlab.data.datamodule import Batch, stream_seed
 from cnnlab.errors import Diverged, UserError, did_you_mean
 from cnnlab.models.heads import Head
 from cnnlab.models.metrics import EpochMeans, PredictionCollector, classification_scores
@@ -22,7 +22,8 @@ from cnnlab.models.weighting import LossWeighting
 
 
 class Classifier(L.LightningModule):
-    """A network with its heads, trained on the weighted sum of the heads' losses.
+    """A network with its heads, trained on the weighted sum of the heads' losses. A test leaves `predictions` and
+    `scores` (see `classification_scores`).
 
     `optimizer` takes the parameters. `lr_scheduler` is Lightning's configuration of one, {"scheduler": ...,
     "interval": "step" or "epoch", ...}, whose scheduler takes the optimizer, and `total_steps` where it names
@@ -101,7 +102,7 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        seed = self.seed * 1_000_003 + step + (self.global_rank << 40)
+        seed = stream_seed(self.seed, step) + (self.global_rank << 40)
         if self.device.type == "cpu":  # the other devices' generators cost a millisecond a step
             torch.default_generator.manual_seed(seed)
         else:
@@ -150,12 +151,11 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
-        predictions = self.collector.predictions()
+        self.predictions = self.collector.predictions()
+        self.scores = classification_scores(self.heads, self.predictions)
         for head in self.heads:
-            scores = classification_scores(
-                predictions.predicted[head.name], predictions.targets[head.name], len(head.classes)
-            )
-            self._log_all({f"test/{head.name}/{name}": scores[name] for name in ("f1", "precision", "recall")})
+            own = self.scores[head.name]
+            self._log_all({f"test/{head.name}/{name}": own[name] for name in ("f1", "precision", "recall")})
 
     def _log_means(self, stage: str) -> dict[str, float]:
         means: dict[str, float] = self.epoch_means(stage).compute()

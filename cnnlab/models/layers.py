@@ -10,15 +10,7 @@ from torch.nn import functional as F
 
 from cnnlab.errors import UserError
 
-Layers = dict[str, nn.Module]
-
-
-def sequential(layers: Layers) -> nn.Sequential:
-    """Layers one after another, each by its name."""
-    sequence = nn.Sequential()
-    for name, layer in layers.items():
-        sequence.add_module(name, layer)
-    return sequence
+Layers = dict[str, nn.Module]  # by name, one after another
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -55,7 +47,12 @@ def set_bn_momentum(net: nn.Module, momentum: float) -> None:
 
 class Dropout(nn.Dropout):
     """Dropout whose mask costs a fifth of PyTorch's on a CPU: 16 random bits a value, four values a draw. The
-    rate is met to the nearest 1/65536."""
+    rate is met to the nearest 1/65536. Raises `UserError` for a rate outside [0, 1)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        if p == 1:
+            raise UserError("net.dropout=1 drops everything; it must be below 1")
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -94,22 +91,6 @@ class PixelDense(nn.Conv2d):
         weight = torch.cat([self.weight.flatten(1), self.bias[:, None]], dim=1)
         units = with_ones @ weight.t().contiguous()  # this way round its gradient is quicker, too
         return units.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
-
-
-def dropout_layer(rate: float) -> nn.Dropout:
-    """Dropout at a rate in [0, 1); `UserError` for another."""
-    return Dropout(_rate(rate))
-
-
-def channel_dropout_layer(rate: float) -> nn.Dropout2d:
-    """Dropout of whole channels at a rate in [0, 1); `UserError` for another."""
-    return nn.Dropout2d(_rate(rate))
-
-
-def _rate(rate: float) -> float:
-    if not 0 <= rate < 1:
-        raise UserError(f"net.dropout={rate} is not in [0, 1)")
-    return rate
 
 
 def output_shape(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
@@ -154,8 +135,4 @@ def parameter_counts(net: nn.Module) -> dict[str, int]:
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
     running = sum(b.numel() for b in net.buffers() if b.is_floating_point())
-    return {
-        "total": trainable + frozen + running,
-        "trainable": trainable,
-        "non_trainable": frozen + running,
-    }
+    return {"total": trainable + frozen + running, "trainable": trainable, "non_trainable": frozen + running}

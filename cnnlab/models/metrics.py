@@ -12,6 +12,8 @@ from torchmetrics.functional import classification as tm
 
 from cnnlab.models.heads import Head
 
+Scores = dict[str, dict[str, Tensor]]  # {head: what `classification_scores` gives}
+
 
 class EpochMeans(Metric):
     """Means over all images of an epoch of several numbers at once: one addition a step.
@@ -97,16 +99,19 @@ class PredictionCollector(Metric):
         return Predictions(by_head(predicted), by_head(targets), probability[order])
 
 
-def classification_scores(predicted: Tensor, targets: Tensor, classes: int) -> dict[str, Tensor]:
-    """{"f1", "precision", "recall": mean over the classes, a scalar in [0, 1]; "class_f1", "class_precision",
-    "class_recall": float32 (classes,); "confusion": int64 (classes, classes), true classes by row}, of
-    predictions and targets int64 (N,), by torchmetrics."""
-    scores: dict[str, Tensor] = {"confusion": tm.multiclass_confusion_matrix(predicted, targets, num_classes=classes)}
-    functions = {
-        "f1": tm.multiclass_f1_score,
-        "precision": tm.multiclass_precision,
-        "recall": tm.multiclass_recall,
+def classification_scores(heads: Sequence[Head], predictions: Predictions) -> Scores:
+    """Of each head {"f1", "precision", "recall": mean over the classes, a scalar in [0, 1]; "class_f1",
+    "class_precision", "class_recall": float32 (classes,); "confusion": int64 (classes, classes), true classes by
+    row}, by torchmetrics."""
+    return {
+        head.name: _scores(predictions.predicted[head.name], predictions.targets[head.name], len(head.classes))
+        for head in heads
     }
+
+
+def _scores(predicted: Tensor, targets: Tensor, classes: int) -> dict[str, Tensor]:
+    scores: dict[str, Tensor] = {"confusion": tm.multiclass_confusion_matrix(predicted, targets, num_classes=classes)}
+    functions = {"f1": tm.multiclass_f1_score, "precision": tm.multiclass_precision, "recall": tm.multiclass_recall}
     for name, function in functions.items():
         scores[name] = function(predicted, targets, num_classes=classes, average="macro")
         scores[f"class_{name}"] = function(predicted, targets, num_classes=classes, average="none")

@@ -10,6 +10,7 @@ the reports did; parameter totals are those of the reports to the unit.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,16 +20,14 @@ from cnnlab.errors import UserError
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import (
     BatchNorm,
+    Dropout,
     Flatten,
     Layers,
     PixelDense,
-    channel_dropout_layer,
     check_one_of,
     check_positive,
-    dropout_layer,
     keras_init,
     output_shape,
-    sequential,
 )
 
 Shape = Sequence[int]  # (C, H, W) of an image or of maps, (features,) after flattening
@@ -52,11 +51,11 @@ class MultiHeadNet(nn.Module):
     ) -> None:
         super().__init__()
         self.head_names, self.hue_heads = tuple(head.name for head in heads), tuple(hue_heads)
-        self.stem = sequential(stem)
+        self.stem = nn.Sequential(OrderedDict(stem))
         features = output_shape(self.stem, (1 if hue_heads else image_shape[0], *image_shape[1:]))
         for head in heads:
             seen = image_shape if head.name in hue_heads else features
-            layers = sequential(branch(head, seen))
+            layers = nn.Sequential(OrderedDict(branch(head, seen)))
             layers.add_module("out", nn.Linear(math.prod(output_shape(layers, seen)), head.units))
             self.add_module(head.name, layers)
         keras_init(self)
@@ -105,12 +104,12 @@ class Classifier1(MultiHeadNet):
             stem["pool"] = nn.MaxPool2d(2)
         if dense == "pixel":
             stem |= {"dense": PixelDense(filters, 1024), "dense_relu": nn.ReLU()}
-            stem |= {"dropout": dropout_layer(dropout), "flatten": Flatten()}
+            stem |= {"dropout": Dropout(dropout), "flatten": Flatten()}
         else:
             stem["flatten"] = Flatten()
-            (features,) = output_shape(sequential(stem), image_shape)
+            (features,) = output_shape(nn.Sequential(OrderedDict(stem)), image_shape)
             stem |= {"dense": nn.Linear(features, 1024), "dense_relu": nn.ReLU()}
-            stem["dropout"] = dropout_layer(dropout)
+            stem["dropout"] = Dropout(dropout)
         super().__init__(image_shape, heads, stem)
 
 
@@ -118,10 +117,7 @@ class Deep(MultiHeadNet):
     """Report A's variations 4 and 5: three convolutions and a dense layer, four dropouts."""
 
     def __init__(
-        self,
-        image_shape: Shape,
-        heads: Sequence[Head],
-        dropout: Sequence[float] | float = (0.2, 0.25, 0.25, 0.25),
+        self, image_shape: Shape, heads: Sequence[Head], dropout: Sequence[float] | float = (0.2, 0.25, 0.25, 0.25)
     ) -> None:
         rates = [dropout] * 4 if isinstance(dropout, int | float) else list(dropout)
         if len(rates) != 4:
@@ -130,20 +126,20 @@ class Deep(MultiHeadNet):
             "conv1": nn.Conv2d(image_shape[0], 32, 3),
             "relu1": nn.ReLU(),
             "pool1": nn.MaxPool2d(2),  # (B, 32, 13, 13) of 28 x 28
-            "dropout1": dropout_layer(rates[0]),
+            "dropout1": Dropout(rates[0]),
             "conv2": nn.Conv2d(32, 64, 3, padding="same"),
             "relu2": nn.ReLU(),
             "pool2": nn.MaxPool2d(2),  # (B, 64, 6, 6)
-            "dropout2": dropout_layer(rates[1]),
+            "dropout2": Dropout(rates[1]),
             "conv3": nn.Conv2d(64, 128, 3, padding="same"),
             "relu3": nn.ReLU(),
-            "dropout3": dropout_layer(rates[2]),
+            "dropout3": Dropout(rates[2]),
             "bn": BatchNorm(128),
             "flatten": Flatten(),
         }
-        (features,) = output_shape(sequential(stem), image_shape)
+        (features,) = output_shape(nn.Sequential(OrderedDict(stem)), image_shape)
         stem |= {"dense": nn.Linear(features, 1024), "dense_relu": nn.ReLU()}
-        stem["dropout4"] = dropout_layer(rates[3])
+        stem["dropout4"] = Dropout(rates[3])
         super().__init__(image_shape, heads, stem)
 
 
@@ -180,7 +176,7 @@ class Shared(MultiHeadNet):
             if "pool_stride" in conv:
                 stem[f"pool{number}"] = nn.MaxPool2d(2, stride=conv["pool_stride"])
             channels = filters
-        stem |= {"dropout": dropout_layer(dropout), "flatten": Flatten()}
+        stem |= {"dropout": Dropout(dropout), "flatten": Flatten()}
 
         def branch(head: Head, shape: Shape) -> Layers:
             layers: Layers = {}
@@ -223,19 +219,21 @@ class Branched(MultiHeadNet):
                 "relu": nn.ReLU(),
                 "bn": BatchNorm(filters),
                 "pool": nn.MaxPool2d(3),  # (B, filters, 9, 9) of 28 x 28
-                "dropout": dropout_layer(dropout),
+                "dropout": Dropout(dropout),
             }
 
         def branch(head: Head, _shape: Shape) -> Layers:
             depth, width = (1, filters) if len(head.classes) <= 3 else (2, 2 * filters)
-            layers: Layers = {"stem": sequential(stem(image_shape[0]))} if head.name in hue_heads else {}
+            layers: Layers = (
+                {"stem": nn.Sequential(OrderedDict(stem(image_shape[0])))} if head.name in hue_heads else {}
+            )
             for number in range(1, depth + 1):
                 before = filters if number == 1 else width
                 suffix = str(number) if depth > 1 else ""
                 layers[f"conv{suffix}"] = nn.Conv2d(before, width, 3, padding="same")
                 layers[f"relu{suffix}"] = nn.ReLU()
                 layers[f"bn{suffix}"] = BatchNorm(width)
-            return layers | {"pool": nn.MaxPool2d(2), "dropout": dropout_layer(dropout), "flatten": Flatten()}
+            return layers | {"pool": nn.MaxPool2d(2), "dropout": Dropout(dropout), "flatten": Flatten()}
 
         super().__init__(image_shape, heads, stem(1 if hue_heads else image_shape[0]), branch, hue_heads)
 
@@ -246,11 +244,7 @@ class Blocks(MultiHeadNet):
     `dropout` drops whole channels after a block."""
 
     def __init__(
-        self,
-        image_shape: Shape,
-        heads: Sequence[Head],
-        filters: Sequence[int] = (16, 64, 192),
-        dropout: float = 0.1,
+        self, image_shape: Shape, heads: Sequence[Head], filters: Sequence[int] = (16, 64, 192), dropout: float = 0.1
     ) -> None:
         stem: Layers = {}
         channels = image_shape[0]
@@ -263,6 +257,6 @@ class Blocks(MultiHeadNet):
                 stem[f"bn{block}{layer}"] = BatchNorm(width)
                 stem[f"relu{block}{layer}"] = nn.ReLU()
                 channels = width
-            stem[f"dropout{block}"] = channel_dropout_layer(dropout)
+            stem[f"dropout{block}"] = nn.Dropout2d(dropout)
         stem["flatten"] = Flatten()
         super().__init__(image_shape, heads, stem)

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from cnnlab.plots.charts import comparison, curves, f_scores, intervals, rank_accuracy, shares, weights
+from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, shares
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
 from cnnlab.plots.tiles import heat, images, mosaics, overlay
@@ -11,6 +11,7 @@ __all__ = [
     "Array",
     "Figure",
     "by_class",
+    "by_epoch",
     "comparison",
     "confusion",
     "curves",
@@ -21,8 +22,6 @@ __all__ = [
     "intervals",
     "mosaics",
     "overlay",
-    "rank_accuracy",
     "save",
     "shares",
-    "weights",
 ]

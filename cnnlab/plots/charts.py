@@ -14,8 +14,7 @@ from cnnlab.plots.style import BLUE, RUST, SKY, Array, line_styles
 
 
 def curves(
-    losses: Mapping[str, Mapping[str, Sequence[float]]],
-    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
+    losses: Mapping[str, Mapping[str, Sequence[float]]], accuracies: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> Figure:
     """Learning curves by epoch from {what: {"train" or "val": [one value an epoch]}}.
 
@@ -32,9 +31,7 @@ def curves(
                     label = {"train": f"{name}, training", "val": f"{name}, validation"}[stage]
                     epochs = range(1, len(values) + 1)
                     axes.plot(epochs, y, style, color=colour, marker=marker, markersize=3, label=label)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+        _epoch_axis(axes)
     loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
     _digit_axis(accuracy_axes)
     accuracy_axes.set(ylabel="accuracy (%), by its errors", title="Accuracy")
@@ -64,9 +61,7 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         axes.fill_between(
             x, _digits(values.min(axis=0)), _digits(values.max(axis=0)), color=colour, alpha=0.15, linewidth=0
         )
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+    _epoch_axis(axes)
     _digit_axis(axes)
     highest = max((value for runs in groups.values() for run in runs for value in run), default=0.0)
     axes.set_ylim(top=float(_digits(np.array(highest))) + 0.25)
@@ -76,33 +71,29 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     return figure
 
 
-def weights(heads: Mapping[str, Sequence[float]]) -> Figure:
-    """The weight of each head's loss by epoch, {head: [one value an epoch]}, on a logarithmic axis."""
-    figure, axes = _by_epoch(heads)
-    axes.set(ylabel="weight of the loss", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    return figure
-
-
-def rank_accuracy(heads: Mapping[str, Sequence[float]]) -> Figure:
-    """Rank accuracy of Grad-CAM by epoch, {head: [one value an epoch, in [0, 1]]}."""
-    figure, axes = _by_epoch(heads)
-    axes.set(ylabel="rank accuracy of Grad-CAM", ylim=(0, 1))
-    return figure
-
-
-def _by_epoch(heads: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
+def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: bool = False) -> Figure:
+    """A number of each head by epoch, {head: [one value an epoch]}, in [0, 1] where it is not `logarithmic`."""
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
     axes = figure.subplots()
     for (colour, marker), (name, values) in zip(line_styles(), heads.items(), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=3, label=name)
+    _epoch_axis(axes)
+    axes.set_ylabel(ylabel)
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(0, 1)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def _epoch_axis(axes: Axes) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return figure, axes
 
 
 _MOST_DIGITS = 5.0  # all right is drawn where 99.999 % stands
@@ -168,11 +159,7 @@ def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interva
     handles, labels = grid[0][0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(
-        unique.values(),
-        [f"truth: {name}" for name in unique],
-        loc="outside upper center",
-        ncols=2,
-        frameon=False,
+        unique.values(), [f"truth: {name}" for name in unique], loc="outside upper center", ncols=2, frameon=False
     )
     return figure
 

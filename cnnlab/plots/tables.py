@@ -89,14 +89,10 @@ def by_class(heads: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     columns = [(head, name) for head, classes in heads.items() for name in classes]
     names = list(heads[columns[0][0]][columns[0][1]])
     table = np.array([[heads[head][column][name] for head, column in columns] for name in names])
-    figure = Figure(figsize=(0.62 * len(columns) + 1.8, 0.36 * len(names) + 1.5), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(np.log10(np.maximum(1 - table, 1e-5)), cmap="Oranges", vmin=-5, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(table):
-        text = f"{math.floor(share * 1e4 + 1e-6) / 100:.2f}"  # never rounded up to 100
-        axes.text(column, row, text, ha="center", va="center", fontsize=7)
-    axes.set_xticks(range(len(columns)), [name for _, name in columns], fontsize=8)
-    axes.set_yticks(range(len(names)), [name.replace("joint_accuracy", "all") for name in names], fontsize=8)
+    text = [[f"{math.floor(share * 1e4 + 1e-6) / 100:.2f}" for share in row] for row in table]  # never up to 100
+    labels = [name.replace("joint_accuracy", "all") for name in names]
+    errors = np.log10(np.maximum(1 - table, 1e-5))
+    figure, axes = _written(errors, text, [name for _, name in columns], labels, (0.62, 1.8), (-5.0, 1.0))
     start = 0
     for head, classes in heads.items():
         axes.axvline(start - 0.5, color="0.3", linewidth=1)
@@ -112,16 +108,33 @@ def grouped_f_scores(scores: Array, title: str, parts: Sequence[Part]) -> Figure
     class of the finest part."""
     order, groups, (name, classes) = _grouping(parts)
     table = scores[order].reshape(len(groups), len(classes))
-    figure = Figure(figsize=(0.75 * len(classes) + 2, 0.4 * len(groups) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(table, cmap="Oranges_r", vmin=min(0.8, float(table.min())) - 0.2, vmax=1, aspect="auto")
-    for (row, column), score in np.ndenumerate(table):
-        axes.text(column, row, f"{score:.4f}", ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(classes)), classes, fontsize=8)
-    axes.set_yticks(range(len(groups)), groups, fontsize=8)
+    text = [[f"{score:.4f}" for score in row] for row in table]
+    limits = (0.0, 1.2 - min(0.8, float(table.min())))
+    figure, axes = _written(1 - table, text, classes, groups, (0.75, 2.0), limits)
     axes.set_xlabel(name)
     axes.set_title(f"{title}: F1 score of each class, mean {np.mean(scores):.4f}", fontsize=10)
     return figure
+
+
+def _written(
+    values: Array,
+    text: Sequence[Sequence[str]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    width: tuple[float, float],
+    limits: tuple[float, float],
+) -> tuple[Figure, Axes]:
+    """A table with a text in each cell, the darker the higher its value within `limits`; `width` is a column's and
+    that of the names beside, in inches."""
+    size = (width[0] * len(columns) + width[1], 0.38 * len(rows) + 1.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(values, cmap="Oranges", vmin=limits[0], vmax=limits[1], aspect="auto")
+    for (row, column), _ in np.ndenumerate(values):
+        axes.text(column, row, text[row][column], ha="center", va="center", fontsize=7.5)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    return figure, axes
 
 
 def _grouping(parts: Sequence[Part]) -> tuple[Array, list[str], Part]:

@@ -86,12 +86,7 @@ def overlay(picture: Array, values: Array) -> Array:
 
 
 def mosaics(
-    pictures: Array,
-    maps: Array,
-    numbers: Sequence[int],
-    marks: Mapping[int, str],
-    names: Sequence[str],
-    title: str,
+    pictures: Array, maps: Array, numbers: Sequence[int], marks: Mapping[int, str], names: Sequence[str], title: str
 ) -> Figure:
     """A row an image: the picture uint8 (N, C, H, W) and all its maps float (N, K, h, w), of channel
     `numbers[k]` each, row by row from the top left. Brightness goes from the lowest to the highest value

@@ -77,11 +77,7 @@ def test_the_class_task_has_readable_names() -> None:
 
 def test_green_lines_are_a_third_class_of_colour() -> None:
     data = LineDataModule(
-        colours=["red", "blue", "green"],
-        train_per_class=2,
-        val_per_class=1,
-        test_per_class=1,
-        antialias=False,
+        colours=["red", "blue", "green"], train_per_class=2, val_per_class=1, test_per_class=1, antialias=False
     )
     data.setup()
     assert [len(head.classes) for head in data.heads] == [2, 2, 12, 3]

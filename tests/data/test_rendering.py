@@ -7,15 +7,7 @@ import math
 import pytest
 import torch
 
-from cnnlab.data.rendering import (
-    KINDS,
-    attributes_of,
-    centre_bounds,
-    coverage,
-    kind_of,
-    render,
-    render_float,
-)
+from cnnlab.data.rendering import KINDS, attributes_of, centre_bounds, coverage, kind_of, render, render_float
 
 EVERY = torch.arange(KINDS)
 LENGTH, WIDTH = torch.tensor([7.0, 15.0]), torch.tensor([1.0, 3.0])

@@ -30,12 +30,7 @@ def run_score(*words: str) -> None:
 def test_lines_are_graded_head_by_head(lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_score(f"run={lines_run}", "images=24", "method=[grad_cam,saliency]", f"out={tmp_path}")
     folder = tmp_path / "1"
-    assert {path.name for path in folder.iterdir()} == {
-        "scores.csv",
-        "scores.png",
-        "index.html",
-        "manifest.json",
-    }
+    assert {path.name for path in folder.iterdir()} == {"scores.csv", "scores.png", "index.html", "manifest.json"}
     with (folder / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     every = [row for row in rows if row["metric"] == "rank" and row["predictions"] == "all"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.heads import Head
-from cnnlab.models.metrics import EpochMeans, PredictionCollector, classification_scores
+from cnnlab.models.metrics import EpochMeans, PredictionCollector, Predictions, classification_scores
 from cnnlab.models.networks import MultiHeadNet
 from cnnlab.models.weighting import FixedWeights
 from cnnlab.report import test_results as results
@@ -82,7 +82,9 @@ def test_means_weigh_batches_by_their_images() -> None:
 
 
 def test_confusion_and_macro_averages() -> None:
-    values = classification_scores(torch.tensor([0, 0, 1, 1, 2, 0]), torch.tensor([0, 0, 0, 1, 2, 2]), 3)
+    said, truth = torch.tensor([0, 0, 1, 1, 2, 0]), torch.tensor([0, 0, 0, 1, 2, 2])
+    answers = Predictions({"kind": said}, {"kind": truth}, torch.ones(6))
+    values = classification_scores((Head("kind", ("a", "b", "c")),), answers)["kind"]
     assert values["confusion"].tolist() == [[2, 1, 0], [0, 1, 0], [1, 0, 1]]
     assert values["class_precision"].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
     assert values["class_recall"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
@@ -94,10 +96,7 @@ def test_the_results_name_the_worst_class_and_the_truths_probability() -> None:
     collector = PredictionCollector((SIDE, SHADE))
     collector.update(torch.tensor([0, 1]), ANSWERS, BATCH[1])
     answers = collector.predictions()
-    scores = {
-        head.name: classification_scores(answers.predicted[head.name], BATCH[1][head.name], len(head.classes))
-        for head in (SIDE, SHADE)
-    }
+    scores = classification_scores((SIDE, SHADE), answers)
     means = {"images": 2, "acc": 0.5, "loss": 1.0, "side/acc": 1.0, "shade/acc": 0.5}
     summary = results((SIDE, SHADE), means, answers, scores)
     assert summary["joint_accuracy"] == 0.5

@@ -86,7 +86,11 @@ def test_no_curve_is_left_out_however_many_heads_there_are() -> None:
         styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
         assert len(styles) == 18
     by_epoch = {name: [0.1, 0.2] for name in names}
-    for figure in (plots.weights(by_epoch), plots.rank_accuracy(by_epoch), plots.shares({"a": by_epoch}, "x", "y")):
+    for figure in (
+        plots.by_epoch(by_epoch, "y"),
+        plots.by_epoch(by_epoch, "y", logarithmic=True),
+        plots.shares({"a": by_epoch}, "x", "y"),
+    ):
         assert len(figure.axes[0].lines) == 9
 
 
