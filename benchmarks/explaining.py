@@ -49,12 +49,12 @@ def torch_rounds(channels: int, count: int) -> Rounds:
             maximize_channels(net, LAYER, channel[None], data.image_shape, plain)
 
     def ours(head: Head, rows: Tensor) -> Any:
-        return attribute(net, head, grad_cam, images[rows], targets[head.name][rows])
+        return attribute(net, images[rows], targets[head.name][rows], grad_cam, head.name)
 
     def theirs(head: Head, rows: Tensor, kind: type[GradCAM] = GradCAM) -> Any:
-        layer = layer_named(net, last_convolution(net, head, images))
+        layer = layer_named(net, last_convolution(HeadWrapper(net, head.name), images))
         wanted = [ClassifierOutputTarget(target) for target in targets[head.name][rows].tolist()]
-        with kind(model=HeadWrapper(net, head), target_layers=[layer]) as cam:
+        with kind(model=HeadWrapper(net, head.name), target_layers=[layer]) as cam:
             return cam(input_tensor=images[rows], targets=wanted)
 
     def every(method: Callable[[Head, Tensor], Any]) -> Callable[[], float]:

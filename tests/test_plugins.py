@@ -19,7 +19,6 @@ from torch import nn
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
-from cnnlab.explain.attribution import Attribution
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
 from cnnlab.models.weighting import LossWeighting
@@ -68,8 +67,8 @@ class Kept(CSVLogger):
         self.seen.update(metrics)
         super().log_metrics(metrics, step)
 
-def brightness(net, head, images, targets, power=1.0):
-    return Attribution(images.amax(dim=1) ** power)
+def brightness(net, images, targets, power=1.0):
+    return images.amax(dim=1) ** power
 '''
 FILES = {
     "data/squares.yaml": "_target_: {m}.SquaresDataModule\nseed: ${{seed}}\nbatch_size: 60\n",

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
 from cnnlab.explain.network import HeadWrapper, frozen_copy, output_of
+from cnnlab.explain.result import Result
 from cnnlab.models.heads import Head
+
+if TYPE_CHECKING:
+    from cnnlab.plots import Figure
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,45 @@ class AscentConfig:
                 raise UserError(f"ascent: {name}={getattr(self, name)} is not in {low:g}..{high:g}")
 
 
-@dataclass(frozen=True)
-class Maximization:
+@dataclass(frozen=True, eq=False, repr=False)
+class Maximization(Result):
     """`images` float32 (K, C, H, W), in [0, 1] where bounded; `activation` float32 (K,), the value at the end
     without jitter; `dead` bool (K,): on the whole way the value never changed, as with a channel that is
-    dead, or that a blank image cannot wake."""
+    dead, or that a blank image cannot wake; `names` of the channels or classes of `name`, a layer or a head."""
 
+    name: str
+    names: Sequence[str]
     images: Tensor
     activation: Tensor
     dead: Tensor
+    bounded: bool
+
+    def __repr__(self) -> str:
+        return f"Maximization({self.name}, {len(self.images)} images)"
+
+    def plot(self) -> Figure:
+        """The inputs, each with the value that it reached."""
+        from cnnlab import plots
+
+        pixels = self.images
+        if not self.bounded:
+            low, high = pixels.amin(dim=(1, 2, 3), keepdim=True), pixels.amax(dim=(1, 2, 3), keepdim=True)
+            pixels = (pixels - low) / (high - low).clamp(min=1e-12)
+        captions = [
+            f"{name}: dead, no slope" if dead else f"{name}: {value:.3g}"
+            for name, dead, value in zip(self.names, self.dead.tolist(), self.activation.tolist(), strict=True)
+        ]
+        scale = (
+            "pixels in [0, 1] as they are" if self.bounded else "each stretched from its lowest to its highest pixel"
+        )
+        title = f"{self.name}: the input that maximises each, with the value it reached ({scale})"
+        return plots.small_images((pixels * 255).numpy(), captions, title, marked=self.dead.tolist())
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"images": self.images, "activation": self.activation, "dead": self.dead}
+
+    def facts(self) -> dict[str, Any]:
+        return {"name": self.name, "names": list(self.names), "bounded": self.bounded}
 
 
 def maximize_channels(
@@ -62,18 +97,23 @@ def maximize_channels(
         own = output[torch.arange(len(channels)), channels]
         return own.flatten(1).mean(dim=1) if own.ndim > 1 else own
 
-    return _climb(value, (len(channels), *image_shape), ascent)
+    found = _climb(value, (len(channels), *image_shape), ascent)
+    return Maximization(layer, [str(channel) for channel in channels.tolist()], *found, ascent.bounded)
 
 
 def maximize_classes(net: nn.Module, head: Head, image_shape: Sequence[int], ascent: AscentConfig) -> Maximization:
     """For each class of a head the input (C, H, W) that maximises its score (of a binary head's first class:
     minimises its one unit)."""
-    wrapper = HeadWrapper(frozen_copy(net), head)
-    return _climb(lambda images: wrapper(images).diagonal(), (len(head.classes), *image_shape), ascent)
+    wrapper = HeadWrapper(frozen_copy(net), head.name)
+    found = _climb(lambda images: wrapper(images).diagonal(), (len(head.classes), *image_shape), ascent)
+    return Maximization(head.name, head.classes, *found, ascent.bounded)
 
 
-def _climb(value: Callable[[Tensor], Tensor], shape: tuple[int, ...], ascent: AscentConfig) -> Maximization:
-    """Gradient ascent from blank images on `value` (K, C, H, W) -> (K,), image k on its own number k."""
+def _climb(
+    value: Callable[[Tensor], Tensor], shape: tuple[int, ...], ascent: AscentConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, values and which are dead, by gradient ascent from blank images on `value` (K, C, H, W) -> (K,), image k
+    on its own number k."""
     size = (shape[2], shape[3])
     generator = torch.Generator().manual_seed(0)  # the same shifts for every picture and every batch
     with torch.enable_grad():
@@ -94,7 +134,7 @@ def _climb(value: Callable[[Tensor], Tensor], shape: tuple[int, ...], ascent: As
     with torch.no_grad():
         activation = value(images)
     dead = torch.stack([step == activation for step in values]).all(dim=0)
-    return Maximization(images, activation, dead)
+    return images, activation, dead
 
 
 def _picture(parameter: Tensor, size: tuple[int, int], ascent: AscentConfig) -> Tensor:

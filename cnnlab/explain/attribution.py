@@ -3,108 +3,167 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from captum.attr import GuidedBackprop, IntegratedGradients, LayerGradCam, Occlusion, Saliency
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
 from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, layer_named, receptive_fields
-from cnnlab.models.heads import Head
+from cnnlab.explain.result import Result
+
+if TYPE_CHECKING:
+    from cnnlab.plots import Figure
 
 BATCH = 250  # images of which the attributions are computed at once
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """`maps` float32 (N, H, W), raw, as the method gives them; for a method that looks at a layer also its
-    name and the raw map in that layer's own resolution, `layer_map` (N, h, w)."""
+class LayerMap:
+    """Raw maps float32 (N, h, w) in the resolution of the layer of that name."""
+
+    layer: str
+    values: Tensor
+
+
+# (one head of a network, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), or those of a
+# layer, which are then brought to the image. The network answers class scores (N, classes); it is a copy that asks for
+# no gradients: no method needs to put anything back.
+Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | LayerMap]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
+    """The evidence for a class in each of N images: `maps` float32 (N, H, W), raw, as the method gives them; `images`
+    float32 (N, C, H, W) and `targets` int64 (N,), which were asked for; of a method that looks at a layer its name and
+    raw maps, `layer_map`. `classes` are the head's names, where they are known."""
 
     maps: Tensor
-    layer: str | None = None
-    layer_map: Tensor | None = None
+    images: Tensor
+    targets: Tensor
+    method: str
+    head: str | int | None = None
+    classes: Sequence[str] | None = None
+    layer_map: LayerMap | None = None
+
+    def __repr__(self) -> str:
+        return f"Attribution({self.method}, head {self.head}, {len(self.maps)} images)"
+
+    def plot(self) -> Figure:
+        """A row an image: the image, its heatmap, and both in one."""
+        from cnnlab import plots
+
+        tiles, captions = [], []
+        head = "" if self.head is None else f"{self.head}: "
+        for image, values, target in zip(self.images, self.maps.numpy(), self.targets.tolist(), strict=True):
+            picture = (image * 255).round().to(torch.uint8).numpy()
+            picture = np.broadcast_to(picture if len(picture) == 3 else picture[:1], (3, *picture.shape[1:]))
+            tiles += [picture, plots.heat(values), plots.overlay(picture, values)]
+            answer = f"{head}{self.classes[target] if self.classes else target}"
+            captions += [answer, f"largest {np.abs(values).max():.3g}", "over the image"]
+        title = f"Evidence by {self.method.replace('_', ' ')}"
+        return plots.images(np.stack(tiles), captions, title, columns=3, picture_width=1.7)
+
+    def arrays(self) -> dict[str, Tensor]:
+        layer = {} if self.layer_map is None else {"layer_map": self.layer_map.values}
+        return {"maps": self.maps, "images": self.images, "targets": self.targets, **layer}
+
+    def facts(self) -> dict[str, Any]:
+        layer = None if self.layer_map is None else self.layer_map.layer
+        classes = None if self.classes is None else list(self.classes)
+        return {"method": self.method, "head": self.head, "classes": classes, "layer": layer}
 
 
-# (network, head, images, targets) -> the maps. The network is a copy that asks for no gradients: no method needs
-# to put anything back.
-Method = Callable[[nn.Module, Head, Tensor, Tensor], Attribution]
+def attribute(
+    net: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    method: Method,
+    head: str | int | None = None,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Attribution:
+    """The evidence for class `targets` int64 (N,) of a head in `images` float32 (N, C, H, W) in [0, 1].
 
-
-def attribute(net: nn.Module, head: Head, method: Method, images: Tensor, targets: Tensor) -> Attribution:
-    """The evidence for class `targets` int64 (N,) of `head` in `images` float32 (N, C, H, W) in [0, 1].
-
-    Any network that answers {head: logits}, or a tensor of logits. It is left as it was. The result of an image
-    does not depend on the others.
+    Any network that answers a tensor of scores, or a dict or tuple of them, of which `head` is the key or the place. It
+    is left as it was. The result of an image does not depend on the others. Raises `UserError` for maps of another
+    shape than (N, H, W).
     """
-    net = frozen_copy(net)
-    pairs = zip(images.split(BATCH), targets.split(BATCH), strict=True)
-    parts = [method(net, head, batch, target) for batch, target in pairs]
-    layer_maps = [part.layer_map for part in parts if part.layer_map is not None]
-    return Attribution(
-        torch.cat([part.maps for part in parts]), parts[0].layer, torch.cat(layer_maps) if layer_maps else None
-    )
+    wrapper = HeadWrapper(frozen_copy(net), head)
+    maps, layer_maps = [], []
+    for batch, target in zip(images.split(BATCH), targets.split(BATCH), strict=True):
+        found = method(wrapper, batch, target)
+        if isinstance(found, LayerMap):
+            layer_maps.append(found)
+            found = to_image(found, wrapper, batch)
+        if found.shape != (len(batch), *batch.shape[2:]):
+            raise UserError(f"{name or method}: maps of {tuple(found.shape)} are not (N, H, W) of {tuple(batch.shape)}")
+        maps.append(found.detach())
+    layer_map = LayerMap(layer_maps[0].layer, torch.cat([part.values for part in layer_maps])) if layer_maps else None
+    name = name or str(getattr(method, "__name__", "method"))
+    return Attribution(torch.cat(maps), images, targets, name, head, classes, layer_map)
 
 
-def grad_cam(net: nn.Module, head: Head, images: Tensor, targets: Tensor) -> Attribution:
-    """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of the
-    last convolution before the head and a_k the mean over places of the class score's gradient by A_k."""
-    name = last_convolution(net, head, images)
-    cam = LayerGradCam(HeadWrapper(net, head), layer_named(net, name))
+def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+    """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of `layer`, None:
+    of the last convolution before the head, and a_k the mean over places of the class score's gradient by A_k."""
+    name = layer or last_convolution(net, images)
+    cam = LayerGradCam(net, layer_named(net.net, name))
     with torch.enable_grad():
         scores = cam.attribute(images.detach(), target=targets, relu_attributions=True)
-    layer_map = scores[:, 0].detach()
-    return Attribution(to_image(layer_map, net, head, name, images), name, layer_map)
+    return LayerMap(name, scores[:, 0].detach())
 
 
-def saliency(net: nn.Module, head: Head, images: Tensor, targets: Tensor) -> Attribution:
+def saliency(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """The absolute gradient of the class score by the pixel, the largest of the channels (Simonyan et al.
     2014)."""
-    gradients = Saliency(HeadWrapper(net, head)).attribute(_leaf(images), target=targets)
-    return Attribution(gradients.amax(dim=1).detach())
+    gradients: Tensor = Saliency(net).attribute(_leaf(images), target=targets)
+    return gradients.amax(dim=1)
 
 
-def integrated_gradients(net: nn.Module, head: Head, images: Tensor, targets: Tensor, steps: int = 32) -> Attribution:
+def integrated_gradients(net: HeadWrapper, images: Tensor, targets: Tensor, steps: int = 32) -> Tensor:
     """Integrated gradients from black (Sundararajan et al. 2017), summed over channels: a pixel's share in
     the difference of the class score between the image and a black one, with its sign."""
-    method = IntegratedGradients(HeadWrapper(net, head))
-    shares = method.attribute(_leaf(images), target=targets, n_steps=steps, internal_batch_size=500)
-    return Attribution(shares.sum(dim=1).detach())
+    method = IntegratedGradients(net)
+    shares: Tensor = method.attribute(_leaf(images), target=targets, n_steps=steps, internal_batch_size=500)
+    return shares.sum(dim=1)
 
 
-def guided_grad_cam(net: nn.Module, head: Head, images: Tensor, targets: Tensor) -> Attribution:
+def guided_grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Grad-CAM times guided backpropagation (Selvaraju et al. 2017; Springenberg et al. 2015), summed over
     channels."""
-    cam = grad_cam(net, head, images, targets)
+    cam = to_image(grad_cam(net, images, targets), net, images)
     with warnings.catch_warnings():  # that it sets hooks, on what is a copy
         warnings.simplefilter("ignore", UserWarning)
-        guided = GuidedBackprop(HeadWrapper(net, head)).attribute(_leaf(images), target=targets)
-    return Attribution(cam.maps * guided.sum(dim=1).detach(), cam.layer)
+        guided: Tensor = GuidedBackprop(net).attribute(_leaf(images), target=targets)
+    return cam * guided.sum(dim=1)
 
 
-def occlusion(
-    net: nn.Module, head: Head, images: Tensor, targets: Tensor, window: int = 5, stride: int = 2
-) -> Attribution:
+def occlusion(net: HeadWrapper, images: Tensor, targets: Tensor, window: int = 5, stride: int = 2) -> Tensor:
     """How far the class score falls when a window of `window` x `window` around the pixel turns black, the mean
     over the windows, `stride` apart, that cover it (Zeiler and Fergus 2014)."""
     channels = images.shape[1]
     if not 1 <= stride <= window <= min(images.shape[2:]):
         raise UserError(f"occlusion: window={window} must fit the image, and stride={stride} lie in 1..window")
     with torch.no_grad():
-        falls = Occlusion(HeadWrapper(net, head)).attribute(
+        falls: Tensor = Occlusion(net).attribute(
             images, target=targets, sliding_window_shapes=(channels, window, window), strides=(channels, stride, stride)
         )
-    return Attribution(falls.mean(dim=1))
+    return falls.mean(dim=1)
 
 
-def to_image(layer_map: Tensor, net: nn.Module, head: Head, layer: str, images: Tensor) -> Tensor:
-    """Maps (N, h, w) of a layer, brought to the size of `images` (N, C, H, W) by bilinear interpolation between
-    the places where the layer looks."""
-    (rows, columns), (height, width) = receptive_fields(net, head, layer, images), images.shape[2:]
-    down = rows.interpolation(layer_map.shape[1], height).to(layer_map)
-    across = columns.interpolation(layer_map.shape[2], width).to(layer_map)
-    return down @ layer_map @ across.T
+def to_image(layer_map: LayerMap, net: HeadWrapper, images: Tensor) -> Tensor:
+    """Maps of a layer, brought to the size of `images` (N, C, H, W) by bilinear interpolation between the places where
+    the layer looks, float32 (N, H, W)."""
+    rows, columns = receptive_fields(net, layer_map.layer, images)
+    values, (height, width) = layer_map.values, images.shape[2:]
+    down = rows.interpolation(values.shape[1], height).to(values)
+    across = columns.interpolation(values.shape[2], width).to(values)
+    return down @ values @ across.T
 
 
 def _leaf(images: Tensor) -> Tensor:

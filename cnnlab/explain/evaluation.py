@@ -68,7 +68,7 @@ def predict(net: nn.Module, heads: Sequence[Head], images: Tensor) -> dict[str, 
     net = frozen_copy(net)
     found = {}
     for head in heads:
-        wrapper = HeadWrapper(net, head)
+        wrapper = HeadWrapper(net, head.name)
         with torch.no_grad():
             found[head.name] = torch.cat([head.predict(wrapper.logits(part)) for part in images.split(BATCH)])
     return found
@@ -91,9 +91,9 @@ def evaluate(
         for head in heads:
             progress(f"{head.name}: {name.replace('_', ' ')}")
             target = predicted[head.name]
-            maps[head.name] = attribute(net, head, method, sample.images, target).maps
+            maps[head.name] = attribute(net, sample.images, target, method, head.name, name=name).maps
             scores += _against_truths(sample, head, name, maps[head.name], target)
-            other = attribute(randomised, head, method, sample.images, target).maps
+            other = attribute(randomised, sample.images, target, method, head.name, name=name).maps
             alike = bootstrap_ci(rank_correlation(maps[head.name], other))
             scores.append(AttributionScore(head.name, name, "randomised weights", "rank correlation", "all", *alike))
         for first, second in combinations([name for name in maps if "counterfactual" in sample.truths[name]], 2):
@@ -109,8 +109,9 @@ def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) ->
     """What is reached without any insight, and the best that Grad-CAM's layer could."""
     edges = sobel(sample.images)
     noise = torch.rand(edges.shape, generator=torch.Generator().manual_seed(0))
-    layer = last_convolution(net, head, sample.images)
-    fields = receptive_fields(net, head, layer, sample.images)
+    wrapper = HeadWrapper(net, head.name)
+    layer = last_convolution(wrapper, sample.images)
+    fields = receptive_fields(wrapper, layer, sample.images)
     with torch.no_grad():
         places = output_of(frozen_copy(net), layer, sample.images[:1]).shape[2:]
     sizes = zip(fields, places, sample.images.shape[2:], strict=True)
@@ -144,7 +145,7 @@ def _against_truths(
 
 def grad_cam_rank_accuracy(net: nn.Module, head: Head, images: Tensor, predicted: Tensor, mask: Tensor) -> float:
     """The mean rank accuracy of Grad-CAM for the predicted classes int64 (N,) against true pixels bool (N, H, W)."""
-    maps = attribute(net, head, grad_cam, images, predicted).maps
+    maps = attribute(net, images, predicted, grad_cam, head.name).maps
     return bootstrap_ci(METRICS["rank"](maps, mask))[0]
 
 
@@ -168,12 +169,12 @@ def insertion_deletion(
     are put onto black, or taken from the image, from the highest of the map to the lowest (Petsiuk et al.
     2018)."""
     target = predict(net, [head], images)[head.name]
-    maps = attribute(net, head, method, images, target).maps.flatten(1)
+    maps = attribute(net, images, target, method, head.name).maps.flatten(1)
     places = torch.empty_like(maps, dtype=torch.int64)
     order = maps.argsort(dim=1, descending=True, stable=True)
     places.scatter_(1, order, torch.arange(maps.shape[1]).expand_as(order))
     places = places.view(len(maps), 1, *images.shape[2:])
-    wrapper = HeadWrapper(frozen_copy(net), head)
+    wrapper = HeadWrapper(frozen_copy(net), head.name)
     curves: dict[str, list[Tensor]] = {"insertion": [], "deletion": []}
     for step in range(steps + 1):
         first = places < round(step * maps.shape[1] / steps)

@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cnnlab import plots
-from cnnlab.explain.activation_maximization import Maximization
-from cnnlab.explain.activations import Activations
-from cnnlab.explain.inputs import Inputs
 from cnnlab.html import percent
 from cnnlab.models.heads import Head
 
@@ -76,53 +72,9 @@ def _tile(kind: str, image: plots.Array, values: plots.Array, answer: str, share
     ), f"{answer} ({percent(share)})\n{scale}"
 
 
-def layer_text(answer: Activations, shown: int, sample: int) -> str:
-    """A layer in a sentence: its size, how many channels are `shown`, and what became of them on `sample` images."""
-    count = len(answer.dead)
-    text = f"{count} channels of {' x '.join(map(str, answer.maps.shape[2:]))}"
-    if shown < count:
-        text += f"; shown are the {shown} with the highest mean activation over these images"
-    return text + (
-        f". On {sample} test images {int(answer.dead.sum())} channels are dead (the same everywhere, marked "
-        f"'dead') and {int(answer.saturated.sum())} saturated (a ReLU above 0 everywhere, marked 'on')."
-    )
-
-
-def layer_figure(answer: Activations, channels: Tensor, images: Inputs) -> plots.Figure:
-    """The activations of `channels` int64 (K,) of one layer, a row an image."""
-    marks = {int(k): "dead" for k in answer.dead.nonzero()} | {int(k): "on" for k in answer.saturated.nonzero()}
-    return plots.mosaics(
-        images.images.numpy(),
-        answer.maps[:, channels].numpy(),
-        channels.tolist(),
-        marks,
-        images.names,
-        f"{answer.layer}: dark is the lowest, light the highest value of each row",
-    )
-
-
-def filters_figure(name: str, captions: Sequence[str], found: Maximization, bounded: bool) -> plots.Figure:
-    """The inputs that maximise the channels of a layer or the classes of a head."""
-    pixels = found.images
-    if not bounded:
-        low, high = pixels.amin(dim=(1, 2, 3), keepdim=True), pixels.amax(dim=(1, 2, 3), keepdim=True)
-        pixels = (pixels - low) / (high - low).clamp(min=1e-12)
-    words = [
-        f"{caption}: dead, no slope" if dead else f"{caption}: {value:.3g}"
-        for caption, dead, value in zip(captions, found.dead.tolist(), found.activation.tolist(), strict=True)
-    ]
-    scale = "pixels in [0, 1] as they are" if bounded else "each stretched from its lowest to its highest pixel"
-    title = f"{name}: the input that maximises each, with the value it reached ({scale})"
-    return _small_images(pixels * 255, words, title, found.dead.tolist())
-
-
 def kernels_figure(name: str, weights: Tensor) -> plots.Figure:
     """The learned kernels (filters, C, k, k) of the first layer; mid-grey is 0."""
     most = weights.abs().max().clamp(min=1e-12)
     title = f"{name}: the learned kernels (mid-grey is 0, black and white are ±{most:.3g})"
-    return _small_images((weights / most + 1) * 127.5, [str(k) for k in range(len(weights))], title)
-
-
-def _small_images(pixels: Tensor, captions: Sequence[str], title: str, marked: Sequence[bool] = ()) -> plots.Figure:
-    levels = pixels.round().to(torch.uint8).numpy()
-    return plots.images(levels, captions, title, marked=marked, columns=12, picture_width=0.95)
+    pixels = (weights / most + 1) * 127.5
+    return plots.small_images(pixels.numpy(), [str(k) for k in range(len(weights))], title)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from cnnlab.cli import as_list
 from cnnlab.data.datamodule import ImageDataModule
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain import explanation_page
-from cnnlab.explain.activation_maximization import AscentConfig, Maximization, maximize_channels, maximize_classes
+from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
 from cnnlab.explain.activations import activations
 from cnnlab.explain.attribution import attribute
 from cnnlab.explain.inputs import Inputs, from_files, from_split, pick
-from cnnlab.explain.network import frozen_copy, layer_named, leaf_modules, path_to_head
+from cnnlab.explain.network import HeadWrapper, frozen_copy, layer_named, leaf_modules, path_to_head
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
 from cnnlab.io import new_folder, write_atomically, write_json
@@ -35,7 +34,6 @@ from cnnlab.runs import Run, open_run, versions
 
 PICKED = 6  # images explained where none is asked for
 SAMPLE = 500  # test images on which dead and saturated channels are judged
-MOST_CHANNELS = 64  # of a layer that are drawn
 SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
 
 
@@ -84,7 +82,9 @@ class Explanation:
             layer_named(self.net, name)
         if asked:
             return asked
-        on_the_way = {name for head in self.heads for name in path_to_head(self.net, head, self.images)}
+        on_the_way = {
+            name for head in self.heads for name in path_to_head(HeadWrapper(self.net, head.name), self.images)
+        }
         layers = leaf_modules(self.net).items()
         return [name for name, layer in layers if isinstance(layer, SHOWN_TYPES) and name in on_the_way]
 
@@ -166,12 +166,12 @@ class Explanation:
         for head, word, target in self.targets:
             for name, method in self.methods.items():
                 with refused(f"method.{name}"):
-                    result = attribute(self.net, head, method, self.images, target)
+                    result = attribute(self.net, self.images, target, method, head.name)
                 heatmaps.setdefault((name, word), {})[head.name] = target, result.maps
                 key = f"{name}/{head.name}/{word}"
                 self.raw |= {key: result.maps, f"{key}/target": target}
                 if result.layer_map is not None:
-                    self.raw[f"{key}/{result.layer}"] = result.layer_map
+                    self.raw[f"{key}/{result.layer_map.layer}"] = result.layer_map.values
         shown = []
         for i, name in enumerate(self.inputs.names):
             picture = folder / f"heatmaps_{i + 1}.png"
@@ -187,14 +187,12 @@ class Explanation:
         split = self.data.splits["test"]
         sample = split.inputs(torch.arange(min(SAMPLE, len(split))))
         shown = []
-        for answer in activations(self.net, self.layers, self.images, sample):
-            channels = answer.most_active(MOST_CHANNELS)
-            self.raw[f"activations/{answer.layer}"] = answer.maps[:, channels]
-            self.raw[f"activations/{answer.layer}/channels"] = channels
+        for answer in activations(self.net, self.layers, self.images, sample, self.inputs.names):
+            self.raw[f"activations/{answer.layer}"] = answer.maps[:, answer.shown]
+            self.raw[f"activations/{answer.layer}/channels"] = answer.shown
             picture = folder / f"activations_{answer.layer}.png"
-            plots.save(explanation_page.layer_figure(answer, channels, self.inputs), picture)
-            text = explanation_page.layer_text(answer, len(channels), len(sample))
-            shown.append({"name": answer.layer, "text": text, "picture": picture})
+            plots.save(answer.plot(), picture)
+            shown.append({"name": answer.layer, "text": answer.text, "picture": picture})
         return shown
 
     def _write_filters(self, folder: Path) -> list[Path]:
@@ -203,19 +201,16 @@ class Explanation:
         name, kernels = self.first_convolution
         drawn = [folder / f"kernels_{name}.png"]
         plots.save(explanation_page.kernels_figure(name, kernels), drawn[0])
-        found: list[tuple[str, Sequence[str], Maximization]] = []
+        found = []
         for layer in self.layers:
             if isinstance(layer_named(self.net, layer), nn.Conv2d | nn.Linear):
                 channels = self.raw[f"activations/{layer}/channels"]
-                result = maximize_channels(self.net, layer, channels, self.data.image_shape, self.ascent)
-                found.append((layer, [str(number) for number in channels.tolist()], result))
-        for head in self.heads:
-            result = maximize_classes(self.net, head, self.data.image_shape, self.ascent)
-            found.append((head.name, head.classes, result))
-        for name, captions, result in found:
-            self.raw[f"filters/{name}"] = result.images
-            drawn.append(folder / f"filters_{name}.png")
-            plots.save(explanation_page.filters_figure(name, captions, result, self.ascent.bounded), drawn[-1])
+                found.append(maximize_channels(self.net, layer, channels, self.data.image_shape, self.ascent))
+        found += [maximize_classes(self.net, head, self.data.image_shape, self.ascent) for head in self.heads]
+        for result in found:
+            self.raw[f"filters/{result.name}"] = result.images
+            drawn.append(folder / f"filters_{result.name}.png")
+            plots.save(result.plot(), drawn[-1])
         return drawn
 
 

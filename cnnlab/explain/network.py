@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError, did_you_mean
-from cnnlab.models.heads import Head
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
@@ -24,24 +23,30 @@ def frozen_copy(net: nn.Module) -> nn.Module:
 class HeadWrapper(nn.Module):
     """One head of a network as a single tensor: a score for each class, float32 (B, classes).
 
-    The network answers a tensor, or {head: logits}; one that takes `heads` is asked for this head alone.
-    A binary head's one unit is the evidence for its second class; the score of the first is its negative.
+    The network answers a tensor, or a dict or a tuple with one for each head, of which `head` is the key or the place;
+    one whose `forward` takes `heads` is asked for this head alone. A head of one unit is the evidence for its second
+    class; the score of the first is its negative. Raises `UserError` where there is no such head.
     """
 
-    def __init__(self, net: nn.Module, head: Head) -> None:
+    def __init__(self, net: nn.Module, head: str | int | None = None) -> None:
         super().__init__()
         self.net, self.head = net, head
         self.chooses = "heads" in inspect.signature(net.forward).parameters
 
     def logits(self, images: Tensor) -> Tensor:
         """What the network says for this head, (B, units)."""
-        answers = self.net(images, heads=[self.head.name]) if self.chooses else self.net(images)
-        logits: Tensor = answers[self.head.name] if isinstance(answers, Mapping) else answers
+        answers = self.net(images, heads=[self.head]) if self.chooses and self.head else self.net(images)
+        if isinstance(answers, Tensor):
+            return answers
+        parts: Any = answers if isinstance(answers, Mapping) else dict(enumerate(answers))
+        if self.head not in parts:
+            raise UserError(f"there is no head '{self.head}'{did_you_mean(str(self.head), map(str, parts))}")
+        logits: Tensor = parts[self.head]
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits(images)
-        return torch.cat([-logits, logits], dim=1) if self.head.units == 1 else logits
+        return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def leaf_modules(net: nn.Module) -> dict[str, nn.Module]:
@@ -67,10 +72,10 @@ class _Layer:
     size_out: tuple[int, ...]
 
 
-def _layers_before(net: nn.Module, head: Head, images: Tensor) -> list[_Layer]:
+def _layers_before(net: HeadWrapper, images: Tensor) -> list[_Layer]:
     """The layers on which a head's answer depends, in the order they run: found by running a copy of the network on
     one image and asking for gradients, whatever its layers are called."""
-    net = frozen_copy(net)
+    copied = frozen_copy(net.net)
     ran: list[tuple[_Layer, Tensor]] = []
 
     def record(name: str) -> Any:
@@ -80,29 +85,29 @@ def _layers_before(net: nn.Module, head: Head, images: Tensor) -> list[_Layer]:
 
         return hook
 
-    for name, layer in leaf_modules(net).items():
+    for name, layer in leaf_modules(copied).items():
         layer.register_forward_hook(record(name))
     with torch.enable_grad():
-        answer = HeadWrapper(net, head).logits(images[:1].detach().clone().requires_grad_())
+        answer = HeadWrapper(copied, net.head).logits(images[:1].detach().clone().requires_grad_())
         slopes = torch.autograd.grad(answer.sum(), [output for _, output in ran], allow_unused=True)
     return [layer for (layer, _), slope in zip(ran, slopes, strict=True) if slope is not None]
 
 
-def path_to_head(net: nn.Module, head: Head, images: Tensor) -> list[str]:
+def path_to_head(net: HeadWrapper, images: Tensor) -> list[str]:
     """The names of the layers on which a head's answer to `images` (B, C, H, W) depends, in the order they run."""
-    return [layer.name for layer in _layers_before(net, head, images)]
+    return [layer.name for layer in _layers_before(net, images)]
 
 
-def last_convolution(net: nn.Module, head: Head, images: Tensor) -> str:
+def last_convolution(net: HeadWrapper, images: Tensor) -> str:
     """The name of the last convolution before a head. A 1 x 1 convolution, a dense layer at every pixel, does
     not count. Raises `UserError` where there is none."""
     names = [
         layer.name
-        for layer in _layers_before(net, head, images)
+        for layer in _layers_before(net, images)
         if isinstance(layer.module, nn.Conv2d) and layer.module.kernel_size != (1, 1)
     ]
     if not names:
-        raise UserError(f"there is no convolution before head '{head.name}'")
+        raise UserError(f"there is no convolution before head '{net.head}'")
     return names[-1]
 
 
@@ -157,14 +162,14 @@ class ReceptiveField:
         return (torch.arange(pixels) + 0.5 - self.start) / self.step
 
 
-def receptive_fields(net: nn.Module, head: Head, layer: str, images: Tensor) -> tuple[ReceptiveField, ReceptiveField]:
+def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[ReceptiveField, ReceptiveField]:
     """Where the places of a layer before a head look, along the rows and the columns of the image: from the kernels,
     strides, paddings and dilations of the convolutions and poolings up to it. Raises `UserError` where the head
     does not depend on the layer."""
-    path = _layers_before(net, head, images)
+    path = _layers_before(net, images)
     names = [before.name for before in path]
     if layer not in names:
-        raise UserError(f"head '{head.name}' does not depend on layer '{layer}'{did_you_mean(layer, names)}")
+        raise UserError(f"head '{net.head}' does not depend on layer '{layer}'{did_you_mean(layer, names)}")
     size = tuple(images.shape[2:])
     rows, columns = (_field(path[: names.index(layer) + 1], axis, size) for axis in (0, 1))
     return rows, columns

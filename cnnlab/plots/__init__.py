@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, shares
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
-from cnnlab.plots.tiles import heat, images, mosaics, overlay
+from cnnlab.plots.tiles import heat, images, mosaics, overlay, small_images
 
 __all__ = [
     "Array",
@@ -24,4 +24,5 @@ __all__ = [
     "overlay",
     "save",
     "shares",
+    "small_images",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib import rcParams
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 Part = tuple[str, Sequence[str]]  # a name and its classes
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path | BinaryIO) -> None:
     """Write a PNG."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=DPI, facecolor="white")

@@ -65,6 +65,12 @@ def images(
     return figure
 
 
+def small_images(pixels: Array, captions: Sequence[str], title: str, marked: Sequence[bool] = ()) -> Figure:
+    """`images` of many small pictures float (N, C, H, W) in [0, 255]."""
+    levels = np.rint(pixels).astype(np.uint8)
+    return images(levels, captions, title, marked=marked, columns=12, picture_width=0.95)
+
+
 def heat(values: Array) -> Array:
     """A map float (H, W) in colours, uint8 (3, H, W): from 0 (black) to its highest value (yellow); where it
     has negative values, blue is negative, white 0 and orange positive, both by the largest magnitude."""

@@ -13,7 +13,7 @@ from cnnlab.errors import UserError
 from cnnlab.explain import attribution
 from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
 from cnnlab.explain.activations import activations
-from cnnlab.explain.attribution import Method, attribute, to_image
+from cnnlab.explain.attribution import LayerMap, Method, attribute, to_image
 from cnnlab.explain.network import (
     HeadWrapper,
     last_convolution,
@@ -56,15 +56,16 @@ def _image(net: MultiHeadNet) -> Tensor:
 def test_grad_cam_of_both_signs_of_a_binary_head() -> None:
     image = torch.zeros(2, 1, 28, 28)
     image[:, 0, 10, 10] = 1
-    found = attribute(_by_hand(), SIDE, attribution.grad_cam, image, torch.tensor([1, 0]))
+    found = attribute(_by_hand(), image, torch.tensor([1, 0]), attribution.grad_cam, SIDE.name)
     # The gradient of z by A0 is 2 everywhere and by A1 -1: CAM = ReLU(2 A0 - A1) for "right", and
     # ReLU(-2 A0 + A1) for "left".
     right, left = torch.zeros(28, 28), torch.zeros(28, 28)
     right[10, 10] = 2
     left[10, 11] = 1
-    assert found.layer == "stem.conv"
+    assert found.layer_map is not None
+    assert found.layer_map.layer == "stem.conv"
     torch.testing.assert_close(found.maps, torch.stack([right, left]))
-    torch.testing.assert_close(found.layer_map, found.maps)
+    torch.testing.assert_close(found.layer_map.values, found.maps)
 
 
 def test_the_other_methods_on_a_linear_network() -> None:
@@ -75,16 +76,16 @@ def test_the_other_methods_on_a_linear_network() -> None:
     inside = (slice(None), slice(1, 27), slice(1, 27))
     # A pixel counts 2 in A0 and -1 in A1: the score's gradient is 1 (at the right edge 2).
     torch.testing.assert_close(
-        attribute(net, SIDE, attribution.saliency, image, one).maps[inside], torch.ones(1, 26, 26)
+        attribute(net, image, one, attribution.saliency, SIDE.name).maps[inside], torch.ones(1, 26, 26)
     )
     shares = torch.zeros(1, 28, 28)
     shares[0, 10, 10] = 0.5  # gradient times the way from black
-    torch.testing.assert_close(attribute(net, SIDE, attribution.integrated_gradients, image, one).maps, shares)
-    torch.testing.assert_close(attribute(net, SIDE, attribution.integrated_gradients, image, zero).maps, -shares)
-    fall = attribute(net, SIDE, attribution.occlusion, image, one).maps[0]
+    torch.testing.assert_close(attribute(net, image, one, attribution.integrated_gradients, SIDE.name).maps, shares)
+    torch.testing.assert_close(attribute(net, image, zero, attribution.integrated_gradients, SIDE.name).maps, -shares)
+    fall = attribute(net, image, one, attribution.occlusion, SIDE.name).maps[0]
     assert fall[10, 10].item() == pytest.approx(0.5)  # every window over it takes 0.5 away
     assert fall[20, 20].item() == 0
-    guided = attribute(net, SIDE, attribution.guided_grad_cam, image, one).maps[0]
+    guided = attribute(net, image, one, attribution.guided_grad_cam, SIDE.name).maps[0]
     assert guided[10, 10].item() == pytest.approx(2 * 0.5 * 1)  # Grad-CAM times the gradient
     assert guided.count_nonzero() == 1
 
@@ -101,7 +102,7 @@ def test_the_other_methods_on_a_linear_network() -> None:
     ],
 )
 def test_the_last_convolution_before_a_head(net: MultiHeadNet, head: Head, layer: str) -> None:
-    assert last_convolution(net, head, _image(net)) == layer
+    assert last_convolution(HeadWrapper(net, head.name), _image(net)) == layer
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_map_is_neither_shifted_nor_stretched(
 ) -> None:
     middles = start + step * torch.arange(places)  # where each place looks
     coarse = middles.expand(1, places, places)
-    image = to_image(coarse, net, head, layer, _image(net))[0, 14]
+    image = to_image(LayerMap(layer, coarse), HeadWrapper(net, head.name), _image(net))[0, 14]
     pixels = torch.arange(28) + 0.5
     torch.testing.assert_close(image, pixels.clamp(middles[0], middles[-1]))
 
@@ -216,7 +217,7 @@ def test_every_layer_and_head_of_every_network_can_be_explained(
         picture = maximize_channels(net, answer.layer, torch.tensor([0]), shape, AscentConfig(steps=2))
         assert picture.images.shape == (1, *shape)
     for head in data["heads"]:
-        assert attribute(net, head, attribution.grad_cam, images, torch.tensor([0, 1])).maps.shape == (2, 28, 28)
+        assert attribute(net, images, torch.tensor([0, 1]), attribution.grad_cam, head.name).maps.shape == (2, 28, 28)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -224,8 +225,10 @@ def test_a_heatmap_does_not_depend_on_its_batch(method: Method) -> None:
     torch.manual_seed(0)
     net = Branched(**MULTI).eval()
     images, targets = torch.rand(5, 3, 28, 28), torch.tensor([3, 1, 4, 1, 5])
-    together = attribute(net, HEADS[2], method, images, targets).maps
-    alone = torch.cat([attribute(net, HEADS[2], method, images[i : i + 1], targets[i : i + 1]).maps for i in range(5)])
+    together = attribute(net, images, targets, method, HEADS[2].name).maps
+    alone = torch.cat(
+        [attribute(net, images[i : i + 1], targets[i : i + 1], method, HEADS[2].name).maps for i in range(5)]
+    )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -261,7 +264,7 @@ def _assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 IMAGES, TARGETS = torch.rand(2, 3, 28, 28), torch.tensor([1, 2])
 LOOKS: dict[str, Callable[[nn.Module], object]] = {
-    **{n: lambda net, m=m: attribute(net, HEADS[2], m, IMAGES, TARGETS) for n, m in METHODS.items()},  # type: ignore[misc]
+    **{n: lambda net, m=m: attribute(net, IMAGES, TARGETS, m, HEADS[2].name) for n, m in METHODS.items()},  # type: ignore[misc]
     "activations": lambda net: activations(net, ["stem.relu"], IMAGES, IMAGES),
     "maximize_channels": lambda net: maximize_channels(
         net, "stem.conv", torch.arange(2), (3, 28, 28), AscentConfig(steps=2)
@@ -317,7 +320,7 @@ def test_the_branches_of_other_heads_do_not_run() -> None:
     output_of(net, "colour.conv", IMAGES)
     assert ran[-2:] == ["stem.dropout", "colour.conv"]
     ran.clear()
-    alone = HeadWrapper(net, HEADS[2])(IMAGES)
+    alone = HeadWrapper(net, HEADS[2].name)(IMAGES)
     assert {name.partition(".")[0] for name in ran} == {"stem", "angle"}
     torch.testing.assert_close(alone, net(IMAGES)["angle"])
 
@@ -343,21 +346,22 @@ class _Foreign(nn.Module):
 def test_a_network_of_other_names_and_layers_is_explained() -> None:
     torch.manual_seed(0)
     net, images, shade = _Foreign(), torch.rand(3, 3, 32, 32), Head("shade", ("dark", "grey", "light"))
-    assert path_to_head(net, SIDE, images) == ["early", "mean", "late", "side_out"]
-    assert last_convolution(net, shade, images) == "unused"
-    rows, _ = receptive_fields(net, SIDE, "late", images)
+    assert path_to_head(HeadWrapper(net, SIDE.name), images) == ["early", "mean", "late", "side_out"]
+    assert last_convolution(HeadWrapper(net, shade.name), images) == "unused"
+    rows, _ = receptive_fields(HeadWrapper(net, SIDE.name), "late", images)
     # early: kernel 4, stride 2, so from 2 pixels on by 2; mean: between two of them, by 4; late: 2 x 2 places on.
     assert (rows.start, rows.step) == (2 + 1 + 2 * 4, 4)
     for method in METHODS.values():
-        found = attribute(net, SIDE, method, images, torch.tensor([0, 1, 1]))
+        found = attribute(net, images, torch.tensor([0, 1, 1]), method, SIDE.name)
         assert found.maps.shape == (3, 32, 32)
-    assert attribute(net, shade, attribution.saliency, images, torch.tensor([2, 1, 0])).maps.shape == (3, 32, 32)
+    assert attribute(net, images, torch.tensor([2, 1, 0]), attribution.saliency, shade.name).maps.shape == (3, 32, 32)
     assert net.training
     assert all(parameter.requires_grad for parameter in net.parameters())
     # One that answers a tensor has one head.
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 3))
-    cam = attribute(plain, shade, attribution.grad_cam, images, torch.tensor([0, 1, 2]))
-    assert (cam.layer, cam.maps.shape) == ("0", (3, 32, 32))
+    cam = attribute(plain, images, torch.tensor([0, 1, 2]), attribution.grad_cam, shade.name)
+    assert cam.layer_map is not None
+    assert (cam.layer_map.layer, cam.maps.shape) == ("0", (3, 32, 32))
 
 
 class _Residual(nn.Module):
@@ -378,5 +382,5 @@ class _Residual(nn.Module):
 
 
 def test_parallel_ways_are_not_counted_twice() -> None:
-    rows, columns = receptive_fields(_Residual(), SIDE, "last", torch.rand(1, 3, 32, 32))
+    rows, columns = receptive_fields(HeadWrapper(_Residual(), SIDE.name), "last", torch.rand(1, 3, 32, 32))
     assert (rows.start, rows.step) == (columns.start, columns.step) == (0.5, 2)
