@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose
@@ -69,7 +69,7 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
                 failed(cfg, error)
             if full or HydraConfig.get().mode == RunMode.MULTIRUN or not isinstance(error, MISTAKES):
                 raise  # a sweep goes on with its other jobs
-            sys.exit(f"error: {_one_line(error, config_name)}")
+            _exit(_one_line(error, config_name))
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
@@ -78,14 +78,19 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
     except MISTAKES as error:
         if full:
             raise
-        sys.exit(f"error: {_one_line(error, config_name)}")
+        _exit(_one_line(error, config_name))
     except (ValueError, AssertionError) as error:  # Hydra's own, of data=0 and hydra.verbose=1
         if full or not raised_by(error, "hydra"):
             raise
-        sys.exit(f"error: {error or 'a setting of Hydra itself has a value that it does not take'}")
+        _exit(str(error) or "a setting of Hydra itself has a value that it does not take")
     finally:
         if not full:
             del os.environ[_FULL_ERROR]
+
+
+def _exit(message: str) -> NoReturn:
+    """End with one line on standard error, also where a value in it has several."""
+    sys.exit("error: " + " ".join(message.splitlines()))
 
 
 def as_list(value: Any) -> list[str]:

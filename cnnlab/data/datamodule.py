@@ -140,6 +140,7 @@ class ImageDataModule(LightningDataModule):
     heads: tuple[Head, ...]
     image_shape: tuple[int, int, int]
     resample_each_epoch: bool = False
+    expects: str = "image"  # of `data.outside.EXPECTS`: how images from outside are treated
     names: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(self, seed: int = 0, batch_size: int = 128, eval_batch_size: int = 500, num_workers: int = 0) -> None:

@@ -189,6 +189,7 @@ class LineDataModule(ImageDataModule):
     is centred."""
 
     image_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+    expects = "line"
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from torchvision.datasets import VisionDataset
 from torchvision.transforms import PILToTensor
 
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
+from cnnlab.data.outside import EXPECTS
 from cnnlab.errors import UserError
 from cnnlab.models.heads import Head
 
@@ -48,7 +49,8 @@ class TorchvisionDataModule(ImageDataModule):
     `download` that it takes is asked for in `prepare_data`, and a `transform` that it is not given is `PILToTensor`.
     `root` is where they keep what they fetch. The last `val_size` of the training images are for validation (0:
     none); of the others the first `train_size` are trained on, and of the test images the first `test_size` met, all
-    where it is None. `head` names the head; its classes are the data set's `classes`, or else its numbers. Raises
+    where it is None. `head` names the head; its classes are the data set's `classes`, or else its numbers.
+    `expects` says how images from outside are treated (see `data.outside`). Raises
     `UserError` in one line for what cannot be fetched or read, and for sizes that do not fit.
     """
 
@@ -58,6 +60,7 @@ class TorchvisionDataModule(ImageDataModule):
         test: partial[VisionDataset],
         root: str = "~/.cache/cnnlab",
         head: str = "class",
+        expects: str = "image",
         train_size: int | None = None,
         val_size: int = 5_000,
         test_size: int | None = None,
@@ -68,7 +71,9 @@ class TorchvisionDataModule(ImageDataModule):
     ) -> None:
         super().__init__(seed, batch_size, eval_batch_size, num_workers)
         self.make = {"fit": train, "test": test}
-        self.root, self.head = Path(root).expanduser(), head
+        self.root, self.head, self.expects = Path(root).expanduser(), head, expects
+        if expects not in EXPECTS:
+            raise UserError(f"data.expects={expects}: choose one of {', '.join(EXPECTS)}")
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         for name, size in self.sizes.items():
             if size is not None and size < (0 if name == "val" else 1):

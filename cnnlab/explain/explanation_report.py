@@ -17,12 +17,13 @@ from cnnlab import plots
 from cnnlab.build import build_methods, refused
 from cnnlab.cli import as_list
 from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.data.outside import image_files
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain import explanation_page
 from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
 from cnnlab.explain.activations import activations
 from cnnlab.explain.attribution import attribute
-from cnnlab.explain.inputs import Inputs, from_files, from_split, pick
+from cnnlab.explain.inputs import Inputs, from_outside, from_split, pick
 from cnnlab.explain.network import HeadWrapper, frozen_copy, layer_named, leaf_modules, path_to_head
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
@@ -93,7 +94,7 @@ class Explanation:
         if self.cfg.image is not None:
             if self.cfg.indices is not None:
                 raise UserError("give image or indices, not both")
-            return from_files([Path(word).expanduser() for word in as_list(self.cfg.image)], self.data.image_shape)
+            return from_outside(image_files(as_list(self.cfg.image)), self.data.image_shape, self.data.expects)
         if self.cfg.indices is None:
             return from_split(split, pick(self.net, self.data.heads, split, PICKED))
         indices = self.cfg.indices if isinstance(self.cfg.indices, ListConfig) else [self.cfg.indices]

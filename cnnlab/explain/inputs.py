@@ -3,23 +3,19 @@ pick."""
 
 from __future__ import annotations
 
-import math
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from cnnlab.data.datamodule import BatchedDataset
+from cnnlab.data.outside import images_of, read_image
 from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.models.heads import Head
-
-LONGEST = 4096  # pixels of a side with which an image is worked on
-MOST_PIXELS = 50_000_000  # of an image file; a larger one is refused before it is unpacked
 
 
 @dataclass(frozen=True)
@@ -95,83 +91,10 @@ def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: BatchedDatas
     return found[1] if found else None
 
 
-def from_files(paths: list[Path], image_shape: tuple[int, int, int]) -> Inputs:
-    """Image files, each brought to `image_shape` (C, H, W), C 1 or 3. Raises `UserError` where there is none."""
-    if not paths:
-        raise UserError("image=[]: name at least one image file")
-    read = [read_image(path, image_shape) for path in paths]
-    return Inputs(torch.stack([image for image, _ in read]), [path.name for path in paths], None, [n for _, n in read])
-
-
-def read_image(path: Path, image_shape: tuple[int, int, int]) -> tuple[Tensor, list[str]]:
-    """A PNG or JPEG of any size and mode as uint8 (C, H, W) = `image_shape`, with notes on what was done to it.
-
-    Raises `UserError` where there is no such image, or it is broken or absurdly large.
-    """
-    channels, height, width = image_shape
-    if not path.is_file():  # a pipe would wait for ever
-        raise UserError(f"there is no image {path}" if not path.exists() else f"{path} cannot be read: it is no file")
-    try:
-        image, notes = _opened(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as a PNG or JPEG image ({error})") from error
-    image = _eight_bit(image, notes)
-    image = _on_background(image, notes)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if channels == 1 and _border(image) > 127:
-        image = ImageOps.invert(image)
-        notes.append("dark on light, inverted")
-    if max(image.size) > LONGEST:  # before it is made square
-        image.thumbnail((LONGEST, LONGEST))
-        notes.append(f"scaled to {image.width} x {image.height}")
-    if image.width * height != image.height * width:
-        scale = max(math.ceil(image.width / width), math.ceil(image.height / height))
-        side = (scale * width, scale * height) if height != width else (max(image.size),) * 2
-        image = ImageOps.pad(image, side, color=0)
-        notes.append(f"padded with black to {side[0]} x {side[1]}")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        notes.append(f"resized to {width} x {height}")
-    pixels = torch.from_numpy(np.array(image)).view(height, width, channels)
-    return pixels.permute(2, 0, 1).contiguous(), notes
-
-
-def _opened(path: Path) -> tuple[Image.Image, list[str]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-        with Image.open(path, formats=("PNG", "JPEG")) as file:
-            if file.width * file.height > MOST_PIXELS:
-                raise UserError(f"{path} has {file.width} x {file.height} pixels, over {MOST_PIXELS:,}")
-            image = ImageOps.exif_transpose(file)
-            image.load()
-            return image, [f"{file.width} x {file.height}, mode {file.mode}"]
-
-
-def _eight_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        notes.append("16 bits a pixel, brought to 8")
-        values = np.asarray(image, dtype=np.float64)
-        return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
-    return image
-
-
-def _on_background(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Transparent pixels become black, as behind both data sets; white, where what is drawn is dark."""
-    if not image.has_transparency_data:
-        return image
-    layers = image.convert("RGBA")
-    alpha = np.asarray(layers)[..., 3] / 255
-    light = np.asarray(layers.convert("RGB")).mean(axis=2)
-    dark = alpha.sum() > 0 and (light * alpha).sum() / alpha.sum() < 64
-    name = "white" if dark else "black"
-    notes.append(f"transparent pixels made {name}")
-    background = Image.new("RGBA", layers.size, name)
-    return Image.alpha_composite(background, layers).convert("RGB")
-
-
-def _border(image: Image.Image) -> float:
-    """The median of the outermost pixels."""
-    pixels = np.asarray(image)
-    return float(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
+def from_outside(given: Any, image_shape: Sequence[int], expects: str = "image") -> Inputs:
+    """One or many images from outside, each as `data.outside.read_image` takes it, brought to `image_shape` (C, H, W).
+    Raises `UserError` where there is none."""
+    sources = images_of(given)
+    read = [read_image(source, image_shape, expects) for source in sources]
+    names = [source.name if isinstance(source, Path) else f"image {i}" for i, source in enumerate(sources)]
+    return Inputs(torch.stack([image for image, _ in read]), names, None, [notes for _, notes in read])

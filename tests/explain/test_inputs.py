@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from cnnlab.data.lines import LineDataModule, LineDataset
+from cnnlab.data.outside import read_image
 from cnnlab.errors import UserError
-from cnnlab.explain.inputs import from_split, pick, read_image
+from cnnlab.explain.inputs import from_split, pick
 from cnnlab.models.networks import Branched
 from tests.conftest import HEADS
 from tests.models.test_networks import MULTI
@@ -104,10 +105,10 @@ def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:
     head = b"IHDR" + struct.pack(">IIBBBBB", 10_000, 10_000, 8, 0, 0, 0, 0)
     large = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
     for name, content, message in (
-        ("text.png", b"not an image", "cannot be read as a PNG or JPEG"),
-        ("empty.png", b"", "cannot be read as a PNG or JPEG"),
-        ("cut.png", good[: len(good) // 2], "cannot be read as a PNG or JPEG"),
-        ("huge.png", _huge_png(), "cannot be read as a PNG or JPEG|60000 x 60000 pixels"),
+        ("text.png", b"not an image", "cannot be read as an image"),
+        ("empty.png", b"", "cannot be read as an image"),
+        ("cut.png", good[: len(good) // 2], "cannot be read as an image"),
+        ("huge.png", _huge_png(), "cannot be read as an image|60000 x 60000 pixels"),
         ("large.png", large + good[33:], "10000 x 10000 pixels, over"),
     ):
         (tmp_path / name).write_bytes(content)
