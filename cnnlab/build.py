@@ -125,6 +125,9 @@ def _check_trainer(settings: DictConfig) -> None:
     for ours in ("plugins", "default_root_dir", "callbacks", "logger"):
         if ours in settings:
             raise UserError(f"trainer.{ours} is the run's own; callbacks and loggers are groups of their own")
+    for name in ("limit_train_batches", "limit_test_batches"):
+        if settings[name] is not None and not isinstance(settings[name], str) and settings[name] == 0:
+            raise UserError(f"trainer.{name}=0: a run trains and is tested; it must be above 0")
     if epochs is not None and epochs < 1:
         raise UserError(f"trainer.max_epochs={epochs} must be at least 1")
 

@@ -138,7 +138,7 @@ def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Im
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     sides = (BOX * size[0], BOX * size[1])
-    if image.size == size and ground <= NOISE and max(box.shape) <= max(sides) + 1 and _off_centre(ink) <= 1:
+    if image.size == size and ground <= NOISE and max(box.shape) <= max(sides) + 1 and _off_centre(ink) <= 1.5:
         return image
     scale = min(sides[0] / box.shape[1], sides[1] / box.shape[0])
     width, height = (max(1, round(scale * side)) for side in (box.shape[1], box.shape[0]))
@@ -171,13 +171,13 @@ def _off_centre(ink: Pixels) -> float:
 
 def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
     """The same drawing on black: each pixel is taken for a mixture of the ground, the median of the border, with the
-    colour that differs most from it."""
+    colour that differs most from it: exact where something covers a pixel wholly, paler where nothing does."""
     values = np.asarray(image, dtype=np.float64).reshape(image.height, image.width, -1)
     ground = np.median(_border(values), axis=0)
     if ground.max() <= NOISE:
         return image
     distance = np.linalg.norm(values - ground, axis=2)
-    strongest = distance >= max(NOISE, 0.9 * float(distance.max()))
+    strongest = distance >= max(NOISE, 0.97 * float(distance.max()))
     notes.append(f"its ground of {', '.join(f'{value:.0f}' for value in ground)} made black")
     if not strongest.any():
         return Image.new(image.mode, image.size)

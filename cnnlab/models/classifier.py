@@ -56,9 +56,9 @@ class Classifier(L.LightningModule):
         super().__init__()
         self.net, self.heads, self.weighting = net, tuple(heads), weighting
         self.augment = augment or nn.Identity()
-        if not l2 >= 0:
-            raise UserError(f"l2={l2} must be at least 0")
-        self.optimizer, self.lr_scheduler, self.l2, self.seed = optimizer, lr_scheduler or {}, l2, seed
+        if not 0 <= l2 <= 1e30:
+            raise UserError(f"l2={l2!s:.40} is not in 0..1e30")
+        self.optimizer, self.lr_scheduler, self.l2, self.seed = optimizer, lr_scheduler or {}, float(l2), seed
         self.train_heads = tuple(train_heads)
         for name in train_heads:
             if name not in net.head_names:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -384,3 +387,52 @@ class _Residual(nn.Module):
 def test_parallel_ways_are_not_counted_twice() -> None:
     rows, columns = receptive_fields(HeadWrapper(_Residual(), SIDE.name), "last", torch.rand(1, 3, 32, 32))
     assert (rows.start, rows.step) == (columns.start, columns.step) == (0.5, 2)
+
+
+class _Pair(nn.Module):
+    """Two heads in a tuple, of four classes and of one unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.four, self.one = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        means = self.conv(images).relu().mean(dim=(2, 3))
+        return self.four(means), self.one(means)
+
+
+def test_heads_in_a_tuple_and_a_method_of_ones_own() -> None:
+    torch.manual_seed(0)
+    net, images = _Pair(), torch.rand(3, 3, 16, 16)
+    assert HeadWrapper(net, 0)(images).shape == (3, 4)
+    two = HeadWrapper(net, 1)(images)
+    torch.testing.assert_close(two[:, 0], -two[:, 1])
+    targets = torch.tensor([0, 1, 1])
+    for head in (0, 1):
+        assert attribute(net, images, targets, attribution.grad_cam, head).maps.shape == (3, 16, 16)
+
+    def brightness(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        return images.amax(dim=1) * net(images).gather(1, targets[:, None])[:, :, None]
+
+    found = attribute(net, images, targets, brightness, 1)
+    expected = images.amax(dim=1) * two.gather(1, targets[:, None])[:, :, None]
+    torch.testing.assert_close(found.maps, expected.detach())
+    assert found.method == "brightness"
+    with pytest.raises(UserError, match=r"maps of \(3, 3, 16, 16\) are not \(N, H, W\)"):
+        attribute(net, images, targets, lambda net, images, targets: images, 1)
+    with pytest.raises(UserError, match=r"there is no head '2' \(there are 0, 1\)"):
+        attribute(net, images, targets, brightness, 2)
+
+
+def test_a_result_draws_and_keeps_itself(tmp_path: Path) -> None:
+    found = attribute(_by_hand(), torch.rand(2, 1, 28, 28), torch.tensor([1, 0]), attribution.grad_cam, SIDE.name)
+    folder = found.save(tmp_path / "kept")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["method"], manifest["layer"]) == ("Attribution", "grad_cam", "stem.conv")
+    with np.load(folder / "arrays.npz") as arrays:
+        assert np.array_equal(arrays["maps"], found.maps.numpy())
+        assert set(arrays) == set(manifest["arrays"]) == {"maps", "images", "targets", "layer_map"}
+    for picture in ((folder / "picture.png").read_bytes(), found._repr_png_()):
+        assert picture.startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="is not empty; nothing is written over"):
+        found.save(folder)
