@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from cnnlab.models.networks import MultiHeadNet
 
 if TYPE_CHECKING:
     from cnnlab.explain.attribution import Method  # Captum comes with it, which no training needs
+
+# Whatever starts a training on several machines sets one of these.
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS"}
 
 
 @contextmanager
@@ -128,6 +132,11 @@ def _check_trainer(settings: DictConfig) -> None:
     for name in ("limit_train_batches", "limit_test_batches"):
         if settings[name] is not None and not isinstance(settings[name], str) and settings[name] == 0:
             raise UserError(f"trainer.{name}=0: a run trains and is tested; it must be above 0")
+    if isinstance(settings.num_nodes, int) and settings.num_nodes > 1 and not LAUNCHED & os.environ.keys():
+        raise UserError(
+            f"trainer.num_nodes={settings.num_nodes} would wait for the other machines: start the same command on each "
+            "with torchrun, as docs/reliability.md says"
+        )
     if epochs is not None and epochs < 1:
         raise UserError(f"trainer.max_epochs={epochs} must be at least 1")
 

@@ -35,7 +35,7 @@ class HeadWrapper(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """What the network says for this head, (B, units)."""
-        answers = self.net(images, heads=[self.head]) if self.chooses and self.head else self.net(images)
+        answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
             return answers
         parts: Any = answers if isinstance(answers, Mapping) else dict(enumerate(answers))

@@ -12,6 +12,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cnnlab.plots.style import BLUE, RUST, SKY, Array, line_styles
 
+# matplotlib's own labels of a logarithmic axis are formulas, which are not read (see `style`).
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
 
 def curves(
     losses: Mapping[str, Mapping[str, Sequence[float]]], accuracies: Mapping[str, Mapping[str, Sequence[float]]]
@@ -33,6 +36,7 @@ def curves(
                     axes.plot(epochs, y, style, color=colour, marker=marker, markersize=3, label=label)
         _epoch_axis(axes)
     loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
+    loss_axes.yaxis.set_major_formatter(_PLAIN)
     _digit_axis(accuracy_axes)
     accuracy_axes.set(ylabel="accuracy (%), by its errors", title="Accuracy")
     handles, labels = loss_axes.get_legend_handles_labels()
@@ -82,7 +86,7 @@ def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: boo
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(_PLAIN)
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, 1)

@@ -98,3 +98,13 @@ def test_a_name_with_a_formula_in_it_is_drawn(tmp_path: Path) -> None:
     picture = np.zeros((1, 1, 28, 28), np.uint8)
     plots.save(plots.images(picture, [r"$\frac{"], r"$x_{$"), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_the_labels_of_a_logarithmic_axis_are_numbers(tmp_path: Path) -> None:
+    values = {"length": {"train": [1.0, 0.1, 0.001], "val": [0.9, 0.05, 0.002]}}
+    figures = plots.curves(values, values), plots.by_epoch({"length": [1.0, 20.0]}, "y", logarithmic=True)
+    for figure in figures:
+        plots.save(figure, tmp_path / "a.png")  # labels are made when it is drawn
+        labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels(which="both")]
+        assert labels
+        assert not any("$" in label for label in labels), labels
