@@ -137,6 +137,10 @@ def _check_trainer(settings: DictConfig) -> None:
             f"trainer.num_nodes={settings.num_nodes} would wait for the other machines: start the same command on each "
             "with torchrun, as docs/reliability.md says"
         )
+    if epochs is None and settings.max_steps == -1 and settings.max_time is None:
+        raise UserError("trainer.max_epochs=null has no end: set trainer.max_steps or trainer.max_time")
+    if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool)):
+        raise UserError(f"trainer.max_epochs={epochs} is not a whole number")
     if epochs is not None and epochs < 1:
         raise UserError(f"trainer.max_epochs={epochs} must be at least 1")
 

@@ -79,6 +79,8 @@ def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[
         (["threads=true"], "threads=True is not a whole number in 1..1024"),
         (["threads=[2]"], "threads=[2] is not a whole number in 1..1024"),
         (["threads=" + "9" * 30], "is not a whole number in 1..1024"),
+        (["trainer.max_epochs=adamw"], "trainer.max_epochs=adamw is not a whole number"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs=null has no end"),
         (["trainer.num_nodes=2"], "trainer.num_nodes=2 would wait for the other machines"),
         (["trainer.limit_test_batches=0"], "trainer.limit_test_batches=0: a run trains and is tested"),
         (["trainer.limit_train_batches=0.0"], "trainer.limit_train_batches=0: a run trains and is tested"),
