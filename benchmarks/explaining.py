@@ -38,7 +38,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     hardware.disable_malloc_trim()
     cfg = configuration("experiment=multihead")
     data = build_datamodule(cfg)
-    net = build_net(cfg, data).eval()
+    net = build_net(cfg, data.image_shape, data.heads).eval()
     images, targets = data.splits["test"][torch.arange(count)]
 
     plain = AscentConfig(steps=STEPS, bounded=False, fourier=False, tv=0, jitter=0)  # the reports' rule

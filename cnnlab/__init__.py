@@ -1,3 +1,29 @@
-"""cnnlab: a small, exact laboratory for convolutional networks."""
+"""cnnlab: a small, exact laboratory for convolutional networks.
 
-__version__ = "0.2.0"
+    run = cnnlab.train("multihead", seed=1)  # or cnnlab.load("<run folder>"), or cnnlab.newest()
+    run.predict("line.png")
+    run.attribute(run.examples(), head="angle", method="grad_cam")
+    cnnlab.attribute(net, images, head=0)    # of any network
+
+torch is imported when one of these is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnlab.api import Run, attribute, load, newest, train
+
+__version__ = "0.3.0"
+__all__ = ["Run", "attribute", "load", "newest", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from cnnlab import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'cnnlab' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

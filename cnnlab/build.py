@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import hardware
 from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, checkpoint_path, last_valid_checkpoint
-from cnnlab.cli import as_list
+from cnnlab.cli import CONF, as_list
 from cnnlab.data.datamodule import ImageDataModule
-from cnnlab.errors import Diverged, UserError, raised_by
+from cnnlab.errors import Diverged, UserError, did_you_mean, raised_by
 from cnnlab.models.classifier import Classifier
+from cnnlab.models.heads import Head
 from cnnlab.models.layers import set_bn_momentum
 from cnnlab.models.networks import MultiHeadNet
 
@@ -74,9 +77,9 @@ def build_datamodule(config: DictConfig, stage: str | None = None) -> ImageDataM
     return datamodule
 
 
-def build_net(config: DictConfig, datamodule: ImageDataModule) -> MultiHeadNet:
-    """The untrained network of a run's configuration, for the heads and the image shape of `datamodule`."""
-    net: MultiHeadNet = build("net", config.net, image_shape=datamodule.image_shape, heads=datamodule.heads)
+def build_net(config: DictConfig, image_shape: Sequence[int], heads: Sequence[Head]) -> MultiHeadNet:
+    """The untrained network of a run's configuration, for images (C, H, W) = `image_shape`."""
+    net: MultiHeadNet = build("net", config.net, image_shape=tuple(image_shape), heads=tuple(heads))
     set_bn_momentum(net, config.bn_momentum)
     # On a CPU the dense layer at every pixel is then a matrix product: Classifier-1 takes 37 ms a step instead of 66.
     return net.to(memory_format=torch.channels_last)
@@ -90,7 +93,7 @@ def build_classifier(config: DictConfig, datamodule: ImageDataModule) -> Classif
     weighting = build("weighting", config.weighting, heads=datamodule.heads)
     augment = build("augment", config.augment)
     classifier = Classifier(
-        net=build_net(config, datamodule),
+        net=build_net(config, datamodule.image_shape, datamodule.heads),
         heads=datamodule.heads,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
@@ -117,6 +120,29 @@ def build_methods(config: DictConfig) -> dict[str, Method]:
     if not methods:
         raise UserError("method={}: name at least one method, like method=[grad_cam]")
     return methods
+
+
+def named_method(method: str | Method, **settings: Any) -> tuple[str, Method]:
+    """The name of an attribution method and the method itself: of a name that of `conf/method/`, with `settings` in the
+    place of its own; a function as it is. Raises `UserError` for what does not exist or does not fit."""
+    if isinstance(method, str):
+        folder = CONF / "method"
+        if not (folder / f"{method}.yaml").is_file():
+            raise UserError(f"there is no method '{method}'{did_you_mean(method, [p.stem for p in folder.iterdir()])}")
+        name, function = next(iter(build_methods(OmegaConf.load(folder / f"{method}.yaml")).items()))  # type: ignore[arg-type]
+    else:
+        name, function = str(getattr(method, "__name__", "method")), method
+    with refused(f"method.{name}"):
+        inspect.signature(function).bind(None, None, None, **settings)
+    return name, partial(function, **settings)
+
+
+def named_methods(methods: Any) -> dict[str, Method]:
+    """{name: attribution method} of one or several, each a name or a function, or of {name: function}."""
+    if isinstance(methods, Mapping):
+        return {name: named_method(method)[1] for name, method in methods.items()}
+    listed = [methods] if isinstance(methods, str) or callable(methods) else list(methods)
+    return dict(named_method(method) for method in listed)
 
 
 def _check_trainer(settings: DictConfig) -> None:

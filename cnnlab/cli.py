@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cnnlab.errors import UserError, did_you_mean, raised_by
@@ -44,6 +44,7 @@ UNTYPED = (
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
 
+IN_PYTHON = "python"  # the name of Hydra's job where no command began it
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -57,7 +58,7 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
     """
     full = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would else print
-    sys.argv[1:] = [f"++{word}" if word.startswith(NAMED_BY_USER) else word for word in sys.argv[1:]]
+    sys.argv[1:] = _with_names(sys.argv[1:])
 
     def checked(cfg: DictConfig) -> Any:
         try:
@@ -69,7 +70,7 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
                 failed(cfg, error)
             if full or HydraConfig.get().mode == RunMode.MULTIRUN or not isinstance(error, MISTAKES):
                 raise  # a sweep goes on with its other jobs
-            _exit(_one_line(error, config_name))
+            _exit(_one_line(error, config_name, sys.argv[1:]))
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
@@ -78,7 +79,7 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
     except MISTAKES as error:
         if full:
             raise
-        _exit(_one_line(error, config_name))
+        _exit(_one_line(error, config_name, sys.argv[1:]))
     except (ValueError, AssertionError) as error:  # Hydra's own, of data=0 and hydra.verbose=1
         if full or not raised_by(error, "hydra"):
             raise
@@ -86,6 +87,43 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
     finally:
         if not full:
             del os.environ[_FULL_ERROR]
+
+
+@contextmanager
+def composed(config_name: str, words: Iterable[str], folder: Path | str | None = None) -> Iterator[DictConfig]:
+    """Within, the configuration that `conf/<config_name>.yaml` and `words` compose, as `command` would hand it to its
+    task, with `folder` as the run folder where one is given. Hydra is left as it was.
+
+    Raises `UserError` for a mistake in `words`; a run folder in which nothing was written goes away again.
+    """
+    words = _with_names(words)
+    before = HydraConfig.instance().cfg
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            try:
+                cfg = compose(config_name, words, return_hydra_config=True)
+                HydraConfig.instance().set_config(cfg)
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise UserError(f"{' '.join(words)} is a sweep, which python -m cnnlab.{config_name} starts")
+                place = Path(folder or HydraConfig.get().run.dir).expanduser().resolve()
+                with open_dict(cfg), read_write(cfg.hydra):
+                    cfg.hydra.runtime.output_dir, cfg.hydra.job.name = str(place), IN_PYTHON
+                    HydraConfig.instance().set_config(cfg)
+                    del cfg["hydra"]
+                _check(cfg, _reference(config_name))
+                place.mkdir(parents=True, exist_ok=True)
+            except MISTAKES as error:
+                raise UserError(_one_line(error, config_name, words)) from None
+            try:
+                yield cfg
+            finally:
+                _remove_if_empty(place)
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _with_names(words: Iterable[str]) -> list[str]:
+    return [f"++{word}" if word.startswith(NAMED_BY_USER) else word for word in words]
 
 
 def _exit(message: str) -> NoReturn:
@@ -176,7 +214,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return did_you_mean(key, [other for other in known if other.rpartition(".")[0] == parent] or known)
 
 
-def _one_line(error: BaseException, config_name: str) -> str:
+def _one_line(error: BaseException, config_name: str, words: Sequence[str]) -> str:
     """What went wrong, with the nearest right spelling or the options."""
     chain = [error]
     while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:  # there are circles
@@ -197,14 +235,14 @@ def _one_line(error: BaseException, config_name: str) -> str:
     if isinstance(error, ConfigCompositionException) and message.startswith("Could not override '"):
         inner = [str(link.full_key) for link in chain if isinstance(link, ConfigKeyError)]
         key = inner[0] if inner else message.split("'")[1]
-        return f"there is no setting '{key}'{_nearest(key, _all_keys(config_name))}"
+        return f"there is no setting '{key}'{_nearest(key, _all_keys(config_name, words))}"
     return message
 
 
-def _all_keys(config_name: str) -> list[str]:
-    """Every group, and every setting of a command for the groups that its command line chooses."""
+def _all_keys(config_name: str, words: Sequence[str]) -> list[str]:
+    """Every group, and every setting of a command for the groups that `words` choose."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = [word for word in sys.argv[1:] if (CONF / f"{word.replace('=', '/')}.yaml").is_file()]
+        chosen = [word for word in words if (CONF / f"{word.replace('=', '/')}.yaml").is_file()]
         keys = [key for key, _ in flatten(compose(config_name, chosen))]
     return keys + [path.name for path in CONF.iterdir() if path.is_dir()]

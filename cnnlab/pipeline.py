@@ -15,6 +15,7 @@ from cnnlab.build import build_classifier, build_datamodule, build_trainer, expl
 from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.callbacks.graceful_shutdown import interruptible
 from cnnlab.callbacks.metrics_history import best_accuracy
+from cnnlab.cli import IN_PYTHON
 from cnnlab.errors import UserError
 from cnnlab.report import RunReport
 from cnnlab.run_plan import locked, plan_run
@@ -44,8 +45,11 @@ def train(cfg: DictConfig) -> float:
         if plan.init_from is not None:
             load_initial_weights(classifier, plan.init_from)
         trainer = build_trainer(config, folder)
-        if trainer.world_size > 1 and hydra.mode == RunMode.MULTIRUN:
-            raise UserError("a job of a sweep cannot train in several processes: start each job by itself")
+        if trainer.world_size > 1 and (hydra.mode == RunMode.MULTIRUN or hydra.job.name == IN_PYTHON):
+            raise UserError(
+                "a job of a sweep, or a training from Python, cannot run in several processes: start it by itself, "
+                "with python -m cnnlab.train"
+            )
         if datamodule.batch_size % trainer.world_size:
             raise UserError(
                 f"data.batch_size={datamodule.batch_size} cannot be shared out to {trainer.world_size} processes"

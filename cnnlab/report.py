@@ -21,17 +21,19 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from cnnlab import hardware, html
-from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint
+from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint, save_tensors
 from cnnlab.callbacks.metrics_history import MetricsHistory, Row
-from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.data.datamodule import ImageDataModule, sample_indices
+from cnnlab.explain.ood import CALIBRATION, REFERENCE, fit_ood_detector
 from cnnlab.io import write_atomically, write_json
 from cnnlab.log import as_table
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import parameter_counts
 from cnnlab.models.metrics import Predictions, Scores
+from cnnlab.provenance import commit, versions
 from cnnlab.run_page import accuracies_by_class, write_figures, write_tables
-from cnnlab.runs import Run, commit, title, versions
+from cnnlab.runs import OOD, Run, Task, title
 
 Summary = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class RunReport:
             "experiment": self.config.experiment,
             "title": title(self.config),
             "seed": self.config.seed,
+            "task": Task.of(self.datamodule).facts(),
             "versions": versions(),
             "commit": commit(),
             "machine": machine,
@@ -122,6 +125,7 @@ class RunReport:
         write_figures(
             self.folder / "figures", self.datamodule, rows, self.classifier.predictions, self.classifier.scores
         )
+        self._keep_training_images()
         page = html.render(
             "report.html",
             summary=self.summary,
@@ -135,6 +139,19 @@ class RunReport:
         checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
         log_figures(self.trainer.loggers, self.folder / "figures")
         log.info(closing_lines(self.folder, self.summary))
+
+    def _keep_training_images(self) -> None:
+        """Write what tells whether an image is like the training images. How like they must be is found on validation
+        images, or, where there are none, on other training images."""
+        train, val = self.datamodule.splits["train"], self.datamodule.splits["val"]
+        if len(val):
+            known = train.inputs(sample_indices(len(train), min(len(train), REFERENCE)))
+            others = val.inputs(sample_indices(len(val), min(len(val), CALIBRATION)))
+        else:
+            rows = sample_indices(len(train), min(len(train), 2 * REFERENCE))
+            known, others = train.inputs(rows[::2]), train.inputs(rows[1::2] if len(rows) > 1 else rows)
+        detector = fit_ood_detector(self.classifier.net, known, others)
+        save_tensors(checkpoint_path(self.folder, OOD), detector.state())
 
     def _tests_before(self) -> int:
         """How often the run has met the test split; 0 for a new one."""

@@ -15,7 +15,8 @@ from cnnlab.callbacks.checkpoint import last_valid_checkpoint
 from cnnlab.cli import named_config
 from cnnlab.errors import UserError
 from cnnlab.log import is_main_process, say
-from cnnlab.runs import Run, check_trusted
+from cnnlab.runs import Run
+from cnnlab.trust import check_trusted
 
 
 @dataclass(frozen=True)

@@ -4,34 +4,44 @@ network and its weights."""
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra.utils import get_object
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import AliasToken, YAMLError, scan
 
-from cnnlab import __version__
-from cnnlab.build import build_datamodule, build_net, refused
+from cnnlab.build import build_datamodule, build_net, named_method, named_methods, refused
 from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint
-from cnnlab.cli import CONF
-from cnnlab.data.datamodule import ImageDataModule
-from cnnlab.errors import UserError
+from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
+from cnnlab.data.outside import EXPECTS
+from cnnlab.errors import UserError, did_you_mean
+from cnnlab.explain.inputs import Inputs, from_outside, from_split, pick
+from cnnlab.explain.network import leaf_modules
+from cnnlab.explain.ood import OODDetector
 from cnnlab.io import read_csv
 from cnnlab.models.classifier import Classifier
+from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
+from cnnlab.trust import check_trusted
+
+if TYPE_CHECKING:  # Captum and pandas-like things come when they are asked for
+    from cnnlab.explain.activation_maximization import Maximization
+    from cnnlab.explain.activations import Activations
+    from cnnlab.explain.attribution import Attribution, Method
+    from cnnlab.explain.evaluation_report import Scores
+    from cnnlab.prediction import Prediction
 
 MOST_BYTES = 1_000_000  # of a config.yaml or summary.json
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "captum", "numpy")
+MOST_PIXELS = 10_000_000  # of the images of a data set
+OOD = "ood"  # the file beside the checkpoints that knows the training images
+SAMPLE = 500  # test images on which dead and saturated channels are judged
 
 # Runs written by version 0.1 name their classes and settings so.
 _RENAMED = {
@@ -39,6 +49,38 @@ _RENAMED = {
     "cnnlab.data.lines.LineData": "cnnlab.data.lines.LineDataModule",
     "cnnlab.data.mnist.MnistData": "cnnlab.data.vision.TorchvisionDataModule",
 }
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is asked: its heads, about images of the shape (C, H, W); `expects` says how images from outside
+    are treated (one of `data.outside.EXPECTS`)."""
+
+    heads: tuple[Head, ...]
+    image_shape: tuple[int, int, int]
+    expects: str
+
+    @classmethod
+    def of(cls, data: ImageDataModule) -> Task:
+        return cls(data.heads, data.image_shape, data.expects)
+
+    def facts(self) -> dict[str, Any]:
+        """What `summary.json` says of it."""
+        heads = {head.name: head.classes for head in self.heads}
+        return {"heads": heads, "image_shape": self.image_shape, "expects": self.expects}
+
+    @classmethod
+    def from_facts(cls, facts: Any) -> Task:
+        """The task of such `facts`; `ValueError`, `TypeError` or `KeyError` where they are none."""
+        channels, height, width = facts["image_shape"]
+        sizes = (channels, height, width)
+        whole = all(type(size) is int and size > 0 for size in sizes) and channels * height * width <= MOST_PIXELS
+        classes = facts["heads"].values() if isinstance(facts["heads"], dict) else [None]
+        named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes)
+        if not (whole and named and facts["heads"] and facts["expects"] in EXPECTS):
+            raise ValueError
+        heads = tuple(Head(str(name), tuple(names)) for name, names in facts["heads"].items())
+        return cls(heads, sizes, str(facts["expects"]))
 
 
 class Run:
@@ -105,11 +147,40 @@ class Run:
             raise UserError(f"{self.path} has no {path.parent.name}/{path.name}: no epoch has been validated yet")
         return path
 
+    @cached_property
+    def task(self) -> Task:
+        """What its network is asked. Raises `UserError` where `summary.json` is broken; a run of version 0.1 or 0.2
+        does not say it, and its data set is asked."""
+        if "task" not in self.summary:
+            return Task.of(self.datamodule("test"))
+        try:
+            return Task.from_facts(self.summary["task"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.path / 'summary.json'} is broken: its task is none") from error
+
+    def head(self, name: str | None = None) -> Head:
+        """The head of that name; where there is one head, it needs no name. Raises `UserError`."""
+        heads = {head.name: head for head in self.task.heads}
+        if name is None and len(heads) == 1:
+            return self.task.heads[0]
+        if name not in heads:
+            raise UserError(
+                f"name a head: {', '.join(heads)}"
+                if name is None
+                else f"there is no head '{name}'{did_you_mean(name, heads)}"
+            )
+        return heads[name]
+
     def datamodule(self, stage: str | None = None) -> ImageDataModule:
         """The run's data set, with the splits of a stage ("fit", "test") or all. Raises `UserError` where the
         configuration names code that is not trusted."""
         check_trusted(self.config.data, self.path / "config.yaml")
         return build_datamodule(self.config, stage)
+
+    @cached_property
+    def test_split(self) -> BatchedDataset:
+        """The images that it was tested on."""
+        return self.datamodule("test").splits["test"]
 
     def weights(self) -> dict[str, Tensor]:
         """The best weights of the run's network, {name: tensor}."""
@@ -117,13 +188,111 @@ class Run:
         prefix = "net."
         return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
-    def net(self, datamodule: ImageDataModule) -> MultiHeadNet:
-        """The run's network with its best weights, in evaluation mode."""
+    @cached_property
+    def net(self) -> MultiHeadNet:
+        """The run's network with its best weights, in evaluation mode. It needs no data set."""
         check_trusted(self.config.net, self.path / "config.yaml")
-        net = build_net(self.config, datamodule)
+        net = build_net(self.config, self.task.image_shape, self.task.heads)
         with refused(str(self.checkpoint("best"))):
             net.load_state_dict(self.weights())
         return net.eval()
+
+    @cached_property
+    def ood_detector(self) -> OODDetector | None:
+        """Says how unlike the training images an image is; None for a run that kept nothing of them, as those of
+        version 0.1 and 0.2."""
+        path = checkpoint_path(self.path, OOD)
+        if not path.is_file():
+            return None
+        with refused(str(path)):
+            return OODDetector.from_state(load_checkpoint(path)["state_dict"])
+
+    # --- What it says, and why: `images` are files, folders and patterns, PIL images, arrays, tensors, one or many,
+    # of any size and mode (see `data.outside`), or what `examples` gives.
+
+    def inputs(self, images: Any) -> Inputs:
+        """Images from outside as the run's data set has them, with notes on what was done to each. Raises `UserError`
+        where one cannot be read."""
+        if isinstance(images, Inputs):
+            return images
+        return from_outside(images, self.task.image_shape, self.task.expects)
+
+    def examples(self, count: int = 6) -> Inputs:
+        """`count` test images that differ most in their classes, with their true classes; the first is the mistake
+        that the network is surest of, where it makes one."""
+        return from_split(self.test_split, pick(self.net, self.datamodule("test").heads, self.test_split, count))
+
+    def predict(self, images: Any) -> Prediction:
+        """What the network says to images: every head's probabilities, and how unlike the training images each is."""
+        from cnnlab.prediction import predict
+
+        return predict(self.net, self.task.heads, self.inputs(images), self.ood_detector)
+
+    def attribute(
+        self,
+        images: Any,
+        head: str | None = None,
+        method: str | Method = "grad_cam",
+        target: str | int | Tensor = "predicted",
+        **settings: Any,
+    ) -> Attribution:
+        """Where in images the evidence of a head for a class lies.
+
+        `method` is a name in `conf/method/`, with its `settings`, or a function (net, images, targets) -> maps.
+        `target` is "predicted", "true" (for images of the test split), the name of a class, its number, or numbers
+        int64 (N,).
+        """
+        from cnnlab.explain.attribution import attribute
+
+        asked, inputs = self.head(head), self.inputs(images)
+        if target == "true" and isinstance(target, str):
+            if inputs.truth is None:
+                raise UserError("target='true': the true class of an image from outside is not known")
+            target = inputs.truth[asked.name]
+        elif isinstance(target, str) and target != "predicted":
+            number = asked.number(target)
+            if number is None:
+                hint = did_you_mean(target, ["predicted", "true", *asked.classes])
+                raise UserError(f"there is no target '{target}'{hint}")
+            target = number
+        name, function = named_method(method, **settings)
+        with refused(f"method.{name}"):
+            return attribute(self.net, inputs.images, target, function, asked.name, asked.classes, name)
+
+    def activations(self, images: Any, layer: str) -> Activations:
+        """What each channel of a layer answers to images; which never answer is judged on 500 test images."""
+        from cnnlab.explain.activations import activations
+
+        inputs, count = self.inputs(images), min(SAMPLE, len(self.test_split))
+        sample = self.test_split.inputs(torch.arange(count))
+        return activations(self.net, [layer], inputs.images, sample, inputs.names)[0]
+
+    def maximise(self, name: str, channels: Sequence[int] | None = None, **settings: Any) -> Maximization:
+        """The inputs that maximise the classes of a head, or channels of a layer (the first 64 where none are named),
+        by gradient ascent; `settings` are those of `AscentConfig`."""
+        from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
+
+        with refused("maximise"):
+            ascent = AscentConfig(**settings)
+        shape, heads = self.task.image_shape, {head.name: head for head in self.task.heads}
+        if name in heads:
+            return maximize_classes(self.net, heads[name], shape, ascent)
+        numbers = None if channels is None else torch.tensor(list(channels), dtype=torch.int64)
+        return maximize_channels(self.net, name, numbers, shape, ascent)
+
+    def score(self, methods: Any = ("grad_cam",), images: int = 1000) -> Scores:
+        """How right heatmaps are, on `images` test images: against the true pixels where the data set has them, else by
+        insertion and deletion. `methods` are names, functions, or {name: function}."""
+        from cnnlab.explain.evaluation_report import score
+
+        return score(self, named_methods(methods), images)
+
+    def layers(self) -> list[str]:
+        """The names of its layers, in the order of the network."""
+        return list(leaf_modules(self.net))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
 
 
 def _text(file: Path) -> str:
@@ -141,38 +310,6 @@ def title(config: Mapping[str, Any]) -> str:
     """What a run is called: its experiment and its data set."""
     options = config.get("options") or {}
     return f"{config['experiment']} on {options['data']}" if "data" in options else str(config["experiment"])
-
-
-def check_trusted(config: Any, file: Path) -> None:
-    """Raise `UserError` where a configuration from outside would run code that cnnlab's own files do not name, or
-    asks for what only this machine knows. CNNLAB_TRUST=<package>,... names packages whose own classes and
-    functions may run."""
-    node = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    if isinstance(node, str) and "${" in node:
-        raise UserError(f"{file} holds the interpolation {node}; a run's configuration is written without any")
-    if isinstance(node, dict | list):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            if key == "_target_" and str(value) not in shipped_targets() and not _trusted_by_user(str(value)):
-                package = str(value).partition(".")[0]
-                raise UserError(f"{file} would run {value}; if you trust it, set CNNLAB_TRUST={package}")
-            check_trusted(value, file)
-
-
-@cache
-def shipped_targets() -> frozenset[str]:
-    """Every `_target_` that the files in `conf/` name."""
-    texts = [path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml")]
-    return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text))
-
-
-def _trusted_by_user(target: str) -> bool:
-    """Whether CNNLAB_TRUST names the package that the target's object is of, however it is spelt."""
-    packages = [name for name in os.environ.get("CNNLAB_TRUST", "").split(",") if name]
-    if target.partition(".")[0] not in packages:
-        return False
-    with refused(target):
-        module = str(getattr(get_object(target), "__module__", ""))
-    return module.partition(".")[0] in packages
 
 
 def load_initial_weights(classifier: Classifier, base: Run) -> None:
@@ -204,28 +341,6 @@ def newest(outputs: Path) -> Run:
 def open_run(path: str | None) -> Run:
     """The run folder at `path`, or the newest finished one in `outputs/` where it is None."""
     return Run(path) if path else newest(Path("outputs"))
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that a result depends on."""
-    found = {"cnnlab": __version__}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def commit() -> str | None:
-    """The git commit of this checkout, with "-dirty" where it was edited; None for an installed wheel."""
-    package = Path(__file__).parent
-    if not (package.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _today(config: DictConfig) -> DictConfig:

@@ -95,9 +95,9 @@ def attempt(key: str, value: str) -> str:
 
 
 def _settings_of(name: str) -> list[tuple[str, str]]:
-    """(command, setting) of every setting of explain, score or compare."""
+    """(command, setting) of every setting of a command that looks at a run, and one that it does not have."""
     config = OmegaConf.load(CONF / f"{name}.yaml")
-    keys = [str(key) for key in config if key not in ("defaults", "hydra", "run", "runs", "out")]
+    keys = [str(key) for key in config if key not in ("defaults", "hydra", "run", "runs", "out")] + ["seed"]
     if name == "explain":
         keys += ["ascent", *(f"ascent.{key}" for key in OmegaConf.load(CONF / "ascent" / "smooth.yaml"))]
     if name in ("explain", "score"):
@@ -109,6 +109,8 @@ LOOKING: dict[str, tuple[str, ...]] = {
     "explain": ("ascent.steps=1", "indices=[0]", "layers=[stem.conv]"),
     "score": ("images=2", "method=[grad_cam]"),
     "compare": (),
+    "predict": (),
+    "export": (),
 }
 
 
@@ -184,6 +186,8 @@ def _kept(config: Any, key: str, value: str) -> bool:
     place = f"options.{key}" if key in GROUPS else key
     wanted = OmegaConf.select(OmegaConf.merge(config, {"said": said}), "said")  # ${seed} resolved
     found = OmegaConf.select(config, place)
+    if key in GROUPS and wanted == []:  # none of that group
+        return not config.get(key)
     return bool(found == wanted or (found != found and wanted != wanted))  # nan is not itself
 
 

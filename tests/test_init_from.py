@@ -37,7 +37,7 @@ def test_the_other_heads_answer_red_and_blue_lines_as_before_to_the_bit(base: Pa
     runs = [Run(base), Run(with_green)]
     red_and_blue = runs[0].datamodule().splits["test"].images(torch.arange(288)).float() / 255
     with torch.no_grad():
-        before, after = (run.net(run.datamodule())(red_and_blue) for run in runs)
+        before, after = (run.net(red_and_blue) for run in runs)
     for head in ("length", "width", "angle"):
         assert torch.equal(before[head], after[head])
 
@@ -47,7 +47,7 @@ def test_a_hue_blind_network_sees_a_green_line_as_a_red_one(base: Path, with_gre
     red = run.datamodule().splits["test"].images(torch.arange(0, 432, 3)).float() / 255
     green = red[:, [1, 0, 2]]
     with torch.no_grad():
-        net = run.net(run.datamodule())
+        net = run.net
         answers = net(red), net(green)
     for head in ("length", "width", "angle"):
         same = torch.equal(answers[0][head], answers[1][head])

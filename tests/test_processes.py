@@ -53,7 +53,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_every_image_is_counted_once(two: tuple[Path, str]) -> None:
     run = Run(two[0])
     data = run.datamodule()
-    net = run.net(data)
+    net = run.net
     best = read_csv(run.path / "metrics.csv")[run.summary["best_epoch"] - 1]
     for stage, counted in (("val", best), ("test", None)):
         split = data.splits[stage]

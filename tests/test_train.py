@@ -49,7 +49,7 @@ def test_the_run_folder_holds_what_it_promises(lines_run: Path) -> None:
     figures = {"samples", "curves", "f_scores", "mistakes", "by_class", *(f"confusion_{head}" for head in heads)}
     assert names == {
         "config.yaml", "summary.json", "metrics.csv", "model.txt", "log.txt", "classes.csv", "report.html",
-        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt", "checkpoints/ood.ckpt", "checkpoints/last.ckpt",
         *(f"confusion_{head}.csv" for head in heads),
         *(f"figures/{name}.png" for name in figures),
     }  # fmt: skip
@@ -101,7 +101,7 @@ def test_the_page_carries_everything_and_asks_for_nothing(lines_run: Path) -> No
 def test_a_run_can_be_rebuilt_from_its_folder(lines_run: Path) -> None:
     run = Run(lines_run)
     data = run.datamodule()
-    net = run.net(data)
+    net = run.net
     images, targets = data.splits["test"][torch.arange(288)]
     with torch.no_grad():
         logits = net(images)

@@ -86,6 +86,14 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         return load_checkpoint(Path(path))
 
 
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors by name, as `load_checkpoint` reads them, in one step."""
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": tensors}, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content: plain tensors and numbers, never code. Raises `UserError` where it is torn,
     edited, or not a checkpoint."""

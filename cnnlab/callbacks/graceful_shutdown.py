@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,11 @@ class Interrupted(SystemExit):
         super().__init__(128 + number if is_main_process() else 0)
 
 
+def in_main_thread() -> bool:
+    """Whether this is the thread that signals reach; no other may say what is done with them."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within, SIGINT and SIGTERM raise `Interrupted` at once, but in the processes that follow the main one, which
@@ -34,7 +40,7 @@ def interruptible() -> Iterator[None]:
         if is_main_process():
             raise Interrupted(number)
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS if in_main_thread()}
     try:
         yield
     finally:
@@ -54,7 +60,7 @@ class GracefulShutdown(L.Callback):
         self.received: int | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in SIGNALS:
+        for number in SIGNALS if in_main_thread() else ():
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.data.datamodule import ImageDataModule, sample_indices
 from cnnlab.errors import UserError
-from cnnlab.explain.evaluation import evenly_spaced, grad_cam_rank_accuracy, predict
+from cnnlab.explain.evaluation import grad_cam_rank_accuracy, predict
 
 
 class GradCamMonitor(L.Callback):
@@ -26,7 +26,7 @@ class GradCamMonitor(L.Callback):
             raise UserError("callbacks.grad_cam_monitor needs a data module of cnnlab, which knows true pixels")
         self.stage = "val" if datamodule.has_validation else "train"
         split = datamodule.splits[self.stage]
-        rows = evenly_spaced(len(split), self.images)
+        rows = sample_indices(len(split), self.images)
         self.inputs = split.inputs(rows)
         self.truths = {head: split.truths(rows, head).get("counterfactual") for head in datamodule.heads}
         if any(mask is None for mask in self.truths.values()):

@@ -26,6 +26,14 @@ def stream_seed(seed: int, place: int) -> int:
     return seed * 1_000_003 + place
 
 
+def sample_indices(size: int, count: int) -> Tensor:
+    """`count` different numbers of 0..size-1, int64 (count,), in rising order: always the same ones, drawn at random,
+    as classes often come in turns and equal steps would meet the same few. `UserError` where there are not so many."""
+    if not 1 <= count <= size:
+        raise UserError(f"{count} images are not to be had: the split holds {size}")
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:count].sort().values
+
+
 class BatchedDataset(Dataset[Batch]):
     """One split: image i and its targets are a function of i alone, and come in whole batches."""
 

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from cnnlab.errors import UserError
 from cnnlab.explain.network import HeadWrapper, frozen_copy, output_of
-from cnnlab.explain.result import Result
 from cnnlab.models.heads import Head
+from cnnlab.result import Result
 
 if TYPE_CHECKING:
     from cnnlab.plots import Figure
+
+
+MOST = 64  # channels of a layer that are maximised where none are named
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,16 @@ class Maximization(Result):
 
 
 def maximize_channels(
-    net: nn.Module, layer: str, channels: Tensor, image_shape: Sequence[int], ascent: AscentConfig
+    net: nn.Module, layer: str, channels: Tensor | None, image_shape: Sequence[int], ascent: AscentConfig
 ) -> Maximization:
-    """For each of `channels` int64 (K,) of a layer the input (C, H, W) that maximises its mean activation over
-    all places, all in one batch. Raises `UserError` for a layer that is not there."""
+    """For each of `channels` int64 (K,) of a layer (its first 64 where that is None) the input (C, H, W) that maximises
+    its mean activation over all places, all in one batch. Raises `UserError` for what is not there."""
     net = frozen_copy(net)
+    with torch.no_grad():
+        count = output_of(net, layer, torch.zeros(1, *image_shape)).shape[1]
+    channels = torch.arange(min(count, MOST)) if channels is None else channels
+    if not len(channels) or not ((channels >= 0) & (channels < count)).all():
+        raise UserError(f"channels={channels.tolist()}: layer '{layer}' has 0..{count - 1}")
 
     def value(images: Tensor) -> Tensor:
         output = output_of(net, layer, images)

@@ -11,7 +11,7 @@ from captum.attr import LayerActivation
 from torch import Tensor, nn
 
 from cnnlab.explain.network import frozen_copy, layer_named
-from cnnlab.explain.result import Result
+from cnnlab.result import Result
 
 if TYPE_CHECKING:
     from cnnlab.plots import Figure

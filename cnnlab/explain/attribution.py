@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.errors import UserError
 from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, layer_named, receptive_fields
-from cnnlab.explain.result import Result
+from cnnlab.result import Result
 
 if TYPE_CHECKING:
     from cnnlab.plots import Figure
@@ -81,22 +81,24 @@ class Attribution(Result):
 def attribute(
     net: nn.Module,
     images: Tensor,
-    targets: Tensor,
+    target: Tensor | int | str,
     method: Method,
     head: str | int | None = None,
     classes: Sequence[str] | None = None,
     name: str | None = None,
 ) -> Attribution:
-    """The evidence for class `targets` int64 (N,) of a head in `images` float32 (N, C, H, W) in [0, 1].
+    """The evidence for a class of a head in `images` float32 (N, C, H, W) in [0, 1]. `target` is the class: one number,
+    numbers int64 (N,), or "predicted".
 
     Any network that answers a tensor of scores, or a dict or tuple of them, of which `head` is the key or the place. It
     is left as it was. The result of an image does not depend on the others. Raises `UserError` for maps of another
     shape than (N, H, W).
     """
     wrapper = HeadWrapper(frozen_copy(net), head)
+    targets = _targets(wrapper, images, target)
     maps, layer_maps = [], []
-    for batch, target in zip(images.split(BATCH), targets.split(BATCH), strict=True):
-        found = method(wrapper, batch, target)
+    for batch, wanted in zip(images.split(BATCH), targets.split(BATCH), strict=True):
+        found = method(wrapper, batch, wanted)
         if isinstance(found, LayerMap):
             layer_maps.append(found)
             found = to_image(found, wrapper, batch)
@@ -106,6 +108,23 @@ def attribute(
     layer_map = LayerMap(layer_maps[0].layer, torch.cat([part.values for part in layer_maps])) if layer_maps else None
     name = name or str(getattr(method, "__name__", "method"))
     return Attribution(torch.cat(maps), images, targets, name, head, classes, layer_map)
+
+
+def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Tensor:
+    """The classes int64 (N,) that `target` says. Raises `UserError` for one that the head does not have."""
+    if images.ndim != 4 or not len(images):
+        raise UserError(f"images of {tuple(images.shape)} are not (N, C, H, W)")
+    if isinstance(target, str):
+        if target != "predicted":
+            raise UserError(f"target='{target}' is neither 'predicted' nor the number of a class")
+        with torch.no_grad():
+            return torch.cat([net(batch).argmax(dim=1) for batch in images.split(BATCH)])
+    with torch.no_grad():
+        count = net(images[:1]).shape[1]
+    targets = torch.as_tensor(target, dtype=torch.int64).expand(len(images))
+    if not ((targets >= 0) & (targets < count)).all():
+        raise UserError(f"target={target}: the classes are 0..{count - 1}")
+    return targets
 
 
 def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:

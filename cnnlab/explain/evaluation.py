@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.errors import UserError
 from cnnlab.explain.attribution import BATCH, Method, attribute, grad_cam
 from cnnlab.explain.attribution_metrics import (
     METRICS,
@@ -54,13 +53,6 @@ class Sample:
     images: Tensor
     targets: dict[str, Tensor]
     truths: dict[str, dict[str, Tensor]]
-
-
-def evenly_spaced(size: int, count: int) -> Tensor:
-    """`count` numbers, int64 (count,), spread evenly over 0..size-1. `UserError` where there are not so many."""
-    if not 1 <= count <= size:
-        raise UserError(f"{count} images are not to be had: the split holds {size}")
-    return torch.arange(count) * size // count
 
 
 def predict(net: nn.Module, heads: Sequence[Head], images: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,71 @@ from rich.console import Console
 
 from cnnlab import plots
 from cnnlab.build import build_methods, refused
-from cnnlab.data.datamodule import ImageDataModule
+from cnnlab.data.datamodule import sample_indices
 from cnnlab.explain.attribution import Method
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
-from cnnlab.explain.evaluation import BASELINES, AttributionScore, Sample, evaluate, evenly_spaced, insertion_deletion
+from cnnlab.explain.evaluation import BASELINES, AttributionScore, Sample, evaluate, insertion_deletion
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
 from cnnlab.log import as_table, say
+from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
-from cnnlab.runs import Run, open_run, versions
+from cnnlab.provenance import versions
+from cnnlab.result import Result
+from cnnlab.runs import Run, open_run
 
 Rows = list[list[str]]
 
 NO_TRUTH = "this data set has no true pixels: heatmaps are graded by insertion and deletion curves instead"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Result):
+    """How right the heatmaps of a network are: `scores`, one for each head, method, truth and metric; where the data
+    set has no true pixels, `curves` {insertion and deletion: {method: float (steps + 1,)}}, the mean probability of
+    the predicted class."""
+
+    scores: Sequence[AttributionScore]
+    heads: Sequence[str]
+    methods: Sequence[str]
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, Rows]:
+        """{title: rows, the header first}, to be read."""
+        if self.curves:
+            return {"Mean probability over the curve": _pivot(self.scores, ("insertion", "deletion"))}
+        return _tables(self.scores)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [score.row() for score in self.scores]
+
+    def plot(self) -> plots.Figure:
+        """Every metric with its interval, against the baselines; or the curves."""
+        if self.curves:
+            return plots.shares(self.curves, "share of pixels", "probability of the predicted class")
+        return _truth_figure(self.scores, self.heads, self.methods)
+
+    def __repr__(self) -> str:
+        title, lines = next(iter(self.tables().items()))  # without the intervals
+        return f"{title}\n{as_table([[cell.partition(' [')[0] for cell in line] for line in lines], left=2)}"
+
+
+def score(
+    run: Run, methods: Mapping[str, Method], images: int = 1000, progress: Callable[[str], None] = lambda _: None
+) -> Scores:
+    """The heatmaps of `methods` graded on `images` test images of a run, spread over the whole split."""
+    datamodule = run.datamodule("test")
+    split, heads = datamodule.splits["test"], datamodule.heads
+    rows = sample_indices(len(split), images)
+    truths = {head.name: split.truths(rows, head) for head in heads}
+    sample = Sample(split.inputs(rows), split.targets(rows), truths)
+    names = [head.name for head in heads]
+    with refused("method"):
+        if all(truths.values()):
+            return Scores(evaluate(run.net, heads, methods, sample, progress), names, list(methods))
+        say(NO_TRUTH)
+        return Scores(*_without_truth(run.net, heads, methods, sample, progress))
 
 
 def score_run(cfg: DictConfig) -> Path:
@@ -36,76 +88,59 @@ def score_run(cfg: DictConfig) -> Path:
     disable_malloc_trim()
     run = open_run(cfg.run)
     methods = build_methods(cfg.method)
-    datamodule = run.datamodule("test")
-    split, heads = datamodule.splits["test"], datamodule.heads
-    rows = evenly_spaced(len(split), cfg.images)
-    truths = {head.name: split.truths(rows, head) for head in heads}
-    sample = Sample(split.inputs(rows), split.targets(rows), truths)
-    net = run.net(datamodule)
-    with Console().status("") as status, refused("method"):
-        if all(truths.values()):
-            scores = evaluate(net, heads, methods, sample, status.update)
-            tables, figure = _tables(scores), _truth_figure(scores, datamodule, list(methods))
-        else:
-            say(NO_TRUTH)
-            scores, figure = _without_truth(net, datamodule, methods, sample, status.update)
-            tables = {"Mean probability over the curve": _pivot(scores, ("insertion", "deletion"))}
+    with Console().status("") as status:
+        scores = score(run, methods, cfg.images, status.update)
     folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else run.path / "score")
-    write_atomically(folder / "scores.csv", to_csv([score.row() for score in scores]))
-    plots.save(figure, folder / "scores.png")
-    _write_page(folder, run, cfg, tables, {"images": cfg.images, "test_images": len(split)})
-    title, lines = next(iter(tables.items()))  # without the intervals, which stand on the page
-    say(f"{title}\n{as_table([[cell.partition(' [')[0] for cell in line] for line in lines], left=2)}")
+    write_atomically(folder / "scores.csv", to_csv(scores.rows()))
+    plots.save(scores.plot(), folder / "scores.png")
+    settings = OmegaConf.to_container(cfg)
+    names = {"run": str(run.path), "title": run.title}
+    counts = {"images": cfg.images, "test_images": len(run.test_split)}
+    manifest = {**names, **counts, "settings": settings, "versions": versions()}
+    html = render("score.html", manifest=manifest, tables=scores.tables(), picture=folder / "scores.png")
+    write_atomically(folder / "index.html", html)
+    write_json(folder / "manifest.json", manifest)
+    say(str(scores))
     say(f"page  {folder / 'index.html'}")
     return folder / "index.html"
 
 
-def _write_page(folder: Path, run: Run, cfg: DictConfig, tables: dict[str, Rows], counts: dict[str, int]) -> None:
-    """`index.html`, and `manifest.json` last."""
-    settings = OmegaConf.to_container(cfg)
-    names = {"run": str(run.path), "title": run.title}
-    manifest = {**names, **counts, "settings": settings, "versions": versions()}
-    html = render("score.html", manifest=manifest, tables=tables, picture=folder / "scores.png")
-    write_atomically(folder / "index.html", html)
-    write_json(folder / "manifest.json", manifest)
-
-
 def _without_truth(
     net: MultiHeadNet,
-    data: ImageDataModule,
+    heads: Sequence[Head],
     methods: Mapping[str, Method],
     sample: Sample,
     progress: Callable[[str], None],
-) -> tuple[list[AttributionScore], plots.Figure]:
-    """Insertion and deletion: the mean probability over the curve, and the curves as a picture."""
+) -> tuple[list[AttributionScore], list[str], list[str], dict[str, dict[str, Any]]]:
+    """Insertion and deletion, as `Scores` takes them."""
     scores: list[AttributionScore] = []
     drawn: dict[str, dict[str, Any]] = {"insertion": {}, "deletion": {}}
-    for head in data.heads:
+    for head in heads:
         for name, method in methods.items():
             progress(f"{head.name}: {name.replace('_', ' ')}")
             for kind, curves in insertion_deletion(net, head, method, sample.images).items():
                 area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
                 scores.append(AttributionScore(head.name, name, "none", kind, "all", *bootstrap_ci(area)))
                 drawn[kind][name.replace("_", " ")] = curves.mean(dim=0).numpy()
-    return scores, plots.shares(drawn, "share of pixels", "probability of the predicted class")
+    return scores, [head.name for head in heads], list(methods), drawn
 
 
-def _truth_figure(scores: list[AttributionScore], data: ImageDataModule, methods: list[str]) -> plots.Figure:
+def _truth_figure(scores: Sequence[AttributionScore], heads: Sequence[str], methods: Sequence[str]) -> plots.Figure:
     panels: dict[tuple[str, str], dict[str, dict[str, tuple[float, float, float]]]] = {}
     for metric in METRICS:
-        for head in data.heads:
+        for head in heads:
             rows: dict[str, dict[str, tuple[float, float, float]]] = {}
             for method in (*methods, *BASELINES):
                 rows[method.replace("_", " ")] = {
                     found.truth: (found.mean, found.low, found.high)
                     for found in scores
-                    if (found.head, found.method, found.metric, found.predictions) == (head.name, method, metric, "all")
+                    if (found.head, found.method, found.metric, found.predictions) == (head, method, metric, "all")
                 }
-            panels[metric, head.name] = rows
+            panels[metric, head] = rows
     return plots.intervals(panels)
 
 
-def _tables(scores: list[AttributionScore]) -> dict[str, Rows]:
+def _tables(scores: Sequence[AttributionScore]) -> dict[str, Rows]:
     """{title: rows, the header first} for the console and the page."""
     tables = {}
     for truth in ("counterfactual", "line"):
@@ -123,7 +158,7 @@ def _tables(scores: list[AttributionScore]) -> dict[str, Rows]:
     return tables
 
 
-def _pivot(scores: list[AttributionScore], columns: tuple[str, ...]) -> Rows:
+def _pivot(scores: Sequence[AttributionScore], columns: tuple[str, ...]) -> Rows:
     """A row for each head and method, a column for each metric."""
     rows: Rows = [["head", "method", *columns, "n"]]
     heads = list(dict.fromkeys(g.head for g in scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,24 @@ from torch import Tensor, nn
 from cnnlab import plots
 from cnnlab.build import build_methods, refused
 from cnnlab.cli import as_list
-from cnnlab.data.datamodule import ImageDataModule
 from cnnlab.data.outside import image_files
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain import explanation_page
 from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
 from cnnlab.explain.activations import activations
 from cnnlab.explain.attribution import attribute
-from cnnlab.explain.inputs import Inputs, from_outside, from_split, pick
+from cnnlab.explain.inputs import Inputs, from_split, pick
 from cnnlab.explain.network import HeadWrapper, frozen_copy, layer_named, leaf_modules, path_to_head
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
 from cnnlab.io import new_folder, write_atomically, write_json
 from cnnlab.log import say
 from cnnlab.models.heads import Head
-from cnnlab.models.networks import MultiHeadNet
-from cnnlab.runs import Run, open_run, versions
+from cnnlab.prediction import unlike
+from cnnlab.provenance import versions
+from cnnlab.runs import SAMPLE, Run, open_run
 
 PICKED = 6  # images explained where none is asked for
-SAMPLE = 500  # test images on which dead and saturated channels are judged
 SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
 
 
@@ -45,28 +45,28 @@ def explain_run(cfg: DictConfig) -> Path:
     """
     disable_malloc_trim()
     run = open_run(cfg.run)
-    datamodule = run.datamodule("test")
-    return Explanation(cfg, run, datamodule, run.net(datamodule)).write()
+    return Explanation(cfg, run).write()
 
 
 class Explanation:
     """An explanation while it is made."""
 
-    def __init__(self, cfg: DictConfig, run: Run, data: ImageDataModule, net: MultiHeadNet) -> None:
-        self.cfg, self.run, self.data, self.net = cfg, run, data, net
+    def __init__(self, cfg: DictConfig, run: Run) -> None:
+        self.cfg, self.run, self.data, self.net = cfg, run, run.datamodule("test"), run.net
         self.heads = self._heads()
         self.methods = build_methods(cfg.method)
         with refused("ascent"):
             self.ascent = AscentConfig(**OmegaConf.to_container(cfg.ascent))  # type: ignore[arg-type]
         self.inputs = self._inputs()
-        self.images = self.inputs.images.float() / 255
+        self.images = self.inputs.images
+        self.pixels = (self.images * 255).round().to(torch.uint8)
         self.layers = self._layers()
-        self.first_convolution = _first_convolution(net)
+        self.first_convolution = _first_convolution(self.net)
         with torch.no_grad():
-            logits = frozen_copy(net)(self.images)
-        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in data.heads}
+            logits = frozen_copy(self.net)(self.images)
+        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in self.data.heads}
         self.targets = self._targets()
-        self.raw: dict[str, Tensor] = {"images": self.inputs.images}
+        self.raw: dict[str, Tensor] = {"images": self.pixels}
 
     def _heads(self) -> list[Head]:
         every = {head.name: head for head in self.data.heads}
@@ -94,7 +94,7 @@ class Explanation:
         if self.cfg.image is not None:
             if self.cfg.indices is not None:
                 raise UserError("give image or indices, not both")
-            return from_outside(image_files(as_list(self.cfg.image)), self.data.image_shape, self.data.expects)
+            return self._from_outside()
         if self.cfg.indices is None:
             return from_split(split, pick(self.net, self.data.heads, split, PICKED))
         indices = self.cfg.indices if isinstance(self.cfg.indices, ListConfig) else [self.cfg.indices]
@@ -102,13 +102,22 @@ class Explanation:
             raise UserError(f"indices={self.cfg.indices} are not whole numbers")
         return from_split(split, list(indices))
 
+    def _from_outside(self) -> Inputs:
+        """Images of the user's own; a note says which are unlike the training images."""
+        inputs = self.run.inputs(image_files(as_list(self.cfg.image)))
+        if self.run.ood_detector is None:
+            return inputs
+        scores = self.run.ood_detector.scores(self.net, inputs.images).tolist()
+        notes = [[*own, *([unlike(s)] if s > 1 else [])] for own, s in zip(inputs.notes, scores, strict=True)]
+        return replace(inputs, notes=notes)
+
     def _targets(self) -> list[tuple[Head, str, Tensor]]:
         """(head, word, class of each image int64 (N,)) for every head and each of `targets` that it knows."""
         found = []
         if not as_list(self.cfg.targets):
             raise UserError("targets=[]: name at least one, like targets=[predicted]")
         for word in as_list(self.cfg.targets):
-            places = {head.name: _place(head, word) for head in self.heads}
+            places = {head.name: head.number(word) for head in self.heads}
             common = word in ("predicted", "true")
             knowing = [head for head in self.heads if common or places[head.name] is not None]
             if not knowing:
@@ -176,7 +185,7 @@ class Explanation:
         shown = []
         for i, name in enumerate(self.inputs.names):
             picture = folder / f"heatmaps_{i + 1}.png"
-            image = self.inputs.images[i].numpy()
+            image = self.pixels[i].numpy()
             plots.save(explanation_page.heatmap_figure(image, i, self.heads, self.probabilities, heatmaps), picture)
             answers = explanation_page.answers(self.data.heads, i, self.probabilities, self.inputs.truth)
             notes = self.inputs.notes[i] if self.inputs.notes else []
@@ -221,9 +230,3 @@ def _first_convolution(net: nn.Module) -> tuple[str, Tensor]:
         if isinstance(layer, nn.Conv2d):
             return name, layer.weight.detach()
     raise UserError("the network has no convolution")
-
-
-def _place(head: Head, word: str) -> int | None:
-    """The number of the class of that name; Hydra's command line cannot read a °, so it may be left out."""
-    names = [name.rstrip("°") for name in head.classes]
-    return names.index(word.rstrip("°")) if word.rstrip("°") in names else None

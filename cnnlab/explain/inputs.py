@@ -20,8 +20,8 @@ from cnnlab.models.heads import Head
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images uint8 (N, C, H, W), a name for each, {head: true class int64 (N,)} where it is known, and
-    notes on what was done to an image from outside."""
+    """Images float32 (N, C, H, W) in [0, 1], a name for each, {head: true class int64 (N,)} where it is known, and
+    notes on what was done to each image from outside."""
 
     images: Tensor
     names: list[str]
@@ -35,7 +35,7 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
     if beyond:
         raise UserError(f"indices: {beyond[0]} is not in 0..{len(split) - 1}, the test split")
     rows = torch.tensor(indices)
-    return Inputs(split.images(rows), [f"test image {index}" for index in indices], split.targets(rows))
+    return Inputs(split.inputs(rows), [f"test image {index}" for index in indices], split.targets(rows))
 
 
 def pick(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int) -> list[int]:
@@ -91,10 +91,43 @@ def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: BatchedDatas
     return found[1] if found else None
 
 
-def from_outside(given: Any, image_shape: Sequence[int], expects: str = "image") -> Inputs:
+def from_outside(
+    given: Any, image_shape: Sequence[int], expects: str = "image", unreadable: dict[str, str] | None = None
+) -> Inputs:
     """One or many images from outside, each as `data.outside.read_image` takes it, brought to `image_shape` (C, H, W).
-    Raises `UserError` where there is none."""
-    sources = images_of(given)
-    read = [read_image(source, image_shape, expects) for source in sources]
-    names = [source.name if isinstance(source, Path) else f"image {i}" for i, source in enumerate(sources)]
-    return Inputs(torch.stack([image for image, _ in read]), names, None, [notes for _, notes in read])
+    A tensor of floats that has this shape already is taken as it is.
+
+    Raises `UserError` where there is none, or one cannot be read; with `unreadable`, {name: why} of those that cannot
+    is put there, and the others go on.
+    """
+    images, names, notes = [], [], []
+    for number, source in enumerate(images_of(given)):
+        name = str(source) if isinstance(source, Path) else f"image {number}"
+        try:
+            image, done = _read(source, image_shape, expects)
+        except UserError as error:
+            if unreadable is None:
+                raise
+            unreadable[name] = str(error)
+            continue
+        images.append(image)
+        names.append(name)
+        notes.append(done)
+    if not images:
+        raise UserError(next(iter((unreadable or {}).values()), "there is no image"))
+    return Inputs(torch.stack(images), _shortest(names), None, notes)
+
+
+def _read(source: Any, image_shape: Sequence[int], expects: str) -> tuple[Tensor, list[str]]:
+    if isinstance(source, Tensor) and source.is_floating_point() and tuple(source.shape) == tuple(image_shape):
+        if not (torch.isfinite(source).all() and 0 <= source.min() <= source.max() <= 1):
+            raise UserError("an image is uint8 in [0, 255] or float in [0, 1]")
+        return source.detach().float().cpu(), []
+    image, notes = read_image(source, image_shape, expects)
+    return image.float() / 255, notes
+
+
+def _shortest(names: list[str]) -> list[str]:
+    """The names of files without their folders, where they are still told apart."""
+    short = [Path(name).name for name in names]
+    return short if len(set(short)) == len(names) else names

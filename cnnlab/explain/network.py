@@ -39,6 +39,8 @@ class HeadWrapper(nn.Module):
         if isinstance(answers, Tensor):
             return answers
         parts: Any = answers if isinstance(answers, Mapping) else dict(enumerate(answers))
+        if self.head is None:
+            raise UserError(f"the network answers several heads: name one of its heads: {', '.join(map(str, parts))}")
         if self.head not in parts:
             raise UserError(f"there is no head '{self.head}'{did_you_mean(str(self.head), map(str, parts))}")
         logits: Tensor = parts[self.head]

@@ -29,6 +29,12 @@ class Head:
         """Number of output units: 1 for two classes, else one a class."""
         return 1 if len(self.classes) == 2 else len(self.classes)
 
+    def number(self, name: str) -> int | None:
+        """The number of the class of that name, whose degree sign may be left out (Hydra's command line cannot read
+        it); None where there is none."""
+        names = [known.rstrip("°") for known in self.classes]
+        return names.index(name.rstrip("°")) if name.rstrip("°") in names else None
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats, a scalar: binary for one unit, categorical for more.
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cnnlab.callbacks.checkpoint import load_checkpoint
+from cnnlab.data.datamodule import sample_indices
 from cnnlab.explain.attribution import grad_cam
 from cnnlab.explain.attribution_metrics import bootstrap_ci, head_contrast, rank_correlation
-from cnnlab.explain.evaluation import Sample, evaluate, evenly_spaced, insertion_deletion, randomise
+from cnnlab.explain.evaluation import Sample, evaluate, insertion_deletion, randomise
 from cnnlab.models.networks import Branched
 from cnnlab.runs import Run
 from tests.conftest import HEADS, TINY_LINES, in_process, run_train
@@ -87,10 +88,10 @@ def test_looking_at_heatmaps_after_each_epoch(tmp_path: Path, digits: tuple[str,
     assert [row["val/loss"] for row in Run(plain).metrics] == [row["val/loss"] for row in rows]  # it changes nothing
     run = Run(folder)
     datamodule = run.datamodule()
-    net = run.net(datamodule)
+    net = run.net
     state = load_checkpoint(run.checkpoint("last"))["state_dict"]  # the network of the last row
     net.load_state_dict({key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")})
-    split, indices = datamodule.splits["val"], evenly_spaced(192, 24)
+    split, indices = datamodule.splits["val"], sample_indices(192, 24)
     truths = {head.name: split.truths(indices, head) for head in HEADS}
     sample = Sample(split.inputs(indices), split.targets(indices), truths)
     (own,) = (
