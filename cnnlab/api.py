@@ -21,10 +21,15 @@ __all__ = ["Run", "attribute", "load", "newest", "train"]
 
 
 def train(
-    experiment: str = "multihead", seed: int = 0, overrides: Iterable[str] = (), folder: Path | str | None = None
+    experiment: str = "multihead",
+    seed: int = 0,
+    overrides: Iterable[str] = (),
+    folder: Path | str | None = None,
+    config_dir: Path | str | None = None,
 ) -> Run:
     """Train and test a network, and return its run: `python -m cnnlab.train experiment=<experiment> seed=<seed>
-    <overrides>`. It is written to `folder`, or to a new one in `outputs/`.
+    <overrides>`. It is written to `folder`, or to a new one in `outputs/`; `config_dir` holds configuration files of
+    your own (`data/mine.yaml`, ...).
 
         run = cnnlab.train("multihead", seed=1, overrides=["net.dropout=0.25", "trainer.max_epochs=1"])
 
@@ -33,14 +38,14 @@ def train(
     from cnnlab.pipeline import train as train_composed
 
     words = [f"experiment={experiment}", f"seed={seed}", *overrides]
-    with composed("train", words, folder) as cfg:
+    with composed("train", words, folder, config_dir) as cfg:
         try:
             train_composed(cfg)
         except Interrupted as interrupted:
             if interrupted.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise
-        return Run(str(cfg.resume) if cfg.resume else HydraConfig.get().runtime.output_dir)
+        return Run(str(cfg.resume) if cfg.resume else HydraConfig.get().runtime.output_dir, trusted=True)
 
 
 def load(path: Path | str) -> Run:

@@ -90,13 +90,18 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
 
 
 @contextmanager
-def composed(config_name: str, words: Iterable[str], folder: Path | str | None = None) -> Iterator[DictConfig]:
+def composed(
+    config_name: str, words: Iterable[str], folder: Path | str | None = None, config_dir: Path | str | None = None
+) -> Iterator[DictConfig]:
     """Within, the configuration that `conf/<config_name>.yaml` and `words` compose, as `command` would hand it to its
-    task, with `folder` as the run folder where one is given. Hydra is left as it was.
+    task, with `folder` as the run folder where one is given, and the files in `config_dir` beside those of `conf`.
+    Hydra is left as it was.
 
     Raises `UserError` for a mistake in `words`; a run folder in which nothing was written goes away again.
     """
     words = _with_names(words)
+    if config_dir is not None:
+        words.append(f"hydra.searchpath=['file://{Path(config_dir).expanduser().resolve()}']")
     before = HydraConfig.instance().cfg
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -173,7 +178,8 @@ def _reference(config_name: str) -> DictConfig:
     choices = HydraConfig.get().runtime.choices
     groups = {group: option for group, option in choices.items() if "/" not in group and option is not None}
     without = ["~experiment"] if groups.pop("experiment", None) else []
-    return compose(config_name, [f"{group}={option}" for group, option in groups.items()] + without)
+    places = [word for word in HydraConfig.get().overrides.hydra if "hydra.searchpath" in word]
+    return compose(config_name, [f"{group}={option}" for group, option in groups.items()] + without + places)
 
 
 def _check(cfg: DictConfig, reference: DictConfig) -> None:

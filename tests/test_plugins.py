@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cnnlab
+from cnnlab.errors import UserError
 from cnnlab.runs import Run
 from tests.conftest import TINY_LINES, in_process, run_train
 
@@ -178,3 +180,14 @@ def test_images_of_32_x_32_in_colour_are_trained_on_and_explained(tmp_path: Path
         manifest = json.loads((folder / "explain" / "1" / "manifest.json").read_text())
         assert manifest["arrays"]["grad_cam/class/predicted"] == [2, 32, 32]
         assert manifest["arrays"]["filters/class"] == [4, 3, 32, 32]
+
+
+def test_all_of_it_from_python(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained here is trusted here."""
+    monkeypatch.syspath_prepend(str(mine))
+    run = cnnlab.train("squares", folder=tmp_path / "run", config_dir=mine / "conf")
+    examples = run.examples(3)
+    assert examples.truth is not None
+    assert run.predict(examples)["place"] == [("left", "middle", "right")[k] for k in examples.truth["place"].tolist()]
+    with pytest.raises(UserError, match="set CNNLAB_TRUST=squares"):
+        cnnlab.load(run.path).predict(examples)
