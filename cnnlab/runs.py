@@ -333,9 +333,9 @@ def load_initial_weights(classifier: Classifier, base: Run) -> None:
     classifier.net.load_state_dict({**state, **fitting})
 
 
-def newest(outputs: Path) -> Run:
+def newest(outputs: Path | str = "outputs") -> Run:
     """The run below `outputs` that finished last, but for those to debug. Raises `UserError` where there is none."""
-    files = sorted(outputs.rglob("summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted(Path(outputs).rglob("summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         with suppress(UserError):  # a broken one among others
             run = Run(file.parent)
@@ -346,7 +346,7 @@ def newest(outputs: Path) -> Run:
 
 def open_run(path: str | None) -> Run:
     """The run folder at `path`, or the newest finished one in `outputs/` where it is None."""
-    return Run(path) if path else newest(Path("outputs"))
+    return Run(path) if path else newest()
 
 
 def _today(config: DictConfig) -> DictConfig:
