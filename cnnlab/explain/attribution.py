@@ -92,10 +92,11 @@ def attribute(
 
     Any network that answers a tensor of scores, or a dict or tuple of them, of which `head` is the key or the place. It
     is left as it was. The result of an image does not depend on the others. Raises `UserError` for maps of another
-    shape than (N, H, W).
+    shape than (N, H, W), or with values that are not finite.
     """
     wrapper = HeadWrapper(frozen_copy(net), head)
     targets = _targets(wrapper, images, target)
+    name = name or str(getattr(method, "__name__", "method"))
     maps, layer_maps = [], []
     for batch, wanted in zip(images.split(BATCH), targets.split(BATCH), strict=True):
         found = method(wrapper, batch, wanted)
@@ -103,10 +104,11 @@ def attribute(
             layer_maps.append(found)
             found = to_image(found, wrapper, batch)
         if found.shape != (len(batch), *batch.shape[2:]):
-            raise UserError(f"{name or method}: maps of {tuple(found.shape)} are not (N, H, W) of {tuple(batch.shape)}")
+            raise UserError(f"{name}: maps of {tuple(found.shape)} are not (N, H, W) of {tuple(batch.shape)}")
+        if not torch.isfinite(found).all():  # a score would leave such maps out, and flatter the method
+            raise UserError(f"{name}: maps hold values that are not finite")
         maps.append(found.detach())
     layer_map = LayerMap(layer_maps[0].layer, torch.cat([part.values for part in layer_maps])) if layer_maps else None
-    name = name or str(getattr(method, "__name__", "method"))
     return Attribution(torch.cat(maps), images, targets, name, head, classes, layer_map)
 
 

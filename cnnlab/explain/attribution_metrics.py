@@ -1,9 +1,9 @@
 """Is a heatmap right? Four metrics against the true pixels, and what they give without any insight.
 
 All are pure functions of maps float (N, H, W) and masks bool (N, H, W), the true pixels G, K of them in
-each image; all return float64 (N,). Where a mask is empty there is nothing to find: the score is NaN. A map
-that is zero everywhere scores 0 (0.5 for `auc`). Equal values get the expected score over all orders, never
-the lucky one.
+each image; all return float64 (N,). Where a mask is empty there is nothing to find, and a map with a NaN in it says
+nothing: the score is NaN. A map that is zero everywhere scores 0 (0.5 for `auc`). Equal values get the expected score
+over all orders, never the lucky one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def mass_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     positive = maps.double().clamp(min=0).flatten(1)
     total = positive.sum(dim=1)
     share = (positive * masks.flatten(1)).sum(dim=1) / total.where(total > 0, 1)
-    return _defined(share, masks)
+    return _defined(share, maps, masks)
 
 
 def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     places = count - above.sum(dim=1, keepdim=True)  # that are left for the equal ones
     shared = (equal & truth).sum(dim=1).double() / equal.sum(dim=1)
     hits = (above & truth).sum(dim=1) + places[:, 0] * shared
-    return _defined(_unless_zero(hits / count[:, 0].clamp(min=1), maps), masks)
+    return _defined(_unless_zero(hits / count[:, 0].clamp(min=1), maps), maps, masks)
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     values = maps.flatten(1)
     highest = values == values.amax(dim=1, keepdim=True)
     share = (highest & masks.flatten(1)).sum(dim=1).double() / highest.sum(dim=1)
-    return _defined(_unless_zero(share, maps), masks)
+    return _defined(_unless_zero(share, maps), maps, masks)
 
 
 def auc(maps: Tensor, masks: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def auc(maps: Tensor, masks: Tensor) -> Tensor:
     rest = truth.shape[1] - count
     ranks = (_mean_ranks(maps.flatten(1)) * truth).sum(dim=1)
     area = (ranks - count * (count + 1) / 2) / (count * rest)
-    return area.where((count > 0) & (rest > 0), torch.nan)
+    return _defined(area.where(rest > 0, torch.nan), maps, masks)
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -62,8 +62,8 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _defined(scores: Tensor, masks: Tensor) -> Tensor:
-    return scores.where(masks.flatten(1).any(dim=1), torch.nan)
+def _defined(scores: Tensor, maps: Tensor, masks: Tensor) -> Tensor:
+    return scores.where(masks.flatten(1).any(dim=1) & ~maps.flatten(1).isnan().any(dim=1), torch.nan)
 
 
 def _unless_zero(scores: Tensor, maps: Tensor) -> Tensor:

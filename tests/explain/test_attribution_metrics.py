@@ -75,6 +75,22 @@ def test_a_zero_map_scores_nothing_and_an_empty_mask_is_no_question() -> None:
     assert rank_accuracy(SOME, full).tolist() == [1.0]
 
 
+def test_a_map_with_a_nan_has_no_score() -> None:
+    broken = torch.cat([SOME, SOME]).float()
+    broken[0, 3, 3] = torch.nan
+    for metric in METRICS.values():
+        scores = metric(broken, MASK.expand(2, -1, -1))
+        assert scores.isnan().tolist() == [True, False]
+        assert torch.equal(scores[1:], metric(SOME, MASK))
+
+
+def test_scores_have_the_precision_of_float64() -> None:
+    # 1 of 3 highest is true; a float32 third is 1e-8 off.
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 0, :3] = True
+    assert abs(rank_accuracy(_map(5, 0, 0, 4, 3, *[0.0] * 11), mask).item() - 1 / 3) < 1e-15
+
+
 def test_images_are_scored_apart() -> None:
     maps, masks = torch.cat([SOME, torch.zeros(1, 4, 4), -SOME]), MASK.expand(3, 4, 4)
     for metric in METRICS.values():

@@ -436,3 +436,11 @@ def test_a_result_draws_and_keeps_itself(tmp_path: Path) -> None:
         assert picture.startswith(b"\x89PNG")
     with pytest.raises(UserError, match="is not empty; nothing is written over"):
         found.save(folder)
+
+
+def test_a_method_that_gives_no_numbers_is_refused() -> None:
+    def broken(net: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return images.amax(dim=1).log()
+
+    with pytest.raises(UserError, match="broken: maps hold values that are not finite"):
+        attribute(_by_hand(), torch.zeros(2, 1, 28, 28), torch.tensor([0, 1]), broken, "side")
