@@ -93,6 +93,16 @@ class PixelDense(nn.Conv2d):
         return units.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
+def max_pool(stride: int, size: Sequence[int], to_the_edge: bool = False) -> nn.MaxPool2d:
+    """Max-pooling of maps of `size` (..., H, W) by `stride`. What is left over at the right and at the bottom, where
+    `stride` does not divide the size, is dropped, as is usual; `to_the_edge` makes the windows so much larger that they
+    overlap and the last one ends at the edge. The output has the same size."""
+    if not to_the_edge:
+        return nn.MaxPool2d(stride)
+    height, width = size[-2:]
+    return nn.MaxPool2d((stride + height % stride, stride + width % stride), stride=stride)
+
+
 def output_shape(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of what `module` makes of one input of `shape`, both without the batch; leaves the module in training
     mode. `UserError` where the input is too small for a kernel."""

@@ -27,6 +27,7 @@ from cnnlab.models.layers import (
     check_one_of,
     check_positive,
     keras_init,
+    max_pool,
     output_shape,
 )
 
@@ -198,7 +199,8 @@ class Branched(MultiHeadNet):
 
     A head of more than three classes gets two convolutions of twice the filters, as `angle` does there.
     `hue_heads` names the heads that need colours: all others then see brightness alone, and answer for a
-    green line what they answer for a red one.
+    green line what they answer for a red one. Of 28 rows the report's poolings by 3 and 2 drop the last one, and then
+    the last three: with `pool_to_the_edge` their windows overlap instead (see `max_pool`).
     """
 
     def __init__(
@@ -208,6 +210,7 @@ class Branched(MultiHeadNet):
         filters: int = 32,
         dropout: float = 0.25,
         hue_heads: Sequence[str] = (),
+        pool_to_the_edge: bool = False,
     ) -> None:
         check_positive(filters=filters)
         for name in hue_heads:
@@ -218,11 +221,11 @@ class Branched(MultiHeadNet):
                 "conv": nn.Conv2d(channels, filters, 3, padding="same"),
                 "relu": nn.ReLU(),
                 "bn": BatchNorm(filters),
-                "pool": nn.MaxPool2d(3),  # (B, filters, 9, 9) of 28 x 28
+                "pool": max_pool(3, image_shape, pool_to_the_edge),  # (B, filters, 9, 9) of 28 x 28
                 "dropout": Dropout(dropout),
             }
 
-        def branch(head: Head, _shape: Shape) -> Layers:
+        def branch(head: Head, shape: Shape) -> Layers:
             depth, width = (1, filters) if len(head.classes) <= 3 else (2, 2 * filters)
             layers: Layers = (
                 {"stem": nn.Sequential(OrderedDict(stem(image_shape[0])))} if head.name in hue_heads else {}
@@ -233,7 +236,9 @@ class Branched(MultiHeadNet):
                 layers[f"conv{suffix}"] = nn.Conv2d(before, width, 3, padding="same")
                 layers[f"relu{suffix}"] = nn.ReLU()
                 layers[f"bn{suffix}"] = BatchNorm(width)
-            return layers | {"pool": nn.MaxPool2d(2), "dropout": Dropout(dropout), "flatten": Flatten()}
+            pooled = shape if "stem" not in layers else output_shape(layers["stem"], shape)
+            pool = max_pool(2, pooled, pool_to_the_edge)
+            return layers | {"pool": pool, "dropout": Dropout(dropout), "flatten": Flatten()}
 
         super().__init__(image_shape, heads, stem(1 if hue_heads else image_shape[0]), branch, hue_heads)
 

@@ -22,6 +22,7 @@ from cnnlab.models.layers import (
     Dropout,
     Flatten,
     PixelDense,
+    max_pool,
     output_shape,
     parameter_counts,
     set_bn_momentum,
@@ -256,3 +257,22 @@ def test_a_dropout_of_nearly_everything_stays_finite() -> None:
     dropped = layer(torch.ones(1_000_000))
     assert torch.isfinite(dropped).all()
     assert 0 < (dropped > 0).float().mean() < 1e-4  # 1 in 65,536
+
+
+@pytest.mark.parametrize(("stride", "size"), [(3, (28, 28)), (2, (9, 9)), (2, (28, 31)), (3, (32, 24))])
+def test_poolings_to_the_edge_see_every_pixel(stride: int, size: tuple[int, int]) -> None:
+    pixels = torch.eye(size[0] * size[1]).view(-1, 1, *size)  # one bright pixel each
+    plain, whole = (max_pool(stride, size, to_the_edge)(pixels) for to_the_edge in (False, True))
+    assert whole.shape == plain.shape
+    assert whole.flatten(1).any(dim=1).all()
+    kept = (size[0] // stride * stride) * (size[1] // stride * stride)
+    assert int(plain.flatten(1).any(dim=1).sum()) == kept  # what the usual pooling sees
+
+
+def test_branched_with_poolings_to_the_edge_has_the_report_s_parameters() -> None:
+    net = Branched(**MULTI, pool_to_the_edge=True)
+    assert parameter_counts(net)["total"] == 98_927
+    corner = torch.zeros(2, 3, 28, 28)
+    corner[1, :, 27, 27] = 1
+    features = net.eval().get_submodule("stem")(corner)
+    assert not torch.equal(features[0, :, 8, 8], features[1, :, 8, 8])
