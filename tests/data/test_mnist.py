@@ -98,6 +98,52 @@ def test_packed_files_are_used(raw: Path, tmp_path: Path) -> None:
     assert path.exists()
 
 
+def _apart(folder: Path, *lines: str) -> str:
+    """What is said last where MNIST in `folder` is prepared in a process of its own, after some `lines` of Python."""
+    code = [
+        "import resource, sys; from pathlib import Path; from tests.data.test_mnist import _data, MNIST",
+        "MNIST.mirrors = ['http://127.0.0.1:9/']",
+        *lines,
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+        "try: _data(Path(sys.argv[1])).prepare_data()",
+        "except Exception as error:",
+        "    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before",
+        "    print(f'{type(error).__name__} with {more} kB: {error}')",
+    ]
+    command = [sys.executable, "-c", "\n".join(code), str(folder)]
+    environment = {**os.environ, "PIP_NO_INDEX": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+
+@pytest.mark.slow
+def test_packed_files_that_are_whole_are_not_called_damaged_where_there_is_no_room(raw: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    sums = {}
+    for name in MD5:
+        packed = gzip.compress((raw / name).read_bytes(), compresslevel=1, mtime=0)
+        (folder / f"{name}.gz").write_bytes(packed)
+        sums[f"{name}.gz"] = mnist.hashlib.md5(packed).hexdigest()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    full = "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))"  # as on a disk that is full
+    said = _apart(tmp_path, f"MNIST.resources = list({sums}.items())", full)
+    assert said.startswith("UserError"), said
+    assert said.endswith(f"cannot write to {folder} (File too large); set data.root=<folder>")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before  # no half of an unpacked one
+
+
+def test_a_packed_file_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb", compresslevel=1) as packed:
+        for _ in range(1000):
+            packed.write(bytes(2**20))
+    said = _apart(tmp_path)
+    assert said.startswith("UserError with "), said
+    assert int(said.split()[2]) < 300_000  # kB; unpacked it is a million
+    assert [path.name for path in folder.iterdir()] == ["train-images-idx3-ubyte.gz"]
+
+
 @pytest.mark.usefixtures("no_mirror")
 def test_no_network_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
