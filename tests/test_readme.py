@@ -43,6 +43,8 @@ def test_there_are_commands_to_try() -> None:
     assert _commands("cnnlab.explain")
     assert _commands("cnnlab.score")
     assert _commands("cnnlab.compare")
+    assert _commands("cnnlab.predict")
+    assert _commands("cnnlab.export")
 
 
 @pytest.mark.parametrize("line", _commands("cnnlab.train"))
@@ -93,10 +95,26 @@ def test_the_comparing_commands_work(line: str, lines_run: Path, tmp_path: Path)
     assert (tmp_path / "compare.html").exists()
 
 
+@pytest.mark.parametrize("line", [*_commands("cnnlab.predict"), *_commands("cnnlab.export")])
+def test_the_other_commands_work(line: str, lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.png").write_bytes((lines_run / "figures" / "samples.png").read_bytes())
+    name = line.split()[2].partition(".")[2]
+    in_process(name, *_words(line, f"cnnlab.{name}", lines_run), f"out={tmp_path / 'out'}")
+    assert list((tmp_path / "out" / "1").iterdir())
+
+
 def test_the_tables_of_the_results_are_those_of_their_csv_files() -> None:
     filled = runpy.run_path(str(ROOT / "docs" / "results.py"))["filled"]
     for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
         assert filled(page.read_text()) == page.read_text(), page
+
+
+def test_the_grades_of_explanations_are_those_of_their_csv_files() -> None:
+    page = ROOT / "docs" / "explanations.md"
+    filled = runpy.run_path(str(page.with_suffix(".py")))["filled"]
+    assert filled(page.read_text()) == page.read_text()
+    assert page.read_text().count("<!-- grades:") == 6
 
 
 def test_the_make_targets_exist() -> None:

@@ -38,7 +38,7 @@ quick = ["data.train_size=12000", "trainer.max_epochs=3", "bn_momentum=0.9"]  # 
 run = cnnlab.train("mnist", seed=0, overrides=quick)
 
 # %% [markdown]
-# The last line but two says how the data was split: no test image stands in the training set, and the run counts that
+# The line "distinct images" says how the data was split: no test image stands in the training set, and the run counts that
 # rather than believing it. The run is a folder with everything in it, weights, numbers, pictures, a page:
 
 # %%
