@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+import cnnlab
 from cnnlab.errors import UserError
+from cnnlab.provenance import versions
 from cnnlab.runs import Run, newest
 from tests.conftest import TINY_LINES, in_process
 from tests.explain.test_explain import run_explain
@@ -167,3 +170,9 @@ def test_names_with_html_in_them_are_shown_and_not_run(tmp_path: Path) -> None:
         text = page.read_text()
         assert "<img src=x>" not in text, page
         assert "&lt;img src=x&gt;" in text, page
+
+
+def test_a_package_that_is_not_installed_is_left_out_of_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cnnlab itself, in a checkout that is only on the path."""
+    monkeypatch.setattr("cnnlab.provenance.PACKAGES", ("torch", "cnnlab-that-is-not-installed"))
+    assert versions() == {"cnnlab": cnnlab.__version__, "torch": torch.__version__.partition("+")[0]}
