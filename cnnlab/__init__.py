@@ -10,11 +10,13 @@ torch is imported when one of these is used.
 
 from typing import TYPE_CHECKING, Any
 
+from cnnlab.errors import UserError
+
 if TYPE_CHECKING:
     from cnnlab.api import Run, attribute, load, newest, train
 
 __version__ = "0.3.0"
-__all__ = ["Run", "attribute", "load", "newest", "train"]
+__all__ = ["Run", "UserError", "attribute", "load", "newest", "train"]
 
 
 def __getattr__(name: str) -> Any:

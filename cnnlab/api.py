@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cnnlab.build import named_method, refused
 from cnnlab.callbacks.graceful_shutdown import Interrupted
 from cnnlab.cli import composed
+from cnnlab.errors import UserError
 from cnnlab.explain.attribution import Attribution, Method
 from cnnlab.explain.attribution import attribute as attribute_by
 from cnnlab.runs import Run, newest
@@ -23,7 +24,7 @@ __all__ = ["Run", "attribute", "load", "newest", "train"]
 def train(
     experiment: str = "multihead",
     seed: int = 0,
-    overrides: Iterable[str] = (),
+    overrides: Sequence[str] = (),
     folder: Path | str | None = None,
     config_dir: Path | str | None = None,
 ) -> Run:
@@ -33,11 +34,17 @@ def train(
 
         run = cnnlab.train("multihead", seed=1, overrides=["net.dropout=0.25", "trainer.max_epochs=1"])
 
-    Raises `UserError` for what the user can mend; what was there before is never written over.
+    `overrides=["resume=<run folder>"]`, with a higher `trainer.max_epochs` or none, goes on with a run: experiment and
+    seed are then its own. Raises `UserError` for what the user can mend; what was there before is never written over.
     """
     from cnnlab.pipeline import train as train_composed
 
-    words = [f"experiment={experiment}", f"seed={seed}", *overrides]
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        raise UserError(
+            f"overrides={overrides!r}: give a list of words, like ['net.dropout=0.25', 'trainer.max_epochs=1']"
+        )
+    resumed = any(word.startswith("resume=") for word in overrides)
+    words = [*overrides] if resumed else [f"experiment={experiment}", f"seed={seed}", *overrides]
     with composed("train", words, folder, config_dir) as cfg:
         try:
             train_composed(cfg)
@@ -72,6 +79,8 @@ def attribute(
         result.maps       # float32 (N, H, W)
         result.plot()     # a matplotlib figure
     """
+    if not isinstance(net, nn.Module) or not isinstance(images, Tensor) or not images.is_floating_point():
+        raise UserError("cnnlab.attribute takes an nn.Module and a float tensor of images (N, C, H, W)")
     name, function = named_method(method, **settings)
     with refused(f"method.{name}"):
         return attribute_by(net, images, target, function, head, name=name)

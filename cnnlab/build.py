@@ -130,6 +130,8 @@ def named_method(method: str | Method, **settings: Any) -> tuple[str, Method]:
         if not (folder / f"{method}.yaml").is_file():
             raise UserError(f"there is no method '{method}'{did_you_mean(method, [p.stem for p in folder.iterdir()])}")
         name, function = next(iter(build_methods(OmegaConf.load(folder / f"{method}.yaml")).items()))  # type: ignore[arg-type]
+    elif not callable(method):
+        raise UserError(f"method={method!r} is neither a name nor a function (net, images, targets) -> maps (N, H, W)")
     else:
         name, function = str(getattr(method, "__name__", "method")), method
     with refused(f"method.{name}"):
@@ -142,7 +144,11 @@ def named_methods(methods: Any) -> dict[str, Method]:
     if isinstance(methods, Mapping):
         return {name: named_method(method)[1] for name, method in methods.items()}
     listed = [methods] if isinstance(methods, str) or callable(methods) else list(methods)
-    return dict(named_method(method) for method in listed)
+    found = [named_method(method) for method in listed]
+    names = [name for name, _ in found]
+    if len(set(names)) < len(names):
+        raise UserError(f"methods {', '.join(names)}: two have one name; give {{name: function}}")
+    return dict(found)
 
 
 def _check_trainer(settings: DictConfig) -> None:

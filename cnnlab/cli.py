@@ -100,9 +100,12 @@ def composed(
     Raises `UserError` for a mistake in `words`; a run folder in which nothing was written goes away again.
     """
     words = _with_names(words)
+    if config_dir is not None and not Path(config_dir).expanduser().is_dir():
+        raise UserError(f"there is no folder {config_dir}: config_dir holds folders like data/ with YAML files")
     if config_dir is not None:
         words.append(f"hydra.searchpath=['file://{Path(config_dir).expanduser().resolve()}']")
-    before = HydraConfig.instance().cfg
+    before, hydra_before = HydraConfig.instance().cfg, GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             try:
@@ -116,15 +119,17 @@ def composed(
                     HydraConfig.instance().set_config(cfg)
                     del cfg["hydra"]
                 _check(cfg, _reference(config_name))
+                made = not place.exists()
                 place.mkdir(parents=True, exist_ok=True)
             except MISTAKES as error:
                 raise UserError(_one_line(error, config_name, words)) from None
             try:
                 yield cfg
             finally:
-                _remove_if_empty(place)
+                if made:
+                    _remove_if_empty(place)
     finally:
-        HydraConfig.instance().cfg = before
+        HydraConfig.instance().cfg, GlobalHydra.instance().hydra = before, hydra_before
 
 
 def _with_names(words: Iterable[str]) -> list[str]:

@@ -127,10 +127,13 @@ def open_onnx(content: bytes) -> Answers:
 
 
 def largest_difference(net: nn.Module, task: Task, answers: Answers, images: Tensor) -> float:
-    """By how much the probabilities of an exported network differ from the network's at most, over all heads."""
+    """By how much the probabilities of an exported network differ from the network's at most, over all heads; NaN
+    where one is no number."""
     with torch.no_grad():
         wanted, found = Probabilities(net, task.heads)(images), answers(images)
-    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted)
+    if any(found[name].shape != values.shape for name, values in wanted.items()):
+        return float("inf")
+    return torch.stack([(found[name] - values).abs().max() for name, values in wanted.items()]).max().item()
 
 
 FORMATS = {

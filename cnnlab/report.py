@@ -71,6 +71,7 @@ class RunReport:
         tests = self._tests_before()
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         write_atomically(self.folder / "model.txt", model_text(self.classifier, self.datamodule.image_shape))
+        checkpoint_path(self.folder, OOD).unlink(missing_ok=True)  # of a run that goes on: it is of other weights
         self.summary = {
             "status": "unfinished",
             "experiment": self.config.experiment,
@@ -150,7 +151,13 @@ class RunReport:
         else:
             rows = sample_indices(len(train), min(len(train), 2 * REFERENCE))
             known, others = train.inputs(rows[::2]), train.inputs(rows[1::2] if len(rows) > 1 else rows)
-        detector = fit_ood_detector(self.classifier.net, known, others)
+        try:
+            detector = fit_ood_detector(self.classifier.net, known, others)
+        except RuntimeError as error:  # a network of one's own may call a convolution on something else than the images
+            log.info(
+                f"predict will not tell which images are unlike the training images: {' '.join(str(error).split())}"
+            )
+            return
         save_tensors(checkpoint_path(self.folder, OOD), detector.state())
 
     def _tests_before(self) -> int:

@@ -350,12 +350,14 @@ def open_run(path: str | None) -> Run:
 
 
 def _today(config: DictConfig) -> DictConfig:
-    """A run's configuration as today's code reads it: version 0.1 had other names for the same things."""
+    """A run's configuration as today's code reads it: earlier versions had other names for the same things."""
     for group in ("data", "net"):
         target = str(config[group].get("_target_", ""))
         for old, new in _RENAMED.items():
             if target == old or (old.endswith(".") and target.startswith(old)):
                 config[group]._target_ = target.replace(old, new)
+    if "antialias" in config.data:  # version 0.2
+        config.data.style = "antialiased" if config.data.pop("antialias") else "hard"
     if "fresh" in config.data:
         config.data.resample_each_epoch = config.data.pop("fresh")
     if config.data.get("_target_") == _RENAMED["cnnlab.data.mnist.MnistData"] and "train" not in config.data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
@@ -81,6 +83,8 @@ def test_training_from_python_is_the_command(tmp_path: Path) -> None:
         ({"overrides": ["data.batch_size=many"]}, "data.batch_size=many is not a whole number"),
         ({"overrides": ["data.train_per_class=0"]}, "data.train_per_class=0 is too small"),
         ({"experiment": "sweep_pooling"}, "is a sweep, which python -m cnnlab.train starts"),
+        ({"overrides": "net.dropout=0.3"}, "give a list of words"),
+        ({"config_dir": "nowhere"}, "there is no folder nowhere"),
         ({"overrides": ["trainer=ddp", "trainer.devices=2", *TINY_LINES]}, "cannot run in several processes"),
     ],
 )
@@ -91,8 +95,30 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     with pytest.raises(UserError, match=message.replace("?", r"\?")) as error:
         cnnlab.train(**words)
     assert "\n" not in str(error.value)
-    assert not list(tmp_path.rglob("*.*"))
+    assert not [path for path in tmp_path.rglob("*") if path != tmp_path / "outputs"]
     assert not HydraConfig.initialized()
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_from_python(lines_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(lines_run, tmp_path / "run")
+    before = (copy / "checkpoints" / "ood.ckpt").read_bytes()
+    run = cnnlab.train(overrides=[f"resume={copy}", "trainer.max_epochs=3"])
+    assert run.path == copy
+    assert (run.summary["epochs"], run.summary["test_evaluations"]) == (3, 2)
+    assert (copy / "checkpoints" / "ood.ckpt").read_bytes() != before  # it is of the new weights
+
+
+def test_hydra_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    (tmp_path / "kept").mkdir()
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        with pytest.raises(UserError, match="did you mean 'multihead'"):
+            cnnlab.train("multihad", folder=tmp_path / "kept")
+        assert compose("mine").a == 1
+        with pytest.raises(UserError, match="is too small"):
+            cnnlab.train(overrides=["data.train_per_class=0"], folder=tmp_path / "kept")
+    assert (tmp_path / "kept").is_dir()  # it was there before
 
 
 def test_nothing_is_written_over(lines_run: Path, run: Run, tmp_path: Path) -> None:
@@ -202,6 +228,12 @@ def test_the_target_is_predicted_true_a_name_or_a_number(run: Run) -> None:
         (lambda run: run.maximise("angle.conv1", channels=[64]), r"has 0\.\.63"),
         (lambda run: run.maximise("angle", stepss=3), "maximise: .*stepss"),
         (lambda run: run.score(["grad_cam"], images=10**6), "are not to be had"),
+        (lambda run: run.examples(0), "0 images: ask for 1 to 2,000"),
+        (lambda run: run.score({"a": brightness, "b": 3}), "is neither a name nor a function"),
+        (lambda run: run.score([brightness, brightness]), "two have one name"),
+        (lambda run: cnnlab.attribute(nn.Flatten(), np.zeros((1, 3, 8, 8))), "takes an nn.Module and a float tensor"),
+        (lambda run: cnnlab.attribute(nn.Identity(), torch.zeros(1, 3, 8, 8)), r"not scores \(N, classes\)"),
+        (lambda run: run.attribute(run.examples(1), "angle", lambda net, x, t: x.numpy()), "are not a tensor"),
         (lambda run: cnnlab.load("nowhere"), "is not a run folder"),
     ],
 )

@@ -10,10 +10,19 @@ from pathlib import Path
 import pytest
 
 import cnnlab
+from cnnlab import __main__
 
 PACKAGE = Path(cnnlab.__file__).parent
-COMMANDS = ("cnnlab.train", "cnnlab.score", "cnnlab.compare", "cnnlab.explain.__main__")
-METHODS = ("network", "activations", "activation_maximization", "attribution", "attribution_metrics", "evaluation")
+COMMANDS = [f"cnnlab.{name}.__main__" if name == "explain" else f"cnnlab.{name}" for name in __main__.COMMANDS]
+METHODS = (
+    "network",
+    "activations",
+    "activation_maximization",
+    "attribution",
+    "attribution_metrics",
+    "evaluation",
+    "ood",
+)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -33,7 +33,7 @@ def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         ),
         (["logger=tensorbord"], "there is no logger 'tensorbord'; did you mean 'tensorboard'?"),
         (["data.batch_size=many"], "data.batch_size=many is not a whole number"),
-        (["data.antialias=3"], "data.antialias=3 is not true or false"),
+        (["data.resample_each_epoch=3"], "data.resample_each_epoch=3 is not true or false"),
         (["optimizer.lr=fast"], "optimizer.lr=fast is not a number"),
         (["seed=1.5"], "seed=1.5 is not a whole number"),
         (["experiment=mnist", "data.train_per_class=3"], "there is no setting 'data.train_per_class'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,18 @@ def test_a_difference_is_found() -> None:
     images = torch.rand(3, 1, 28, 28)
     assert largest_difference(Named(nets[0]), task, answers, images) == 0
     assert largest_difference(Named(nets[1]), task, answers, images) > TOLERANCE
+    two = Task((*task.heads, Head("other", ("a", "b"))), (1, 28, 28), "image")
+
+    def both(values: torch.Tensor) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+        return lambda images: {"side": torch.full((3, 2), 0.5), "other": values}
+
+    class Zeros(nn.Module):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"side": torch.zeros(len(images), 1), "other": torch.zeros(len(images), 1)}
+
+    assert largest_difference(Zeros(), two, both(torch.full((3, 2), 0.5)), images) == 0
+    for wrong in (torch.full((3, 2), torch.nan), torch.full((3, 1), 0.5)):  # also where it is not the first head
+        assert not largest_difference(Zeros(), two, both(wrong), images) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from cnnlab.data.rendering import (
     ATTRIBUTES,
     COLOURS,
     IMAGE_SIZE,
+    STYLES,
+    Style,
     centre_bounds,
     counterfactual_mask,
     grey_levels,
@@ -29,6 +31,7 @@ from cnnlab.models.heads import Head
 
 RED_AND_BLUE = ("red", "blue")  # the reports' colours
 HOLDOUTS = ("none", "region")
+MIXED = "mixed"  # every style of drawing, an image each
 
 
 def line_heads(colours: Sequence[str] = RED_AND_BLUE) -> tuple[Head, ...]:
@@ -87,7 +90,7 @@ def _share(grey: Tensor) -> Tensor:
 
 
 def draw_centres(
-    seed: int, split: str, indices: Tensor, kinds: Tensor, antialias: bool = True, holdout: str = "none"
+    seed: int, split: str, indices: Tensor, kinds: Tensor, style: Style = "antialiased", holdout: str = "none"
 ) -> Tensor:
     """Centres float32 (B, 2) of the images `indices` int64 (B,) of a split ("train", "val", "test"), lines of
     `kinds` int64 (B,) in [0, 144).
@@ -95,12 +98,25 @@ def draw_centres(
     A centre is uniform over all places where the whole line is inside and whose image belongs to the
     split. With `holdout` "region" the test split has the upper right quarter of the image for itself.
     """
-    chunks = zip(indices.split(CHUNK), kinds.split(CHUNK), strict=True)
-    return torch.cat([_draw(seed, split, *chunk, antialias, holdout) for chunk in chunks])
+    chunks = torch.arange(len(indices)).split(CHUNK)
+    styles = [style if isinstance(style, str) else style[rows] for rows in chunks]
+    drawn = zip(chunks, styles, strict=True)
+    return torch.cat([_draw(seed, split, indices[rows], kinds[rows], own, holdout) for rows, own in drawn])
 
 
-def _draw(seed: int, split: str, indices: Tensor, kinds: Tensor, antialias: bool, holdout: str) -> Tensor:
-    low, high = centre_bounds(kinds)
+def styles_of(seed: int, split: str, indices: Tensor, style: str) -> Style:
+    """How the images `indices` int64 (B,) of a split are drawn: all in a `style`, or "mixed", each in one of `STYLES`,
+    int64 (B,), a function of (seed, split, index)."""
+    if style != MIXED:
+        return style
+    drawn = (
+        _hash(seed, _SHARES[split].start, indices.numpy(), 2**32) >> 33
+    )  # no attempt to draw a centre has this number
+    return torch.from_numpy((drawn % len(STYLES)).astype(np.int64))
+
+
+def _draw(seed: int, split: str, indices: Tensor, kinds: Tensor, style: Style, holdout: str) -> Tensor:
+    low, high = centre_bounds(kinds, style)
     centres = torch.empty(len(indices), 2)
     share = _SHARES[split]
     rows, attempt = torch.arange(len(indices)), 0
@@ -108,7 +124,7 @@ def _draw(seed: int, split: str, indices: Tensor, kinds: Tensor, antialias: bool
         key = _hash(seed, share.start, indices[rows].numpy(), attempt)
         unit = np.stack([_hash(key, axis) >> 40 for axis in (0, 1)], axis=1).astype(np.float32) / 2**24
         tried = low[rows] + torch.from_numpy(unit) * (high[rows] - low[rows])
-        eighth = _share(grey_levels(kinds[rows], tried, antialias))
+        eighth = _share(grey_levels(kinds[rows], tried, style if isinstance(style, str) else style[rows]))
         ours = (eighth >= share.start) & (eighth < share.stop)
         if holdout == "region":
             ours &= in_region(tried) == (split == "test")
@@ -132,13 +148,13 @@ class LineDataset(BatchedDataset):
         name: str,
         per_class: int,
         task: str = "attributes",
-        antialias: bool = True,
+        style: str = "antialiased",
         resample: bool = False,
         colours: Sequence[str] = RED_AND_BLUE,
         holdout: str = "none",
     ) -> None:
         self.seed, self.name, self.task = seed, name, task
-        self.antialias, self.holdout = antialias, holdout
+        self.style, self.holdout = style, holdout
         self.heads = line_heads(colours)
         self.classes = math.prod(len(head.classes) for head in self.heads)
         numbers = torch.tensor([list(COLOURS).index(colour) for colour in colours])
@@ -152,7 +168,13 @@ class LineDataset(BatchedDataset):
         return self.size
 
     def _drawn(self, indices: Tensor) -> Tensor:
-        return draw_centres(self.seed, self.name, indices, self.kinds_of(indices), self.antialias, self.holdout)
+        return draw_centres(
+            self.seed, self.name, indices, self.kinds_of(indices), self.styles_of(indices), self.holdout
+        )
+
+    def styles_of(self, indices: Tensor) -> Style:
+        """How `indices` int64 (B,) are drawn."""
+        return styles_of(self.seed, self.name, indices, self.style)
 
     def kinds_of(self, indices: Tensor) -> Tensor:
         """The kinds int64 (B,) in [0, 144) of `indices` int64 (B,)."""
@@ -163,17 +185,17 @@ class LineDataset(BatchedDataset):
         return self._drawn(indices) if self.centres is None else self.centres[indices]
 
     def images(self, indices: Tensor) -> Tensor:
-        return render(self.kinds_of(indices), self.centres_of(indices), self.antialias)
+        return render(self.kinds_of(indices), self.centres_of(indices), self.styles_of(indices))
 
     def inputs(self, indices: Tensor) -> Tensor:
-        return render_float(self.kinds_of(indices), self.centres_of(indices), self.antialias)
+        return render_float(self.kinds_of(indices), self.centres_of(indices), self.styles_of(indices))
 
     def truths(self, indices: Tensor, head: Head) -> dict[str, Tensor]:
         """The true pixels of a head's answer, bool (B, 28, 28) each: the "line", and the "counterfactual" of
         the head's attribute (of all attributes, where the head is their product)."""
-        kinds, centres = self.kinds_of(indices), self.centres_of(indices)
-        masks = [counterfactual_mask(part.name, kinds, centres, self.antialias) for part in head.parts or (head,)]
-        line = line_mask(kinds, centres, self.antialias)
+        kinds, centres, style = self.kinds_of(indices), self.centres_of(indices), self.styles_of(indices)
+        masks = [counterfactual_mask(part.name, kinds, centres, style) for part in head.parts or (head,)]
+        line = line_mask(kinds, centres, style)
         return {"line": line, "counterfactual": torch.stack(masks).any(dim=0)}
 
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
@@ -185,8 +207,9 @@ class LineDataset(BatchedDataset):
 
 class LineDataModule(ImageDataModule):
     """Lines, drawn batch by batch. `task` is "attributes" (four heads) or "class" (one head of all their
-    combinations); `holdout` is "none", or "region" for test lines in a part of the image where no other line
-    is centred."""
+    combinations); `style` is how they are drawn, one of `rendering.STYLES` or "mixed", and `test_style` how those of
+    the test are, where it is another; `holdout` is "none", or "region" for test lines in a part of the image where no
+    other line is centred."""
 
     image_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
     expects = "line"
@@ -201,13 +224,16 @@ class LineDataModule(ImageDataModule):
         test_per_class: int = 250,
         batch_size: int = 256,
         eval_batch_size: int = 500,
-        antialias: bool = True,
+        style: str = "antialiased",
+        test_style: str | None = None,
         resample_each_epoch: bool = False,
         holdout: str = "none",
         num_workers: int = 0,
     ) -> None:
         super().__init__(seed, batch_size, eval_batch_size, num_workers)
-        for name, value, choices in (("task", task, TASKS), ("holdout", holdout, HOLDOUTS)):
+        styles = (*STYLES, MIXED)
+        asked = {"task": (task, TASKS), "holdout": (holdout, HOLDOUTS), "style": (style, styles)}
+        for name, (value, choices) in {**asked, "test_style": (test_style or style, styles)}.items():
             if value not in choices:
                 raise UserError(f"data.{name}={value}: choose one of {', '.join(choices)}")
         if len(set(colours)) != len(colours) or len(colours) < 2 or not set(colours) <= set(COLOURS):
@@ -219,12 +245,15 @@ class LineDataModule(ImageDataModule):
         self.heads = line_heads(colours) if task == "attributes" else (class_head(colours),)
         self.resample_each_epoch = resample_each_epoch
         self.settings: dict[str, Any] = {
-            "seed": seed, "task": task, "colours": colours, "antialias": antialias, "holdout": holdout,
+            "seed": seed, "task": task, "colours": colours, "holdout": holdout,
         }  # fmt: skip
+        self.styles = {"train": style, "val": style, "test": test_style or style}
 
     def setup(self, stage: str | None = None) -> None:
         for name in {"fit": ("train", "val"), "test": ("test",)}.get(stage or "all", self.names):
             if name not in self.splits:
                 resample = self.resample_each_epoch and name == "train"
                 size = self.per_class[name]
-                self.splits[name] = LineDataset(name=name, per_class=size, resample=resample, **self.settings)
+                self.splits[name] = LineDataset(
+                    name=name, per_class=size, resample=resample, style=self.styles[name], **self.settings
+                )

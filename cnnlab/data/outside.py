@@ -184,6 +184,8 @@ def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
     colour = values[strongest].mean(axis=0)
     share = ((values - ground) @ (colour - ground) / np.square(colour - ground).sum()).clip(0, 1)
     pixels = np.rint(share[..., None] * colour).astype(np.uint8)
+    if pixels.max() <= NOISE:
+        notes.append("nothing is left on it: what is drawn is black")
     return Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
 
 

@@ -103,13 +103,18 @@ def attribute(
         if isinstance(found, LayerMap):
             layer_maps.append(found)
             found = to_image(found, wrapper, batch)
-        if found.shape != (len(batch), *batch.shape[2:]):
-            raise UserError(f"{name}: maps of {tuple(found.shape)} are not (N, H, W) of {tuple(batch.shape)}")
+        if not isinstance(found, Tensor) or found.shape != (len(batch), *batch.shape[2:]):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(f"{name}: maps of {shape} are not a tensor (N, H, W) of {tuple(batch.shape)}")
         if not torch.isfinite(found).all():  # a score would leave such maps out, and flatter the method
             raise UserError(f"{name}: maps hold values that are not finite")
-        maps.append(found.detach())
-    layer_map = LayerMap(layer_maps[0].layer, torch.cat([part.values for part in layer_maps])) if layer_maps else None
-    return Attribution(torch.cat(maps), images, targets, name, head, classes, layer_map)
+        maps.append(found.detach().cpu())
+    layer_map = (
+        LayerMap(layer_maps[0].layer, torch.cat([part.values.detach().cpu() for part in layer_maps]))
+        if layer_maps
+        else None
+    )
+    return Attribution(torch.cat(maps), images.detach().cpu(), targets.cpu(), name, head, classes, layer_map)
 
 
 def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Tensor:
@@ -123,7 +128,7 @@ def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Te
             return torch.cat([net(batch).argmax(dim=1) for batch in images.split(BATCH)])
     with torch.no_grad():
         count = net(images[:1]).shape[1]
-    targets = torch.as_tensor(target, dtype=torch.int64).expand(len(images))
+    targets = torch.as_tensor(target, dtype=torch.int64, device=images.device).expand(len(images))
     if not ((targets >= 0) & (targets < count)).all():
         raise UserError(f"target={target}: the classes are 0..{count - 1}")
     return targets

@@ -35,8 +35,8 @@ NO_TRUTH = "this data set has no true pixels: heatmaps are graded by insertion a
 @dataclass(frozen=True, eq=False, repr=False)
 class Scores(Result):
     """How right the heatmaps of a network are: `scores`, one for each head, method, truth and metric; where the data
-    set has no true pixels, `curves` {insertion and deletion: {method: float (steps + 1,)}}, the mean probability of
-    the predicted class."""
+    set has no true pixels, `curves` {insertion and deletion (of a head): {method: float (steps + 1,)}}, the mean
+    probability of the predicted class."""
 
     scores: Sequence[AttributionScore]
     heads: Sequence[str]
@@ -66,7 +66,7 @@ class Scores(Result):
 def score(
     run: Run, methods: Mapping[str, Method], images: int = 1000, progress: Callable[[str], None] = lambda _: None
 ) -> Scores:
-    """The heatmaps of `methods` graded on `images` test images of a run, spread over the whole split."""
+    """The heatmaps of `methods` graded on `images` test images of a run, drawn at random."""
     datamodule = run.datamodule("test")
     split, heads = datamodule.splits["test"], datamodule.heads
     rows = sample_indices(len(split), images)
@@ -114,14 +114,15 @@ def _without_truth(
 ) -> tuple[list[AttributionScore], list[str], list[str], dict[str, dict[str, Any]]]:
     """Insertion and deletion, as `Scores` takes them."""
     scores: list[AttributionScore] = []
-    drawn: dict[str, dict[str, Any]] = {"insertion": {}, "deletion": {}}
+    drawn: dict[str, dict[str, Any]] = {}
     for head in heads:
         for name, method in methods.items():
             progress(f"{head.name}: {name.replace('_', ' ')}")
             for kind, curves in insertion_deletion(net, head, method, sample.images).items():
                 area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
                 scores.append(AttributionScore(head.name, name, "none", kind, "all", *bootstrap_ci(area)))
-                drawn[kind][name.replace("_", " ")] = curves.mean(dim=0).numpy()
+                panel = kind if len(heads) == 1 else f"{head.name}: {kind}"
+                drawn.setdefault(panel, {})[name.replace("_", " ")] = curves.mean(dim=0).numpy()
     return scores, [head.name for head in heads], list(methods), drawn
 
 
@@ -143,7 +144,8 @@ def _truth_figure(scores: Sequence[AttributionScore], heads: Sequence[str], meth
 def _tables(scores: Sequence[AttributionScore]) -> dict[str, Rows]:
     """{title: rows, the header first} for the console and the page."""
     tables = {}
-    for truth in ("counterfactual", "line"):
+    truths = dict.fromkeys(g.truth for g in scores if g.metric in METRICS and g.truth != "head contrast")
+    for truth in sorted(truths):  # the counterfactual one before the line
         for predictions in ("all", "correct", "wrong"):
             kept = [g for g in scores if g.truth == truth and g.predictions == predictions]
             n = max((g.n for g in kept), default=0)

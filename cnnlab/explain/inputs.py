@@ -17,8 +17,10 @@ from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.models.heads import Head
 
+CANDIDATES = 2000  # test images among which those that differ most are looked for
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Inputs:
     """Images float32 (N, C, H, W) in [0, 1], a name for each, {head: true class int64 (N,)} where it is known, and
     notes on what was done to each image from outside."""
@@ -27,6 +29,13 @@ class Inputs:
     names: list[str]
     truth: dict[str, Tensor] | None = None
     notes: list[list[str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.images.shape[1:]))
+        return f"Inputs({len(self)} of {size}: {', '.join(self.names[:8])}{', ...' if len(self) > 8 else ''})"
 
 
 def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
@@ -41,11 +50,13 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
 def pick(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int) -> list[int]:
     """Indices of `count` images that differ most in their classes, in order; where the network errs on any,
     the first is the mistake that it is surest of."""
+    if not 1 <= count <= CANDIDATES:
+        raise UserError(f"{count} images: ask for 1 to {CANDIDATES:,}")
     chosen: list[int] = []
     mistake = _surest_mistake(net, heads, split)
     if mistake is not None:
         chosen.append(mistake)
-    rows = torch.arange(min(len(split), 2000))
+    rows = torch.arange(min(len(split), CANDIDATES))
     classes = torch.stack([part for part in _parts(heads, split.targets(rows))], dim=1)  # (rows, parts)
     first = classes.new_zeros(0, classes.shape[1]) if not chosen else _row(heads, split, chosen[0])
     taken = first

@@ -48,6 +48,8 @@ class HeadWrapper(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits(images)
+        if logits.ndim != 2:
+            raise UserError(f"the network answers {tuple(logits.shape)}, not scores (N, classes)")
         return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from cnnlab.data.lines import LineDataModule, LineDataset, draw_centres
-from cnnlab.data.rendering import centre_bounds, kind_of
+from cnnlab.data.rendering import centre_bounds, kind_of, render
 from cnnlab.errors import UserError
+from tests.conftest import HEADS
 
 
 def test_centres_are_uniform_over_all_places() -> None:
@@ -32,16 +33,19 @@ def test_an_image_is_a_function_of_seed_split_and_index() -> None:
     assert not torch.equal(draw_centres(1, "test", some, kinds[some]), together[some])
 
 
-@pytest.mark.parametrize(("antialias", "fresh"), [(True, False), (False, False), (False, True)])
-def test_no_image_stands_in_two_splits(antialias: bool, fresh: bool) -> None:
+@pytest.mark.parametrize(
+    ("style", "fresh"),
+    [("antialiased", False), ("hard", False), ("hard", True), ("literal", False), ("capped", True), ("mixed", True)],
+)
+def test_no_image_stands_in_two_splits(style: str, fresh: bool) -> None:
     data = LineDataModule(
-        train_per_class=100, val_per_class=20, test_per_class=50, antialias=antialias, resample_each_epoch=fresh
+        train_per_class=100, val_per_class=20, test_per_class=50, style=style, resample_each_epoch=fresh
     )
     data.setup()
     counts = data.counts(epochs=3)
     assert counts["overlap"] == 0
     assert counts["train"] == 96 * 100 * (3 if fresh else 1)
-    if not antialias:  # so few images there are that uniform draws repeat them, but within a split only
+    if style == "hard":  # so few images there are that uniform draws repeat them, but within a split only
         assert counts["distinct_train"] < counts["train"]
 
 
@@ -77,7 +81,7 @@ def test_the_class_task_has_readable_names() -> None:
 
 def test_green_lines_are_a_third_class_of_colour() -> None:
     data = LineDataModule(
-        colours=["red", "blue", "green"], train_per_class=2, val_per_class=1, test_per_class=1, antialias=False
+        colours=["red", "blue", "green"], train_per_class=2, val_per_class=1, test_per_class=1, style="hard"
     )
     data.setup()
     assert [len(head.classes) for head in data.heads] == [2, 2, 12, 3]
@@ -133,3 +137,27 @@ def test_fresh_draws_new_centres_every_epoch_and_the_workers_do_not_matter() -> 
 def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         LineDataModule(**settings)  # type: ignore[arg-type]
+
+
+def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
+    split, rows = LineDataset(1, "train", 50, style="mixed"), torch.arange(4800)
+    styles = split.styles_of(rows)
+    assert isinstance(styles, torch.Tensor)
+    assert (torch.bincount(styles, minlength=5) / 4800 - 0.2).abs().max() < 0.02
+    some = torch.tensor([4000, 3, 77])
+    assert torch.equal(split.images(some), split.images(rows)[some])
+    own = render(split.kinds_of(some), split.centres_of(some), styles[some])
+    assert torch.equal(split.images(some), own)
+    assert not torch.equal(LineDataset(2, "train", 50, style="mixed").styles_of(rows), styles)
+    assert not torch.equal(LineDataset(1, "test", 50, style="mixed").styles_of(rows), styles)
+    for head in HEADS:  # the truths are those of the style
+        line = split.truths(some, head)["line"]
+        assert torch.equal(line, split.images(some).amax(dim=1) > 0)
+
+
+def test_the_test_may_be_drawn_in_another_style() -> None:
+    data = LineDataModule(train_per_class=2, val_per_class=1, test_per_class=1, style="mixed", test_style="antialiased")
+    data.setup()
+    assert [data.splits[name].style for name in data.names] == ["mixed", "mixed", "antialiased"]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"data.style=soft: choose one of antialiased, hard, .*, mixed"):
+        LineDataModule(style="soft")

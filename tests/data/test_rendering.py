@@ -6,8 +6,19 @@ import math
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
-from cnnlab.data.rendering import KINDS, attributes_of, centre_bounds, coverage, kind_of, render, render_float
+from cnnlab.data.rendering import (
+    KINDS,
+    STYLES,
+    Style,
+    attributes_of,
+    centre_bounds,
+    coverage,
+    kind_of,
+    render,
+    render_float,
+)
 
 EVERY = torch.arange(KINDS)
 LENGTH, WIDTH = torch.tensor([7.0, 15.0]), torch.tensor([1.0, 3.0])
@@ -30,14 +41,14 @@ def test_an_upright_line_is_exact_to_the_pixel() -> None:
     assert shifted[8, 14].item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize(("antialias", "tolerance"), [(True, 1e-3), (False, 1e-2)])
-def test_pixel_sums_are_length_times_width(antialias: bool, tolerance: float) -> None:
+@pytest.mark.parametrize(("style", "tolerance"), [("antialiased", 1e-3), ("supersampled", 1e-2), ("hard", 1e-2)])
+def test_pixel_sums_are_length_times_width(style: str, tolerance: float) -> None:
     at = attributes_of(EVERY)
     area = LENGTH[at["length"]] * WIDTH[at["width"]]
     # Where the centre is in its pixel changes the sum of a slanted line; the mean over a pixel is the area.
     step = (torch.arange(32) + 0.5) / 32
     centres = 14 + torch.cartesian_prod(step, step)  # (1024, 2)
-    sums = torch.stack([coverage(EVERY, centre.expand(KINDS, 2), antialias).sum(dim=(1, 2)) for centre in centres])
+    sums = torch.stack([coverage(EVERY, centre.expand(KINDS, 2), style).sum(dim=(1, 2)) for centre in centres])
     assert ((sums.mean(dim=0) - area).abs() / area).max() < tolerance
     upright = (at["angle"] == 0) | (at["angle"] == 6)
     torch.testing.assert_close(sums[:, upright], area[upright].expand(1024, -1), atol=1e-3, rtol=0)
@@ -80,8 +91,59 @@ def test_the_whole_line_is_inside() -> None:
     assert low[0].tolist() == [3.5, 0.5]  # 7 x 1, upright
 
 
-@pytest.mark.parametrize("antialias", [True, False])
-def test_drawn_as_floats_is_what_is_drawn_as_bytes(antialias: bool) -> None:
+@pytest.mark.parametrize("style", [*STYLES, torch.arange(KINDS) % len(STYLES)])
+def test_drawn_as_floats_is_what_is_drawn_as_bytes(style: Style) -> None:
     centres = torch.rand(KINDS, 2) * 6 + 11
-    bytes_ = render(EVERY, centres, antialias)
-    assert torch.equal(render_float(EVERY, centres, antialias), bytes_.float() / 255)
+    bytes_ = render(EVERY, centres, style)
+    assert torch.equal(render_float(EVERY, centres, style), bytes_.float() / 255)
+
+
+@pytest.mark.parametrize("angle", [0, 3, 6, 9])  # 0°, 45°, 90°, 135°, where every program draws the same pixels
+def test_literal_lines_are_those_of_a_program_that_takes_whole_numbers(angle: int) -> None:
+    at = attributes_of(EVERY)
+    thin = EVERY[(at["angle"] == angle) & (at["width"] == 0) & (at["colour"] == 0)]
+    for kind in thin:
+        reach = LENGTH[at["length"][kind]].item() / 2
+        for x, y in ((14.2, 13.9), (11.5, 15.5), (13.75, 12.1)):
+            way = math.cos(math.radians(angle * 15)) * reach, -math.sin(math.radians(angle * 15)) * reach
+            picture = Image.new("L", (28, 28))
+            ends = [math.floor(x - way[0]), math.floor(y - way[1]), math.floor(x + way[0]), math.floor(y + way[1])]
+            if angle in (3, 9) and abs(ends[2] - ends[0]) != abs(ends[3] - ends[1]):
+                continue  # not quite a diagonal: programs differ in where they step aside
+            ImageDraw.Draw(picture).line(ends, fill=255)
+            drawn = coverage(kind[None], torch.tensor([[x, y]]), "literal")[0]
+            assert torch.equal(drawn * 255, torch.tensor(list(picture.tobytes())).view(28, 28).float())
+
+
+def test_a_literal_line_has_both_its_end_points() -> None:
+    drawn = coverage(torch.tensor([0]), torch.tensor([[10.5, 8.5]]), "literal")[0]
+    expected = torch.zeros(28, 28)
+    expected[8, 7:15] = 1  # from the pixel of x = 7.0 to that of 14.0: 8 pixels
+    assert torch.equal(drawn, expected)
+
+
+def test_caps_are_half_discs_and_lie_inside() -> None:
+    at = attributes_of(EVERY)
+    length, width = LENGTH[at["length"]], WIDTH[at["width"]]
+    step = (torch.arange(16) + 0.5) / 16
+    centres = 14 + torch.cartesian_prod(step, step)
+    sums = torch.stack([coverage(EVERY, centre.expand(KINDS, 2), "capped").sum(dim=(1, 2)) for centre in centres])
+    area = length * width + math.pi * (width / 2) ** 2
+    thick = at["width"] == 1  # the soft edge of a cap is not quite its area where it is as wide as the cap
+    assert ((sums.mean(dim=0) - area).abs() / area)[thick].max() < 0.01
+    assert ((sums.mean(dim=0) - area).abs() / area).max() < 0.04
+    low, high = centre_bounds(EVERY, "capped")
+    for corner in (low, high):  # nothing is cut off there
+        whole = coverage(EVERY, corner - corner.round() + 14, "capped").sum(dim=(1, 2))
+        torch.testing.assert_close(coverage(EVERY, corner, "capped").sum(dim=(1, 2)), whole, atol=0.2, rtol=0.02)
+
+
+def test_a_style_for_each_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low, high = centre_bounds(EVERY)
+    centres = low + torch.rand(KINDS, 2, generator=generator) * (high - low)
+    styles = torch.randint(len(STYLES), (KINDS,), generator=generator)
+    together = coverage(EVERY, centres, styles)
+    for number, name in enumerate(STYLES):
+        rows = styles == number
+        assert torch.equal(together[rows], coverage(EVERY[rows], centres[rows], name))
