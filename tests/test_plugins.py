@@ -189,5 +189,7 @@ def test_all_of_it_from_python(mine: Path, tmp_path: Path, monkeypatch: pytest.M
     examples = run.examples(3)
     assert examples.truth is not None
     assert run.predict(examples)["place"] == [("left", "middle", "right")[k] for k in examples.truth["place"].tolist()]
+    curves = run.score(["saliency"], images=6).curves  # of every head, as nobody knows the true pixels
+    assert set(curves) == {f"{head}: {kind}" for head in ("place", "shade") for kind in ("insertion", "deletion")}
     with pytest.raises(UserError, match="set CNNLAB_TRUST=squares"):
         cnnlab.load(run.path).predict(examples)

@@ -12,8 +12,9 @@ import torch
 from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.explain.attribution import grad_cam
-from cnnlab.explain.attribution_metrics import bootstrap_ci, head_contrast, rank_correlation
-from cnnlab.explain.evaluation import Sample, evaluate, insertion_deletion, randomise
+from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci, head_contrast, rank_correlation
+from cnnlab.explain.evaluation import AttributionScore, Sample, evaluate, insertion_deletion, randomise
+from cnnlab.explain.evaluation_report import Scores
 from cnnlab.models.networks import Branched
 from cnnlab.runs import Run
 from tests.conftest import HEADS, TINY_LINES, in_process, run_train
@@ -158,3 +159,9 @@ def test_insertion_and_deletion_begin_and_end_where_they_must() -> None:
     assert curves["deletion"][0, [0, -1]].tolist() == pytest.approx([full, empty])
     assert curves["insertion"][0, 1] == pytest.approx(full)  # the first pixel put is the one
     assert curves["deletion"][0, 1] == pytest.approx(empty)
+
+
+def test_any_truth_has_its_table() -> None:
+    rows = [AttributionScore("a", "own", "object", metric, "all", 0.5, 0.4, 0.6, 9) for metric in METRICS]
+    (title, *_) = Scores(rows, ["a"], ["own"]).tables()
+    assert title == "Truth: object; all predictions"
