@@ -126,7 +126,8 @@ class RunReport:
         write_figures(
             self.folder / "figures", self.datamodule, rows, self.classifier.predictions, self.classifier.scores
         )
-        self._keep_training_images()
+        if self.best:
+            self._keep_training_images()
         page = html.render(
             "report.html",
             summary=self.summary,
