@@ -418,7 +418,7 @@ def test_heads_in_a_tuple_and_a_method_of_ones_own() -> None:
     expected = images.amax(dim=1) * two.gather(1, targets[:, None])[:, :, None]
     torch.testing.assert_close(found.maps, expected.detach())
     assert found.method == "brightness"
-    with pytest.raises(UserError, match=r"maps of \(3, 3, 16, 16\) are not \(N, H, W\)"):
+    with pytest.raises(UserError, match=r"maps of \(3, 3, 16, 16\) are not a tensor \(N, H, W\)"):
         attribute(net, images, targets, lambda net, images, targets: images, 1)
     with pytest.raises(UserError, match=r"there is no head '2' \(there are 0, 1\)"):
         attribute(net, images, targets, brightness, 2)
