@@ -21,7 +21,8 @@ from cnnlab.explain.network import frozen_copy
 from cnnlab.io import new_folder, write_atomically
 from cnnlab.log import say
 from cnnlab.models.heads import Head
-from cnnlab.runs import Run, Task, open_run
+from cnnlab.runs import Run, open_run
+from cnnlab.task import Task
 
 CHECKED = 256  # test images on which an exported network must say what the network says
 TOLERANCE = 1e-4  # of a probability
@@ -60,9 +61,7 @@ def to_torch_export(net: nn.Module, task: Task, title: str) -> bytes:
     """The file of a `torch.export` program: `images` of any number to {head: probabilities}."""
     file = io.BytesIO()
     with _quiet():
-        torch.export.save(
-            _program(net, task), file, extra_files={f"{k}.json": v for k, v in metadata(task, title).items()}
-        )
+        torch.export.save(_program(net, task), file, extra_files=metadata(task, title))
     return file.getvalue()
 
 
@@ -148,9 +147,9 @@ heads = json.loads(session.get_modelmeta().custom_metadata_map["heads"])
 answers = session.run(list(heads), {{"images": np.zeros((1, {shape}), np.float32)}})  # your images, in [0, 1]
 print({{head: heads[head][p[0].argmax()] for head, p in zip(heads, answers)}})""",
     "torch_export": """import json, torch
-files = {{"heads.json": ""}}
+files = {{"heads": ""}}
 net = torch.export.load({file!r}, extra_files=files).module()
-heads, answers = json.loads(files["heads.json"]), net(torch.zeros(1, {shape}))  # your images, in [0, 1]
+heads, answers = json.loads(files["heads"]), net(torch.zeros(1, {shape}))  # your images, in [0, 1]
 print({{head: heads[head][p[0].argmax()] for head, p in answers.items()}})""",
 }
 

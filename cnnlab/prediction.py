@@ -25,6 +25,7 @@ from cnnlab.log import as_table, say
 from cnnlab.models.heads import Head
 from cnnlab.provenance import versions
 from cnnlab.result import Result
+from cnnlab.runs import open_run
 
 if TYPE_CHECKING:
     from cnnlab.plots import Figure
@@ -120,7 +121,7 @@ def _said(row: dict[str, Any], heads: list[str]) -> list[str]:
 
 def unlike(score: float) -> str:
     """What an out-of-distribution score above 1 means, in words."""
-    return f"is unlike the images that the network was trained on ({score:.1f} times the usual distance)"
+    return f"is unlike the images that the network was trained on ({score:.1f} times as far from them as is usual)"
 
 
 def predict(net: nn.Module, heads: Sequence[Head], inputs: Inputs, detector: OODDetector | None = None) -> Prediction:
@@ -135,8 +136,6 @@ def predict(net: nn.Module, heads: Sequence[Head], inputs: Inputs, detector: OOD
 def predict_run(cfg: DictConfig) -> Path:
     """Read and answer the images that `cfg` (conf/predict.yaml) names; returns the folder with `predictions.csv` and
     `predictions.json`. Raises `UserError` where no image can be read, before anything is written."""
-    from cnnlab.runs import open_run
-
     run = open_run(cfg.run)
     if cfg.image is None:
         raise UserError("name what to read: image=<file, folder or pattern>, or a list of these")

@@ -33,7 +33,8 @@ from cnnlab.models.layers import parameter_counts
 from cnnlab.models.metrics import Predictions, Scores
 from cnnlab.provenance import commit, versions
 from cnnlab.run_page import accuracies_by_class, write_figures, write_tables
-from cnnlab.runs import OOD, Run, Task, title
+from cnnlab.runs import OOD, Run, title
+from cnnlab.task import Task
 
 Summary = dict[str, Any]
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from yaml import AliasToken, YAMLError, scan
 from cnnlab.build import build_datamodule, build_net, named_method, named_methods, refused
 from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
-from cnnlab.data.outside import EXPECTS
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.inputs import Inputs, from_outside, from_split, pick
 from cnnlab.explain.network import leaf_modules
@@ -29,9 +27,10 @@ from cnnlab.io import read_csv
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
+from cnnlab.task import Task
 from cnnlab.trust import check_trusted
 
-if TYPE_CHECKING:  # Captum and pandas-like things come when they are asked for
+if TYPE_CHECKING:  # Captum comes when it is asked for
     from cnnlab.explain.activation_maximization import Maximization
     from cnnlab.explain.activations import Activations
     from cnnlab.explain.attribution import Attribution, Method
@@ -39,7 +38,6 @@ if TYPE_CHECKING:  # Captum and pandas-like things come when they are asked for
     from cnnlab.prediction import Prediction
 
 MOST_BYTES = 1_000_000  # of a config.yaml or summary.json
-MOST_PIXELS = 10_000_000  # of the images of a data set
 OOD = "ood"  # the file beside the checkpoints that knows the training images
 SAMPLE = 500  # test images on which dead and saturated channels are judged
 
@@ -49,38 +47,6 @@ _RENAMED = {
     "cnnlab.data.lines.LineData": "cnnlab.data.lines.LineDataModule",
     "cnnlab.data.mnist.MnistData": "cnnlab.data.vision.TorchvisionDataModule",
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a network is asked: its heads, about images of the shape (C, H, W); `expects` says how images from outside
-    are treated (one of `data.outside.EXPECTS`)."""
-
-    heads: tuple[Head, ...]
-    image_shape: tuple[int, int, int]
-    expects: str
-
-    @classmethod
-    def of(cls, data: ImageDataModule) -> Task:
-        return cls(data.heads, data.image_shape, data.expects)
-
-    def facts(self) -> dict[str, Any]:
-        """What `summary.json` says of it."""
-        heads = {head.name: head.classes for head in self.heads}
-        return {"heads": heads, "image_shape": self.image_shape, "expects": self.expects}
-
-    @classmethod
-    def from_facts(cls, facts: Any) -> Task:
-        """The task of such `facts`; `ValueError`, `TypeError` or `KeyError` where they are none."""
-        channels, height, width = facts["image_shape"]
-        sizes = (channels, height, width)
-        whole = all(type(size) is int and size > 0 for size in sizes) and channels * height * width <= MOST_PIXELS
-        classes = facts["heads"].values() if isinstance(facts["heads"], dict) else [None]
-        named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in classes)
-        if not (whole and named and facts["heads"] and facts["expects"] in EXPECTS):
-            raise ValueError
-        heads = tuple(Head(str(name), tuple(names)) for name, names in facts["heads"].items())
-        return cls(heads, sizes, str(facts["expects"]))
 
 
 class Run:
@@ -154,10 +120,10 @@ class Run:
         """What its network is asked. Raises `UserError` where `summary.json` is broken; a run of version 0.1 or 0.2
         does not say it, and its data set is asked."""
         if "task" not in self.summary:
-            return Task.of(self.datamodule("test"))
+            return Task.of(self.test_data)
         try:
             return Task.from_facts(self.summary["task"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise UserError(f"{self.path / 'summary.json'} is broken: its task is none") from error
 
     def head(self, name: str | None = None) -> Head:
@@ -180,9 +146,14 @@ class Run:
         return build_datamodule(self.config, stage)
 
     @cached_property
+    def test_data(self) -> ImageDataModule:
+        """The run's data set with the test split, opened once."""
+        return self.datamodule("test")
+
+    @property
     def test_split(self) -> BatchedDataset:
         """The images that it was tested on."""
-        return self.datamodule("test").splits["test"]
+        return self.test_data.splits["test"]
 
     def weights(self) -> dict[str, Tensor]:
         """The best weights of the run's network, {name: tensor}."""
@@ -226,7 +197,7 @@ class Run:
     def examples(self, count: int = 6) -> Inputs:
         """`count` test images that differ most in their classes, with their true classes; the first is the mistake
         that the network is surest of, where it makes one."""
-        return from_split(self.test_split, pick(self.net, self.datamodule("test").heads, self.test_split, count))
+        return from_split(self.test_split, pick(self.net, self.test_data.heads, self.test_split, count))
 
     def predict(self, images: Any) -> Prediction:
         """What the network says to images: every head's probabilities, and how unlike the training images each is."""

@@ -17,7 +17,8 @@ from cnnlab.build import build_net
 from cnnlab.cli import CONF
 from cnnlab.model_export import FORMATS, TOLERANCE, largest_difference, metadata
 from cnnlab.models.heads import Head
-from cnnlab.runs import Run, Task
+from cnnlab.runs import Run
+from cnnlab.task import Task
 from tests.conftest import DIGIT, HEADS, in_process
 
 NETS = sorted(path.stem for path in (CONF / "net").glob("*.yaml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 import cnnlab
+from cnnlab.data.lines import class_head
 from cnnlab.errors import UserError
+from cnnlab.models.heads import Head
 from cnnlab.provenance import versions
 from cnnlab.runs import Run, newest
+from cnnlab.task import Task
 from tests.conftest import TINY_LINES, in_process
 from tests.explain.test_explain import run_explain
 from tests.explain.test_score import run_score
@@ -176,3 +180,15 @@ def test_a_package_that_is_not_installed_is_left_out_of_the_versions(monkeypatch
     """As cnnlab itself, in a checkout that is only on the path."""
     monkeypatch.setattr("cnnlab.provenance.PACKAGES", ("torch", "cnnlab-that-is-not-installed"))
     assert versions() == {"cnnlab": cnnlab.__version__, "torch": torch.__version__.partition("+")[0]}
+
+
+def test_a_task_is_read_back_with_the_parts_of_its_heads() -> None:
+    task = Task((class_head(), Head("side", ("left", "right"))), (3, 28, 28), "line")
+    facts = json.loads(json.dumps(task.facts()))
+    assert Task.from_facts(facts) == task
+    for broken in (
+        {}, [], {**facts, "image_shape": [3, 10**6, 10**6]}, {**facts, "expects": "cat"}, {**facts, "heads": {}},
+        {**facts, "heads": {"side": ["left", "right"]}}, {**facts, "heads": {"side": {"classes": [1, 2], "parts": {}}}},
+    ):  # fmt: skip
+        with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+            Task.from_facts(broken)

@@ -109,9 +109,8 @@ def styles_of(seed: int, split: str, indices: Tensor, style: str) -> Style:
     int64 (B,), a function of (seed, split, index)."""
     if style != MIXED:
         return style
-    drawn = (
-        _hash(seed, _SHARES[split].start, indices.numpy(), 2**32) >> 33
-    )  # no attempt to draw a centre has this number
+    # No attempt to draw a centre has the number 2**32.
+    drawn = _hash(seed, _SHARES[split].start, indices.numpy(), 2**32) >> 33
     return torch.from_numpy((drawn % len(STYLES)).astype(np.int64))
 
 

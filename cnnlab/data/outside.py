@@ -30,6 +30,8 @@ BOX = 20 / 28  # of an image's side: in which MNIST's digits lie
 FAINT = 0.2  # of the strongest ink: what is fainter is no part of a digit
 NOISE = 24  # of 255: a ground that differs less from black is black
 
+WRONG_RANGE = "an image is uint8 in [0, 255] or float in [0, 1]"
+
 Pixels = NDArray[np.float64]
 
 
@@ -223,7 +225,7 @@ def _eight_bit_array(source: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
     if not np.issubdtype(values.dtype, np.floating) or not (
         np.isfinite(values).all() and 0 <= values.min() <= values.max() <= 1
     ):
-        raise UserError("an image is uint8 in [0, 255] or float in [0, 1]")
+        raise UserError(WRONG_RANGE)
     levels: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
     return levels
 

@@ -52,7 +52,7 @@ class Explanation:
     """An explanation while it is made."""
 
     def __init__(self, cfg: DictConfig, run: Run) -> None:
-        self.cfg, self.run, self.data, self.net = cfg, run, run.datamodule("test"), run.net
+        self.cfg, self.run, self.data, self.net = cfg, run, run.test_data, run.net
         self.heads = self._heads()
         self.methods = build_methods(cfg.method)
         with refused("ascent"):

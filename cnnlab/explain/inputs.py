@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.data.datamodule import BatchedDataset
-from cnnlab.data.outside import images_of, read_image
+from cnnlab.data.outside import WRONG_RANGE, images_of, read_image
 from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.models.heads import Head
@@ -132,7 +132,7 @@ def from_outside(
 def _read(source: Any, image_shape: Sequence[int], expects: str) -> tuple[Tensor, list[str]]:
     if isinstance(source, Tensor) and source.is_floating_point() and tuple(source.shape) == tuple(image_shape):
         if not (torch.isfinite(source).all() and 0 <= source.min() <= source.max() <= 1):
-            raise UserError("an image is uint8 in [0, 255] or float in [0, 1]")
+            raise UserError(WRONG_RANGE)
         return source.detach().float().cpu(), []
     image, notes = read_image(source, image_shape, expects)
     return image.float() / 255, notes

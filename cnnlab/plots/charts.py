@@ -157,7 +157,7 @@ def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interva
                 axes.plot(mean, y, marker, color=colour, markersize=4, label=name)
         axes.set_yticks(range(len(lines)), list(lines), fontsize=8)
         axes.grid(alpha=0.3)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(-0.03, 1.03)  # a marker at 0 or 1 is drawn whole
         axes.set_title(f"{column}: {row}", fontsize=9)
     grid[0][0].invert_yaxis()
     handles, labels = grid[0][0].get_legend_handles_labels()
