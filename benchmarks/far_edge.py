@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
 from cnnlab.runs import Run
 
@@ -38,7 +39,7 @@ def touching(lines: LineDataset, rows: torch.Tensor) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    fresh = LineDataset(SEED, "test", PER_CLASS)
+    fresh = LineDataset(LineDraws(SEED, "test"), PER_CLASS)
     for path in sys.argv[1:]:
         found = mistakes(Run(path), fresh)
         far, near = touching(fresh, found)

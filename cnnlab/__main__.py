@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train and test a network, and write a run folder",
     "explain": "show what a trained network learned",
     "score": "grade its heatmaps against the exact truth",
+    "robustness": "show it lines that others drew",
     "predict": "say what it answers to images of your own",
     "export": "write it as ONNX or as a torch.export program",
     "compare": "many runs in one table",
@@ -20,7 +21,7 @@ COMMANDS = {
 USAGE = "\n".join(
     [
         f"cnnlab {__version__}: cnnlab <command> --help says more",
-        *(f"  {name:9}{text}" for name, text in COMMANDS.items()),
+        *(f"  {name:11}{text}" for name, text in COMMANDS.items()),
         '  completion by tab: eval "$(cnnlab -sc install=bash)"',
     ]
 )

@@ -109,6 +109,7 @@ LOOKING: dict[str, tuple[str, ...]] = {
     "explain": ("ascent.steps=1", "indices=[0]", "layers=[stem.conv]"),
     "score": ("images=2", "method=[grad_cam]"),
     "compare": (),
+    "robustness": ("per_kind=1",),
     "predict": (),
     "export": (),
 }

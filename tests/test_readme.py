@@ -45,6 +45,7 @@ def test_there_are_commands_to_try() -> None:
     assert _commands("cnnlab.compare")
     assert _commands("cnnlab.predict")
     assert _commands("cnnlab.export")
+    assert _commands("cnnlab.robustness")
 
 
 @pytest.mark.parametrize("line", _commands("cnnlab.train"))
@@ -95,7 +96,9 @@ def test_the_comparing_commands_work(line: str, lines_run: Path, tmp_path: Path)
     assert (tmp_path / "compare.html").exists()
 
 
-@pytest.mark.parametrize("line", [*_commands("cnnlab.predict"), *_commands("cnnlab.export")])
+@pytest.mark.parametrize(
+    "line", [line for name in ("predict", "export", "robustness") for line in _commands(f"cnnlab.{name}")]
+)
 def test_the_other_commands_work(line: str, lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.png").write_bytes((lines_run / "figures" / "samples.png").read_bytes())

@@ -37,3 +37,27 @@ class Affine(nn.Module):
         maps = torch.stack(rows, dim=1).view(size, 2, 3)
         grid = F.affine_grid(maps, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
+
+
+class Light(nn.Module):
+    """Dims images, puts them on a grey ground and adds noise, by amounts of each image's own, each to half of them.
+
+    `dim` is the share of the brightness that may be lost, `ground` the brightest grey that black may become, `noise`
+    the largest deviation of the noise. Raises `UserError` for a limit outside [0, 1).
+    """
+
+    def __init__(self, dim: float, ground: float, noise: float) -> None:
+        super().__init__()
+        for name, limit in (("dim", dim), ("ground", ground), ("noise", noise)):
+            if not 0 <= limit < 1:
+                raise UserError(f"augment.{name}={limit} is not in 0..1, 1 left out")
+        self.dim, self.ground, self.noise = dim, ground, noise
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images float32 (B, C, H, W) in [0, 1], drawn from the global random state."""
+        drawn = torch.rand(2, 3, len(images), 1, 1, 1, device=images.device)
+        dim, ground, noise = drawn[0] * (drawn[1] < 0.5)
+        images = images + self.ground * ground * (1 - images.amax(dim=1, keepdim=True))
+        images = images * (1 - self.dim * dim)
+        noisy: Tensor = images + self.noise * noise * torch.randn_like(images)
+        return noisy.clamp(0, 1)

@@ -103,6 +103,19 @@ def max_pool(stride: int, size: Sequence[int], to_the_edge: bool = False) -> nn.
     return nn.MaxPool2d((stride + height % stride, stride + width % stride), stride=stride)
 
 
+HALVINGS = ("max", "avg", "blur")
+
+
+def halving(kind: str) -> Layers:
+    """The layers that halve maps: "max", max-pooling by 2; "avg", the mean of 2 x 2; "blur", the 3 x 3 triangle
+    [1, 2, 1] before every second place is taken, as two means of 2 x 2 one after the other. The last two change little
+    where the image moves by a pixel (Zhang 2019, "Making Convolutional Networks Shift-Invariant Again", Rect-2 and
+    Tri-3)."""
+    if kind == "blur":
+        return {"blur": nn.AvgPool2d(2, stride=1, padding=1), "pool": nn.AvgPool2d(2)}
+    return {"pool": nn.MaxPool2d(2) if kind == "max" else nn.AvgPool2d(2)}
+
+
 def output_shape(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of what `module` makes of one input of `shape`, both without the batch; leaves the module in training
     mode. `UserError` where the input is too small for a kernel."""

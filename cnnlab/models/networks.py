@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cnnlab.errors import UserError
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import (
+    HALVINGS,
     BatchNorm,
     Dropout,
     Flatten,
@@ -26,6 +27,7 @@ from cnnlab.models.layers import (
     PixelDense,
     check_one_of,
     check_positive,
+    halving,
     keras_init,
     max_pool,
     output_shape,
@@ -244,24 +246,39 @@ class Branched(MultiHeadNet):
 
 
 class Blocks(MultiHeadNet):
-    """Our own for digits: blocks of two 3 x 3 convolutions, each with BatchNorm and ReLU, the second halved
-    by max-pooling (in the manner of Simonyan and Zisserman 2015). `filters` are those of each block;
-    `dropout` drops whole channels after a block."""
+    """Our own: blocks of two 3 x 3 convolutions, each with BatchNorm and ReLU, the second halved by pooling (in the
+    manner of Simonyan and Zisserman 2015).
+
+    `filters` are those of each block; `dropout` drops whole channels after a block. `downsample` is how a block is
+    halved: "max", "avg" or "blur" (see `halving`). `pooling` is what the heads are given: "flatten", every place of the
+    last block, or "mean", the mean over all its places, which are then not halved: the same wherever something lies.
+    """
 
     def __init__(
-        self, image_shape: Shape, heads: Sequence[Head], filters: Sequence[int] = (16, 64, 192), dropout: float = 0.1
+        self,
+        image_shape: Shape,
+        heads: Sequence[Head],
+        filters: Sequence[int] = (16, 64, 192),
+        dropout: float = 0.1,
+        downsample: str = "max",
+        pooling: str = "flatten",
     ) -> None:
+        check_one_of("net.downsample", downsample, HALVINGS)
+        check_one_of("net.pooling", pooling, ("flatten", "mean"))
         stem: Layers = {}
         channels = image_shape[0]
         for block, width in enumerate(filters, start=1):
             check_positive(filters=width)
             for layer in ("a", "b"):
                 stem[f"conv{block}{layer}"] = nn.Conv2d(channels, width, 3, padding="same")
-                if layer == "b":  # before the others, which then have a quarter of the work
-                    stem[f"pool{block}"] = nn.MaxPool2d(2)
+                if layer == "b" and (pooling == "flatten" or block < len(filters)):
+                    # before the others, which then have a quarter of the work
+                    stem |= {f"{name}{block}": module for name, module in halving(downsample).items()}
                 stem[f"bn{block}{layer}"] = BatchNorm(width)
                 stem[f"relu{block}{layer}"] = nn.ReLU()
                 channels = width
             stem[f"dropout{block}"] = nn.Dropout2d(dropout)
+        if pooling == "mean":
+            stem["mean"] = nn.AdaptiveAvgPool2d(1)
         stem["flatten"] = Flatten()
         super().__init__(image_shape, heads, stem)

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, shares
+from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, readings, shares
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
 from cnnlab.plots.tiles import heat, images, mosaics, overlay, small_images
@@ -22,6 +22,7 @@ __all__ = [
     "intervals",
     "mosaics",
     "overlay",
+    "readings",
     "save",
     "shares",
     "small_images",

@@ -7,16 +7,17 @@ import math
 import pytest
 import torch
 
-from cnnlab.data.lines import LineDataModule, LineDataset, draw_centres
-from cnnlab.data.rendering import centre_bounds, kind_of, render
+from cnnlab.data.draws import LineDraws
+from cnnlab.data.lines import LineDataModule, LineDataset
+from cnnlab.data.rendering import Lines, centre_bounds, kind_of, render
 from cnnlab.errors import UserError
 from tests.conftest import HEADS
 
 
 def test_centres_are_uniform_over_all_places() -> None:
     short_thin_0_red = torch.zeros(2000, dtype=torch.int64)
-    centres = draw_centres(0, "test", torch.arange(2000), short_thin_0_red)
-    low, high = centre_bounds(short_thin_0_red[:1])
+    centres = LineDraws(0, "test").centres(torch.arange(2000), short_thin_0_red)
+    low, high = centre_bounds(Lines.of_kinds(short_thin_0_red[:1]))
     unit = (centres - low) / (high - low)
     assert unit.min() >= 0
     assert unit.max() <= 1
@@ -27,15 +28,23 @@ def test_centres_are_uniform_over_all_places() -> None:
 
 def test_an_image_is_a_function_of_seed_split_and_index() -> None:
     some, kinds = torch.tensor([5000, 3, 777]), torch.arange(6000) % 144
-    together = draw_centres(1, "train", torch.arange(6000), kinds)
-    assert torch.equal(draw_centres(1, "train", some, kinds[some]), together[some])
-    assert not torch.equal(draw_centres(2, "train", some, kinds[some]), together[some])
-    assert not torch.equal(draw_centres(1, "test", some, kinds[some]), together[some])
+    together = LineDraws(1, "train").centres(torch.arange(6000), kinds)
+    assert torch.equal(LineDraws(1, "train").centres(some, kinds[some]), together[some])
+    assert not torch.equal(LineDraws(2, "train").centres(some, kinds[some]), together[some])
+    assert not torch.equal(LineDraws(1, "test").centres(some, kinds[some]), together[some])
 
 
 @pytest.mark.parametrize(
     ("style", "fresh"),
-    [("antialiased", False), ("hard", False), ("hard", True), ("literal", False), ("capped", True), ("mixed", True)],
+    [
+        ("antialiased", False),
+        ("hard", False),
+        ("hard", True),
+        ("literal", False),
+        ("capped", True),
+        ("brush", False),
+        ("mixed", True),
+    ],
 )
 def test_no_image_stands_in_two_splits(style: str, fresh: bool) -> None:
     data = LineDataModule(
@@ -127,6 +136,10 @@ def test_fresh_draws_new_centres_every_epoch_and_the_workers_do_not_matter() -> 
         ({"train_per_class": 0}, "data.train_per_class=0"),
         ({"val_per_class": -1}, "data.val_per_class=-1"),
         ({"holdout": "regoin"}, "data.holdout=regoin: choose one of none, region"),
+        ({"placement": "report_c"}, "data.placement=report_c: choose one of anywhere, report_a, report_b"),
+        ({"placement": "report_a", "holdout": "region"}, "data.placement=report_a goes with neither data.holdout nor"),
+        ({"jitter": {"length": 2.0}}, "data.jitter.length=2.0 is not one of length 0..1, width 0..1, angle 0..7.5"),
+        ({"jitter": {"hue": 0.1}}, "data.jitter.hue=0.1 is not one of length 0..1"),
         ({"colours": ["red"]}, "name two or more of red, blue, green"),
         ({"colours": ["red", "pink"]}, "name two or more of red, blue, green"),
         ({"colours": ["red", "red"]}, "name two or more of red, blue, green"),
@@ -140,16 +153,16 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 
 
 def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
-    split, rows = LineDataset(1, "train", 50, style="mixed"), torch.arange(4800)
-    styles = split.styles_of(rows)
+    split, rows = LineDataset(LineDraws(1, "train", "mixed"), 50), torch.arange(4800)
+    styles = split.draws.styles(rows)
     assert isinstance(styles, torch.Tensor)
-    assert (torch.bincount(styles, minlength=5) / 4800 - 0.2).abs().max() < 0.02
+    assert (torch.bincount(styles, minlength=6) / 4800 - 1 / 6).abs().max() < 0.02
     some = torch.tensor([4000, 3, 77])
     assert torch.equal(split.images(some), split.images(rows)[some])
     own = render(split.kinds_of(some), split.centres_of(some), styles[some])
     assert torch.equal(split.images(some), own)
-    assert not torch.equal(LineDataset(2, "train", 50, style="mixed").styles_of(rows), styles)
-    assert not torch.equal(LineDataset(1, "test", 50, style="mixed").styles_of(rows), styles)
+    assert not torch.equal(LineDataset(LineDraws(2, "train", "mixed"), 50).draws.styles(rows), styles)
+    assert not torch.equal(LineDataset(LineDraws(1, "test", "mixed"), 50).draws.styles(rows), styles)
     for head in HEADS:  # the truths are those of the style
         line = split.truths(some, head)["line"]
         assert torch.equal(line, split.images(some).amax(dim=1) > 0)
@@ -158,6 +171,58 @@ def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
 def test_the_test_may_be_drawn_in_another_style() -> None:
     data = LineDataModule(train_per_class=2, val_per_class=1, test_per_class=1, style="mixed", test_style="antialiased")
     data.setup()
-    assert [data.splits[name].style for name in data.names] == ["mixed", "mixed", "antialiased"]  # type: ignore[attr-defined]
+    assert [data.splits[name].draws.style for name in data.names] == ["mixed", "mixed", "antialiased"]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"data.style=soft: choose one of antialiased, hard, .*, mixed"):
         LineDataModule(style="soft")
+
+
+def test_jitter_is_that_of_training_lines_alone_and_stays_within_its_limits() -> None:
+    most = {"length": 0.3, "width": 0.7, "angle": 5.0}
+    data = LineDataModule(train_per_class=20, val_per_class=2, test_per_class=2, jitter=most)
+    data.setup()
+    train = data.splits["train"]
+    assert isinstance(train, LineDataset)
+    jitter = train.draws.jitters(torch.arange(len(train)))
+    assert jitter is not None
+    longer, wider, turn = jitter
+    for values, highest in ((longer.log(), math.log(1.3)), (wider.log(), math.log(1.7)), (turn, math.radians(5))):
+        assert 0.95 * highest < values.max() <= highest + 1e-6
+        assert -highest - 1e-6 <= values.min() < -0.95 * highest
+        assert abs(values.mean()) < 0.1 * highest
+    for name in ("val", "test"):
+        assert data.splits[name].draws.jitters(torch.arange(5)) is None  # type: ignore[attr-defined]
+    assert data.counts()["overlap"] == 0
+    wide = train.images(torch.arange(len(train))).amax(dim=1).sum(dim=(1, 2)) / 255.0
+    lines = Lines.of_kinds(train.kinds_of(torch.arange(len(train))), jitter)
+    area = lines.length * lines.width
+    assert ((wide - area).abs() / area).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("placement", "distinct", "known"),  # reference: 82.4 % of Report A's test images were known, B had 4,932 distinct
+    [("report_a", (30_000, 40_000), (0.80, 0.88)), ("report_b", (4_900, 4_992), (0.999, 1.0))],
+)
+def test_the_reports_generators_leak_as_theirs_do(
+    placement: str, distinct: tuple[int, int], known: tuple[float, float]
+) -> None:
+    data = LineDataModule(placement=placement, style="hard", val_per_class=0)
+    data.setup()
+    train, test = data.splits["train"], data.splits["test"]
+    seen = {image.tobytes() for rows in torch.arange(72_000).split(4096) for image in train.images(rows).numpy()}
+    tested = [image.tobytes() for rows in torch.arange(24_000).split(4096) for image in test.images(rows).numpy()]
+    assert distinct[0] <= len(seen | set(tested)) <= distinct[1]
+    assert known[0] <= sum(image in seen for image in tested) / len(tested) <= known[1]
+    assert isinstance(train, LineDataset)
+    x, y = train.centres_of(torch.arange(9_600)).unbind(dim=1)
+    assert (x % 1 == 0.5).all()
+    assert (y % 1 == 0.5).all()
+    low, high = centre_bounds(Lines.of_kinds(train.kinds_of(torch.arange(9_600))))
+    centres = torch.stack([x, y], dim=1)
+    assert (centres >= low - 1e-3).all()
+    assert (centres <= high + 1e-3).all()
+
+
+def test_a_report_places_a_short_line_at_100_places_and_a_long_one_at_4() -> None:
+    draws, indices = LineDraws(0, "train", "hard", placement="report_b"), torch.arange(4000)
+    for kind, places in ((0, 100), (100, 4)):  # a short and a long line
+        assert len(draws.centres(indices, torch.full((4000,), kind)).unique(dim=0)) == places

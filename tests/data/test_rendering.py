@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from cnnlab.data.rendering import (
     KINDS,
     STYLES,
+    Lines,
     Style,
     attributes_of,
     centre_bounds,
@@ -21,6 +22,7 @@ from cnnlab.data.rendering import (
 )
 
 EVERY = torch.arange(KINDS)
+LINES = Lines.of_kinds(EVERY)
 LENGTH, WIDTH = torch.tensor([7.0, 15.0]), torch.tensor([1.0, 3.0])
 
 
@@ -31,7 +33,7 @@ def test_there_are_144_kinds_and_the_codec_goes_both_ways() -> None:
 
 
 def test_an_upright_line_is_exact_to_the_pixel() -> None:
-    short_thin_0_red = torch.tensor([0])
+    short_thin_0_red = LINES[torch.tensor([0])]
     grey = coverage(short_thin_0_red, torch.tensor([[10.5, 8.5]]))[0]
     expected = torch.zeros(28, 28)
     expected[8, 7:14] = 1  # 7 pixels from x = 7 to 14 in row 8
@@ -48,7 +50,7 @@ def test_pixel_sums_are_length_times_width(style: str, tolerance: float) -> None
     # Where the centre is in its pixel changes the sum of a slanted line; the mean over a pixel is the area.
     step = (torch.arange(32) + 0.5) / 32
     centres = 14 + torch.cartesian_prod(step, step)  # (1024, 2)
-    sums = torch.stack([coverage(EVERY, centre.expand(KINDS, 2), style).sum(dim=(1, 2)) for centre in centres])
+    sums = torch.stack([coverage(LINES, centre.expand(KINDS, 2), style).sum(dim=(1, 2)) for centre in centres])
     assert ((sums.mean(dim=0) - area).abs() / area).max() < tolerance
     upright = (at["angle"] == 0) | (at["angle"] == 6)
     torch.testing.assert_close(sums[:, upright], area[upright].expand(1024, -1), atol=1e-3, rtol=0)
@@ -56,7 +58,7 @@ def test_pixel_sums_are_length_times_width(style: str, tolerance: float) -> None
 
 def test_orientation_by_image_moments() -> None:
     centres = torch.full((KINDS, 2), 14.0)
-    grey = coverage(EVERY, centres).double()
+    grey = coverage(LINES, centres).double()
     pixels = torch.arange(28).double() + 0.5
     x, y = pixels.view(1, 1, -1) - 14, 14 - pixels.view(1, -1, 1)  # y up
     xx, yy, xy = ((grey * m).sum(dim=(1, 2)) for m in (x * x, y * y, x * y))
@@ -76,7 +78,7 @@ def test_colour_lights_one_channel() -> None:
 
 
 def test_the_whole_line_is_inside() -> None:
-    low, high = centre_bounds(EVERY)
+    low, high = centre_bounds(LINES)
     at = attributes_of(EVERY)
     half_length, half_width = LENGTH[at["length"]] / 2, WIDTH[at["width"]] / 2
     angle = at["angle"] * math.pi / 12
@@ -111,12 +113,12 @@ def test_literal_lines_are_those_of_a_program_that_takes_whole_numbers(angle: in
             if angle in (3, 9) and abs(ends[2] - ends[0]) != abs(ends[3] - ends[1]):
                 continue  # not quite a diagonal: programs differ in where they step aside
             ImageDraw.Draw(picture).line(ends, fill=255)
-            drawn = coverage(kind[None], torch.tensor([[x, y]]), "literal")[0]
+            drawn = coverage(LINES[kind[None]], torch.tensor([[x, y]]), "literal")[0]
             assert torch.equal(drawn * 255, torch.tensor(list(picture.tobytes())).view(28, 28).float())
 
 
 def test_a_literal_line_has_both_its_end_points() -> None:
-    drawn = coverage(torch.tensor([0]), torch.tensor([[10.5, 8.5]]), "literal")[0]
+    drawn = coverage(LINES[torch.tensor([0])], torch.tensor([[10.5, 8.5]]), "literal")[0]
     expected = torch.zeros(28, 28)
     expected[8, 7:15] = 1  # from the pixel of x = 7.0 to that of 14.0: 8 pixels
     assert torch.equal(drawn, expected)
@@ -127,23 +129,41 @@ def test_caps_are_half_discs_and_lie_inside() -> None:
     length, width = LENGTH[at["length"]], WIDTH[at["width"]]
     step = (torch.arange(16) + 0.5) / 16
     centres = 14 + torch.cartesian_prod(step, step)
-    sums = torch.stack([coverage(EVERY, centre.expand(KINDS, 2), "capped").sum(dim=(1, 2)) for centre in centres])
+    sums = torch.stack([coverage(LINES, centre.expand(KINDS, 2), "capped").sum(dim=(1, 2)) for centre in centres])
     area = length * width + math.pi * (width / 2) ** 2
     thick = at["width"] == 1  # the soft edge of a cap is not quite its area where it is as wide as the cap
     assert ((sums.mean(dim=0) - area).abs() / area)[thick].max() < 0.01
     assert ((sums.mean(dim=0) - area).abs() / area).max() < 0.04
-    low, high = centre_bounds(EVERY, "capped")
+    low, high = centre_bounds(LINES, "capped")
     for corner in (low, high):  # nothing is cut off there
-        whole = coverage(EVERY, corner - corner.round() + 14, "capped").sum(dim=(1, 2))
-        torch.testing.assert_close(coverage(EVERY, corner, "capped").sum(dim=(1, 2)), whole, atol=0.2, rtol=0.02)
+        whole = coverage(LINES, corner - corner.round() + 14, "capped").sum(dim=(1, 2))
+        torch.testing.assert_close(coverage(LINES, corner, "capped").sum(dim=(1, 2)), whole, atol=0.2, rtol=0.02)
 
 
 def test_a_style_for_each_image() -> None:
     generator = torch.Generator().manual_seed(0)
-    low, high = centre_bounds(EVERY)
+    low, high = centre_bounds(LINES)
     centres = low + torch.rand(KINDS, 2, generator=generator) * (high - low)
     styles = torch.randint(len(STYLES), (KINDS,), generator=generator)
-    together = coverage(EVERY, centres, styles)
+    together = coverage(LINES, centres, styles)
     for number, name in enumerate(STYLES):
         rows = styles == number
-        assert torch.equal(together[rows], coverage(EVERY[rows], centres[rows], name))
+        assert torch.equal(together[rows], coverage(LINES[rows], centres[rows], name))
+
+
+def test_a_brush_draws_a_disc_at_every_place_between_two_pixels() -> None:
+    short_thick_0 = LINES[torch.tensor([36])]
+    drawn = coverage(short_thick_0, torch.tensor([[10.5, 8.5]]), "brush")[0]
+    expected = torch.zeros(28, 28)
+    # An axis of 7 - 3 from 8.5 to 12.5, and a radius of 1.5 beyond: a corner pixel, (1, 1) away, is within it.
+    expected[7:10, 7:14] = 1
+    assert torch.equal(drawn, expected)
+
+
+def test_a_line_may_differ_from_its_kind() -> None:
+    jitter = torch.tensor([[2.0], [3.0], [math.pi / 2]])
+    lines = Lines.of_kinds(torch.tensor([0]), jitter)  # 7 x 1 at 0° becomes 14 x 3 at 90°
+    drawn = coverage(lines, torch.tensor([[10.5, 14.0]]))[0]
+    expected = torch.zeros(28, 28)
+    expected[7:21, 9:12] = 1
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)

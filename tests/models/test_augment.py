@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cnnlab.errors import UserError
-from cnnlab.models.augment import Affine
+from cnnlab.models.augment import Affine, Light
 
 
 def test_without_limits_nothing_changes() -> None:
@@ -45,3 +45,30 @@ def test_a_turn_keeps_the_middle_and_the_mass_and_turns_both_ways() -> None:
 def test_a_negative_limit_is_refused() -> None:
     with pytest.raises(UserError, match=r"augment.shift=-1 must be at least 0"):
         Affine(rotate=0, scale=0, shear=0, shift=-1)
+
+
+def test_light_dims_lifts_the_ground_and_adds_noise_to_half_of_the_images_each() -> None:
+    images = torch.zeros(4000, 3, 8, 8)
+    images[:, 0, 2:6, 3] = 1
+    torch.manual_seed(0)
+    dim = Light(dim=0.6, ground=0, noise=0)(images)[:, 0, 3, 3]
+    assert (dim == 1).double().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert dim[dim < 1].mean().item() == pytest.approx(0.7, abs=0.01)  # between 0.4 and 1
+    assert dim.min() > 0.4
+    ground = Light(dim=0, ground=0.3, noise=0)(images)
+    assert torch.equal(ground[:, :, 3, 3], images[:, :, 3, 3])  # the line itself stays
+    level = ground[:, :, 0, 0]
+    assert torch.equal(level, level[:, :1].expand(-1, 3))  # grey
+    assert level[level > 0].mean().item() == pytest.approx(0.15, abs=0.01)
+    noisy = Light(dim=0, ground=0, noise=0.1)(0.5 + 0 * images)
+    deviation = noisy.flatten(1).std(dim=1)
+    assert (deviation == 0).double().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert deviation[deviation > 0].mean().item() == pytest.approx(0.05, abs=0.005)
+    assert 0 <= noisy.min() <= noisy.max() <= 1
+
+
+def test_light_of_nothing_changes_nothing_and_limits_are_refused() -> None:
+    images = torch.rand(3, 1, 28, 28)
+    assert torch.equal(Light(dim=0, ground=0, noise=0)(images), images)
+    with pytest.raises(UserError, match=r"augment.ground=1 is not in 0..1"):
+        Light(dim=0, ground=1, noise=0)

@@ -22,6 +22,7 @@ from cnnlab.models.layers import (
     Dropout,
     Flatten,
     PixelDense,
+    halving,
     max_pool,
     output_shape,
     parameter_counts,
@@ -61,6 +62,14 @@ def build(name: str, data: dict[str, Any], **settings: Any) -> MultiHeadNet:
         # The common stem has one channel instead of three, the colour head a stem of its own.
         ("branched", MULTI, {"hue_heads": ["colour"]}, 98_927 - 2 * 9 * 32 + 1_024, 512 + 64),
         ("blocks", MNIST, {}, 510_906, 2 * 2 * (16 + 64 + 192)),
+        # Six convolutions, their BatchNorms, and 64 means to 15 units.
+        (
+            "blocks",
+            MULTI,
+            {"filters": [16, 32, 64], "pooling": "mean"},
+            9 * (3 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 2 * 112 * (1 + 4) + 64 * 15 + 15,
+            448,
+        ),
     ],
 )
 def test_totals_are_the_reports(
@@ -72,6 +81,29 @@ def test_totals_are_the_reports(
     assert {key: tuple(value.shape) for key, value in output.items()} == {
         head.name: (2, head.units) for head in data["heads"]
     }
+
+
+@pytest.mark.parametrize("kind", ["avg", "blur", "max"])
+def test_halving_against_sums_by_hand(kind: str) -> None:
+    ramp = torch.arange(64.0).view(1, 1, 8, 8)
+    halved = torch.nn.Sequential(*halving(kind).values())(ramp)
+    assert halved.shape == (1, 1, 4, 4)
+    if kind == "blur":  # [1, 2, 1] x [1, 2, 1] / 16 around every second place
+        weights = torch.tensor([1.0, 2, 1])[:, None] * torch.tensor([1.0, 2, 1]) / 16
+        assert halved[0, 0, 1, 2].item() == pytest.approx((weights * ramp[0, 0, 1:4, 3:6]).sum().item())
+    else:
+        of_four = ramp[0, 0, 2:4, 4:6]
+        assert halved[0, 0, 1, 2] == (of_four.mean() if kind == "avg" else of_four.max())
+
+
+def test_a_mean_over_places_answers_the_same_wherever_something_lies() -> None:
+    net = build("blocks", MULTI, filters=[8, 16], downsample="blur", pooling="mean", dropout=0).eval()
+    image = torch.zeros(1, 3, 28, 28)
+    image[0, 0, 9:14, 9:14] = torch.rand(5, 5)
+    with torch.no_grad():
+        here, there = net(image), net(image.roll((4, 6), dims=(2, 3)))  # by whole steps of the last block
+    for name in net.head_names:
+        torch.testing.assert_close(here[name], there[name], atol=1e-5, rtol=0)
 
 
 def test_stride_takes_the_place_of_pooling() -> None:
@@ -163,6 +195,8 @@ def test_version_3_draws_its_heads_from_a_narrow_normal() -> None:
         ("deep", {"dropout": [0.1, 0.1]}, "net.dropout"),
         ("branched", {"filters": 0}, "net.filters=0"),
         ("branched", {"hue_heads": ["color"]}, "net.hue_heads=color: choose one of digit"),
+        ("blocks", {"downsample": "stride"}, "net.downsample=stride: choose one of max, avg, blur"),
+        ("blocks", {"pooling": "max"}, "net.pooling=max: choose one of flatten, mean"),
         ("blocks", {"filters": [8, 0]}, "net.filters=0 must be at least 1"),
         ("blocks", {"dropout": 2}, "dropout probability has to be between 0 and 1"),
     ],
