@@ -23,7 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from cnnlab import __version__
 from cnnlab.errors import UserError, did_you_mean, raised_by
+from cnnlab.help import FLAGS, groups_of, help_text
+from cnnlab.log import say
 
 # In a wheel `conf` lies in the package, in a checkout beside it.
 CONF = next(
@@ -56,6 +59,8 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
     A mistake of the user's ends in one line on standard error and exit status 1; HYDRA_FULL_ERROR=1
     shows the traceback instead.
     """
+    if _answered(config_name, sys.argv[1:]):
+        return
     full = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would else print
     sys.argv[1:] = _with_names(sys.argv[1:])
@@ -87,6 +92,23 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
     finally:
         if not full:
             del os.environ[_FULL_ERROR]
+
+
+def _answered(config_name: str, words: Sequence[str]) -> bool:
+    """Whether the words ask for help or the version, which is then said; a flag that there is not ends the command."""
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    for flag in flags:
+        if flag not in FLAGS:
+            name = flag.lstrip("-")
+            _exit(f"there is no flag {flag}: settings are written without dashes, {name}=<value>")
+    if "--version" in flags:
+        say(f"cnnlab {__version__}")
+    elif {"-h", "--help"} & set(flags):
+        try:
+            say(help_text(CONF, config_name, words))
+        except MISTAKES as error:
+            _exit(_one_line(error, config_name, words))
+    return bool({"--version", "-h", "--help"} & set(flags))
 
 
 @contextmanager
@@ -254,6 +276,8 @@ def _all_keys(config_name: str, words: Sequence[str]) -> list[str]:
     """Every group, and every setting of a command for the groups that `words` choose."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = [word for word in words if (CONF / f"{word.replace('=', '/')}.yaml").is_file()]
+        groups = groups_of(CONF / f"{config_name}.yaml")
+        there = [word for word in words if (CONF / f"{word.replace('=', '/')}.yaml").is_file()]
+        chosen = [word for word in there if word.partition("=")[0] in groups]
         keys = [key for key, _ in flatten(compose(config_name, chosen))]
-    return keys + [path.name for path in CONF.iterdir() if path.is_dir()]
+    return keys + groups

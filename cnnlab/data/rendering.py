@@ -26,8 +26,8 @@ SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
 KINDS = math.prod(SHAPE)
 
 # How a line is drawn: as other programs do, so that a network can learn lines and not a renderer.
-STYLES = ("antialiased", "hard", "supersampled", "literal", "capped", "brush")
-ROUND_ENDS = ("capped", "brush")
+STYLES = ("antialiased", "hard", "supersampled", "literal", "capped", "brush", "brush_fitted")
+ROUND_ENDS = ("capped", "brush", "brush_fitted")
 Style = str | Tensor  # the name of one for all, or the number of one for each image, int64 (B,)
 # How a line differs from its kind: how many times as long and as wide it is, and by how many radians it is turned
 # further, float32 (3, B); None: not at all.
@@ -180,10 +180,14 @@ def _capped(lines: Lines, centres: Tensor) -> Tensor:
 
 
 def _brush(lines: Lines, centres: Tensor) -> Tensor:
-    """Hard pixels where a round brush, as wide as the line, goes from one pixel to another, so that from one round end
-    to the other the line is about as long as it should be."""
-    axis = replace(lines, length=(lines.length - lines.width).clamp(min=1))
-    return (_inside_caps(*_snapped(axis, centres)) >= -1e-4).float()
+    """Hard pixels where a round brush, as wide as the line, goes from the pixel of one end point to the other's."""
+    return (_inside_caps(*_snapped(lines, centres)) >= -1e-4).float()
+
+
+def _brush_fitted(lines: Lines, centres: Tensor) -> Tensor:
+    """A brush whose end points were moved in, so that from one round end to the other the line is as long as it should
+    be, about."""
+    return _brush(replace(lines, length=(lines.length - lines.width).clamp(min=1)), centres)
 
 
 def _inside_caps(lines: Lines, centres: Tensor) -> Tensor:
@@ -200,6 +204,7 @@ _DRAW: dict[str, Callable[[Lines, Tensor], Tensor]] = {
     "literal": _literal,
     "capped": _capped,
     "brush": _brush,
+    "brush_fitted": _brush_fitted,
 }
 
 

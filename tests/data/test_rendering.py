@@ -151,12 +151,13 @@ def test_a_style_for_each_image() -> None:
         assert torch.equal(together[rows], coverage(LINES[rows], centres[rows], name))
 
 
-def test_a_brush_draws_a_disc_at_every_place_between_two_pixels() -> None:
+@pytest.mark.parametrize(("style", "first", "last"), [("brush", 6, 15), ("brush_fitted", 7, 13)])
+def test_a_brush_draws_a_disc_at_every_place_between_two_pixels(style: str, first: int, last: int) -> None:
     short_thick_0 = LINES[torch.tensor([36])]
-    drawn = coverage(short_thick_0, torch.tensor([[10.5, 8.5]]), "brush")[0]
+    drawn = coverage(short_thick_0, torch.tensor([[10.5, 8.5]]), style)[0]
     expected = torch.zeros(28, 28)
-    # An axis of 7 - 3 from 8.5 to 12.5, and a radius of 1.5 beyond: a corner pixel, (1, 1) away, is within it.
-    expected[7:10, 7:14] = 1
+    # From pixel 7 to 14, fitted from 8 to 12, and a radius of 1.5 beyond: a corner pixel, (1, 1) away, is within it.
+    expected[7:10, first : last + 1] = 1
     assert torch.equal(drawn, expected)
 
 
