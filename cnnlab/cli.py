@@ -26,7 +26,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from cnnlab import __version__
 from cnnlab.errors import UserError, did_you_mean, raised_by
 from cnnlab.help import FLAGS, groups_of, help_text
-from cnnlab.log import say
+from cnnlab.log import command_line, say
 
 # In a wheel `conf` lies in the package, in a checkout beside it.
 CONF = next(
@@ -65,7 +65,11 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would else print
     sys.argv[1:] = _with_names(sys.argv[1:])
 
+    sweeps: list[Path] = []  # of a sweep in this process, its folder once a job
+
     def checked(cfg: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            sweeps.append(Path(HydraConfig.get().sweep.dir).resolve())
         try:
             _check(cfg, _reference(config_name))
             module, _, function = task.rpartition(".")
@@ -90,6 +94,8 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
             raise
         _exit(str(error) or "a setting of Hydra itself has a value that it does not take")
     finally:
+        if len(sweeps) > 1:
+            say(f"\ncompare them     {command_line('compare', 'runs', sweeps[0])}")
         if not full:
             del os.environ[_FULL_ERROR]
 

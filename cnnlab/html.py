@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,27 @@ def render(template: str, **content: Any) -> str:
     )
     environment.filters["embed"] = _embed
     environment.filters["percent"] = percent
+    environment.filters["counted"] = counted
     return environment.get_template(template).render(**content)
 
 
 def percent(share: float) -> str:
     """A share as a percentage that is never rounded up to 100: 0.99996 is "99.99 %". Float32's error is."""
     return f"{int(share * 1e4 + 0.01) / 100:.2f} %"
+
+
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: "one head", "two heads", "24,000 images"."""
+    said = WORDS[number] if number < len(WORDS) else f"{number:,}"
+    return f"{said} {one if number == 1 else many or one + 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words with commas, and `and` before the last."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _embed(picture: Path) -> str:

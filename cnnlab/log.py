@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,13 @@ def say(text: str) -> None:
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def command_line(module: str, setting: str, folder: Path) -> str:
+    """A command line with a folder in it that can be typed back, whatever the folder is called."""
+    plain = re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII)
+    value = str(folder) if plain else "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"python -m cnnlab.{module} {setting}={value if plain else shlex.quote(value)}"
 
 
 def as_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:

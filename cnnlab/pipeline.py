@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import signal
 
 import lightning.pytorch as L
@@ -58,6 +59,9 @@ def train(cfg: DictConfig) -> float:
         if trainer.strategy.launcher is not None:  # whatever ends this process ends those it started
             atexit.register(trainer.strategy.launcher.kill, signal.SIGKILL)
 
+        if hydra.mode == RunMode.MULTIRUN:
+            words = [word for word in hydra.overrides.task if not word.startswith("experiment=")]
+            logging.getLogger(__name__).info(f"\njob {hydra.job.num}: {' '.join(words)}")
         run = RunReport(config, folder, trainer, classifier, datamodule)
         run.begin()
         try:

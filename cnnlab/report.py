@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
-import shlex
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shutil import get_terminal_size
@@ -20,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from cnnlab import hardware, html
+from cnnlab import findings, hardware, html
 from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint, save_tensors
 from cnnlab.callbacks.metrics_history import MetricsHistory, Row
 from cnnlab.data.datamodule import ImageDataModule, sample_indices
 from cnnlab.explain.ood import CALIBRATION, REFERENCE, fit_ood_detector
 from cnnlab.io import write_atomically, write_json
-from cnnlab.log import as_table
+from cnnlab.log import as_table, command_line
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import parameter_counts
@@ -95,7 +93,7 @@ class RunReport:
         if self.trainer.is_global_zero and self.folder.is_dir():
             with suppress(OSError):  # on a full disk the command to go on with is still said
                 write_json(self.folder / "summary.json", {**self.summary, "status": "interrupted"})
-            log.info(f"\ninterrupted; go on with: {_command('train', 'resume', self.folder)}")
+            log.info(f"\ninterrupted; go on with: {command_line('train', 'resume', self.folder)}")
 
     def failed(self, error: Exception) -> None:
         """Write that the run failed and why, with the traceback in `log.txt`; where that can be written at all."""
@@ -132,8 +130,12 @@ class RunReport:
         page = html.render(
             "report.html",
             summary=self.summary,
+            findings=findings.of_run(
+                self.summary, heads, {head.name: self.classifier.scores[head.name]["confusion"] for head in heads}
+            ),
             figures=self.folder / "figures",
-            command=_command("explain", "run", self.folder),
+            drawn=lambda name: (self.folder / "figures" / f"{name}.png").is_file(),
+            command=command_line("explain", "run", self.folder),
             model=(self.folder / "model.txt").read_text(encoding="utf-8"),
             config=(self.folder / "config.yaml").read_text(encoding="utf-8"),
         )
@@ -141,7 +143,7 @@ class RunReport:
         write_json(self.folder / "summary.json", self.summary)
         checkpoint_path(self.folder, "previous").unlink(missing_ok=True)
         log_figures(self.trainer.loggers, self.folder / "figures")
-        log.info(closing_lines(self.folder, self.summary))
+        log.info(closing_lines(self.folder, self.summary, self.config.train_heads))
 
     def _keep_training_images(self) -> None:
         """Write what tells whether an image is like the training images. How like they must be is found on validation
@@ -219,32 +221,30 @@ def log_figures(loggers: Iterable[Logger], folder: Path) -> None:
             experiment.close()
 
 
-def closing_lines(folder: Path, summary: Summary) -> str:
-    """The result on the console: a row a head, the data's honesty, time, folder, and what to do next."""
+def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = ()) -> str:
+    """The result on the console: a row a head, the data's honesty, time, folder, and what to do next. Where only some
+    heads were trained, also how all heads do on the images of each of their classes."""
     table = [["head", "accuracy", "F1", "precision", "recall", "worst class", "its recall"]]
     for name, head in summary["test"]["heads"].items():
         scores = [html.percent(head[score]) for score in ("accuracy", "f1", "precision", "recall")]
-        table.append([name, *scores, head["worst_class"], html.percent(head["worst_recall"])])
+        perfect = head["worst_recall"] == 1
+        worst = ["–", "–"] if perfect else [head["worst_class"], html.percent(head["worst_recall"])]
+        table.append([name, *scores, *worst])
     narrow = get_terminal_size().columns < 72
     data, test = summary["data"], summary["test"]
     distinct = ", ".join(f"{data[f'distinct_{name}']:,} of {data[name]:,} {name}" for name in ("train", "val", "test"))
     rate = summary["images_per_second"]
-    lines = [
-        "",
-        as_table([row[:2] for row in table[1:]] if narrow else table),
-        "",
-        f"all heads right  {html.percent(test['joint_accuracy'])} of {test['images']:,.0f} test images",
-        f"distinct images  {distinct}; in more than one split: {data['overlap']}",
-        f"time             {summary['train_seconds']} s training" + (f", {rate:,} images/s" if rate else ""),
-        f"run folder       {folder}",
-        f"page             {folder / 'report.html'}",
-        f"explain it       {_command('explain', 'run', folder)}",
-    ]
-    return "\n".join(lines)
-
-
-def _command(module: str, setting: str, folder: Path) -> str:
-    """A command line with a folder in it that can be typed back, whatever the folder is called."""
-    plain = re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII)
-    value = str(folder) if plain else "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return f"python -m cnnlab.{module} {setting}={value if plain else shlex.quote(value)}"
+    right = "all heads right" if len(table) > 2 else "right"
+    lines = ["", as_table([row[:2] for row in table[1:]] if narrow else table), ""]
+    facts = {right: f"{html.percent(test['joint_accuracy'])} of {test['images']:,.0f} test images"}
+    for head in train_heads:
+        shares = test["by_class"][head].items() if "by_class" in test else []
+        facts[f"… by {head}"] = ", ".join(f"{name} {html.percent(share['joint_accuracy'])}" for name, share in shares)
+    facts |= {
+        "distinct images": f"{distinct}; in more than one split: {data['overlap']}",
+        "time": f"{summary['train_seconds']} s training" + (f", {rate:,} images/s" if rate else ""),
+        "run folder": str(folder),
+        "page": str(folder / "report.html"),
+        "explain it": command_line("explain", "run", folder),
+    }
+    return "\n".join([*lines, *(f"{name:16} {fact}" for name, fact in facts.items())])

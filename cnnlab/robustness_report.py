@@ -19,7 +19,7 @@ from cnnlab.data.rendering import ATTRIBUTES
 from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.hardware import disable_malloc_trim
-from cnnlab.html import percent
+from cnnlab.html import listed, percent
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
 from cnnlab.log import as_table, say
 from cnnlab.models.heads import Head
@@ -85,7 +85,7 @@ class Robustness(Result):
             worse.append(f"Lines {group}: worse in {ways}, most for “{most.name}”, where {shares}.")
         return [
             *worse,
-            *([f"As well as a reader without learning, to within a point: lines {_and(well)}."] if well else []),
+            *([f"As well as a reader without learning, to within a point: lines {listed(well)}."] if well else []),
         ]
 
     def plot(self) -> plots.Figure:
@@ -101,10 +101,6 @@ class Robustness(Result):
 
     def __repr__(self) -> str:
         return "\n".join([as_table(self.table()), *self.answer()])
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def robustness(

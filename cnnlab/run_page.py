@@ -17,21 +17,27 @@ from cnnlab.io import to_csv, write_atomically
 from cnnlab.models.heads import Head
 from cnnlab.models.metrics import Predictions, Scores
 
-SHOWN = 24  # pictures in a grid
+SHOWN = 12  # pictures in a grid
 
 
 def write_figures(
     folder: Path, data: ImageDataModule, rows: list[Row], predictions: Predictions, scores: Scores
 ) -> None:
-    """Write the pictures of a tested network, PNGs, to a new `folder`; `rows` are those of `metrics.csv`."""
+    """Write the pictures of a tested network, PNGs, to a new `folder`; `rows` are those of `metrics.csv`. What would
+    only say that everything is right is not drawn."""
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):  # of a run that went on
+        old.unlink()
     heads = data.heads
-    drawn = {"samples": _samples(data), "mistakes": _mistakes(data, predictions), "f_scores": _f_scores(heads, scores)}
+    drawn = {"samples": _samples(data), "mistakes": _mistakes(data, predictions)}
     if rows:
         drawn |= _by_epoch(rows, heads)
-    if len(heads) > 1:
+    erring = [head for head in heads if (scores[head.name]["class_recall"] < 1).any()]
+    if erring:
+        drawn["f_scores"] = _f_scores(heads, scores)
+    if erring and len(heads) > 1:
         drawn["by_class"] = plots.by_class(accuracies_by_class(heads, predictions))
-    for head in heads:
+    for head in erring:
         parts = [(part.name, part.classes) for part in head.parts]
         drawn[f"confusion_{head.name}"] = plots.confusion(
             scores[head.name]["confusion"].numpy(), head.classes, head.name, parts
@@ -122,7 +128,7 @@ def _mistakes(data: ImageDataModule, predictions: Predictions) -> plots.Figure:
             captions.append("\n".join(lines))
         else:
             captions.append(f"{_classes(data.heads, targets, row)}\n{truth[row]:.1%} sure")
-    title = f"{int(wrong.sum()):,} of {len(wrong):,} test images wrong (orange), then the least sure of the truth"
+    title = f"{int(wrong.sum()):,} of {len(wrong):,} test images wrong"
     return plots.images(split.images(rows).numpy(), captions, title, marked=wrong[rows].tolist())
 
 
@@ -136,7 +142,8 @@ def _curves(rows: list[Row], heads: Sequence[Head]) -> plots.Figure:
             for name, key in keys.items()
         }
 
-    return plots.curves(lines("loss", "weighted sum"), lines("acc", "all heads right"))
+    rates = [row["lr"] for row in rows]
+    return plots.curves(lines("loss", "weighted sum"), lines("acc", "all heads right"), rates)
 
 
 def _f_scores(heads: Sequence[Head], values: Scores) -> plots.Figure:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import cnnlab
 from cnnlab.callbacks.checkpoint import load_checkpoint
+from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
 from cnnlab.explain.evaluation import Sample, evaluate
@@ -148,7 +149,7 @@ def test_predictions_are_those_of_the_network(run: Run) -> None:
 
 
 def test_one_or_many_images_of_any_kind(run: Run, tmp_path: Path) -> None:
-    image = LineDataset(0, "test", 1).images(torch.tensor([90]))[0]  # uint8 (3, 28, 28)
+    image = LineDataset(LineDraws(0, "test"), 1).images(torch.tensor([90]))[0]  # uint8 (3, 28, 28)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     picture.save(tmp_path / "line.png")
     wanted = run.predict(image).probabilities["angle"]
@@ -261,7 +262,7 @@ def test_any_network_of_several_heads_is_explained(form: type, head: str | int) 
 def test_a_foreign_network_is_graded_beside_a_foreign_method() -> None:
     """The brightness of a line is the line: the method's mass and rank are 1 by hand, and it ignores the weights."""
     torch.manual_seed(0)
-    split, rows, heads = LineDataset(0, "test", 1), torch.arange(0, 96, 5), (HEADS[1], HEADS[2])
+    split, rows, heads = LineDataset(LineDraws(0, "test"), 1), torch.arange(0, 96, 5), (HEADS[1], HEADS[2])
     truths = {head.name: {"line": split.images(rows).amax(dim=1) > 0} for head in heads}
     sample = Sample(split.inputs(rows), {h.name: split.targets(rows)[h.name] for h in heads}, truths)
     net = TwoHeads(dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import cnnlab
 from tests.conftest import TINY_LINES, run_train
 
 
@@ -150,4 +151,53 @@ def test_help_names_groups_and_settings(tmp_path: Path) -> None:
     assert done.returncode == 0
     for word in ("experiment: ", "multihead", "train_per_class", "max_epochs"):
         assert word in done.stdout
+    assert "# of the data, the first weights, the order of the images, and dropout" in done.stdout
     assert os.listdir(tmp_path) == []
+
+
+def test_help_has_the_comments_of_the_options_that_are_chosen_and_the_commands_own_groups(tmp_path: Path) -> None:
+    said = _command(tmp_path, "data=lines_report_a", "net=blocks", "-h").stdout
+    lines = {line.split(":")[0].strip(): line for line in said.splitlines()}
+    assert lines["holdout"].endswith("# region: test lines alone are centred in the upper right quarter of the image")
+    assert lines["downsample"].split("#")[1].strip().startswith("how a block is halved: max, avg, or blur")
+    assert lines["placement"].split("#")[0].strip() == "placement: report_a"
+    explained = subprocess.run(
+        [sys.executable, "-m", "cnnlab.explain", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert "  method: grad_cam, " in explained
+    assert "experiment: " not in explained  # it has no such group
+    assert "# of: predicted, true, the name of a class" in explained
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs=3"], "error: there is no flag --epochs: settings are written without dashes, epochs=<value>"),
+        (["--experiment", "mnist"], "error: there is no flag --experiment: settings are written without dashes"),
+        (["experiment=mnst", "--help"], "error: there is no experiment 'mnst'; did you mean 'mnist'?"),
+    ],
+)
+def test_a_flag_that_there_is_not_is_answered_in_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+    done = _command(tmp_path, *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_the_version_is_cnnlabs(tmp_path: Path) -> None:
+    assert _command(tmp_path, "--version").stdout == f"cnnlab {cnnlab.__version__}\n"
+
+
+def test_a_group_that_a_command_does_not_have_is_answered(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "cnnlab.explain", "data=mnist"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("error: there is no setting 'data' (there are run, image, indices")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_into_a_pipe_that_closes_is_quiet(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m cnnlab.train -h | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "Train and test a network, and write a run folder.\n"
+    assert done.stderr == ""

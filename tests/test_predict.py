@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.callbacks.checkpoint import save_tensors
 from cnnlab.data.datamodule import sample_indices
+from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
 from cnnlab.explain.ood import OODDetector, fit_ood_detector
@@ -23,7 +24,7 @@ from tests.conftest import in_process
 
 def _drawings(folder: Path) -> Path:
     folder.mkdir()
-    split = LineDataset(0, "test", 1)
+    split = LineDataset(LineDraws(0, "test"), 1)
     for number in (3, 90):
         image = split.images(torch.tensor([number]))[0].permute(1, 2, 0).numpy()
         Image.fromarray(image).save(folder / f"line_{number}.png")

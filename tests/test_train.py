@@ -322,7 +322,7 @@ def test_digits_have_one_head(digits_run: Path) -> None:
 def test_a_run_gives_back_the_cores_it_was_denied(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     folder = run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, "threads=1")
-    assert ", 1 threads," in Run(folder).summary["machine"]
+    assert ", 1 thread," in Run(folder).summary["machine"]
     assert torch.get_num_threads() == before
 
 

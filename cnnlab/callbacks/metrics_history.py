@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from cnnlab.html import percent
 from cnnlab.io import to_csv, write_atomically
 
 Row = dict[str, float]
@@ -78,13 +79,15 @@ class MetricsHistory(Checkpoint):
 
 
 def epoch_line(row: Row, epochs: int | None) -> str:
-    """What the log says of an epoch: losses and accuracies, of validation where there is one, and the seconds."""
+    """What the log says of an epoch: losses and accuracies in per cent, of validation where there is one, and the
+    seconds."""
     stage = "val" if "val/loss" in row else "train"
-    losses = "  ".join(f"{name} loss {row[f'{name}/loss']:.4f}" for name in dict.fromkeys(("train", stage)))
+    losses = ", ".join(f"{name} {row[f'{name}/loss']:.4f}" for name in dict.fromkeys(("train", stage)))
     parts = [name.split("/") for name in row if name.startswith("train/")]
     heads = [part[1] for part in parts if len(part) == 3 and part[2] == "acc"]
-    joint = [f"joint {row[f'{stage}/acc']:.2%}"] if len(heads) > 1 else []
-    right = "  ".join(joint + [f"{name} {row[f'{stage}/{name}/acc']:.2%}" for name in heads])
+    shares = {"all": row[f"{stage}/acc"]} if len(heads) > 1 else {}
+    shares |= {name: row[f"{stage}/{name}/acc"] for name in heads}
+    right = "  ".join(f"{name} {percent(share)}".removesuffix(" %") for name, share in shares.items())
     seconds = row["seconds"] + row["val_seconds"]
     number = f"{int(row['epoch'])}/{epochs}" if epochs and epochs > 0 else f"{int(row['epoch'])}"  # -1: no bound
-    return f"epoch {number}  {losses}  {stage} {right}  {seconds:.1f} s"
+    return f"epoch {number}  loss {losses}  {stage} % {right}  {seconds:.1f} s"

@@ -9,23 +9,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from cnnlab.plots.style import BLUE, RUST, SKY, Array, line_styles
+from cnnlab.plots.style import BLUE, GREEN, PINK, SKY, Array, line_styles
 
 # matplotlib's own labels of a logarithmic axis are formulas, which are not read (see `style`).
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def curves(
-    losses: Mapping[str, Mapping[str, Sequence[float]]], accuracies: Mapping[str, Mapping[str, Sequence[float]]]
+    losses: Mapping[str, Mapping[str, Sequence[float]]],
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]],
+    rates: Sequence[float],
 ) -> Figure:
-    """Learning curves by epoch from {what: {"train" or "val": [one value an epoch]}}.
+    """Learning curves by epoch from {what: {"train" or "val": [one value an epoch]}}, and the learning rate at the end
+    of each epoch.
 
     Accuracy is drawn by the logarithm of the errors, so that 99.9 % and 99.99 % are apart.
     """
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3, width_ratios=(5, 5, 2.4))
     for axes, lines in ((loss_axes, losses), (accuracy_axes, accuracies)):
         for (colour, marker), (name, stages) in zip(line_styles(), lines.items(), strict=False):
             for stage, style in (("train", "--"), ("val", "-")):
@@ -36,6 +39,11 @@ def curves(
                     epochs = range(1, len(values) + 1)
                     axes.plot(epochs, y, style, color=colour, marker=marker, markersize=3, label=label)
         _epoch_axis(axes)
+    rate_axes.plot(range(1, len(rates) + 1), rates, color="black", marker="o", markersize=3)
+    rate_axes.set(title="Learning rate", yscale="log")
+    rate_axes.yaxis.set_major_formatter(_PLAIN)
+    rate_axes.yaxis.set_minor_formatter(NullFormatter())
+    _epoch_axis(rate_axes)
     loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
     loss_axes.yaxis.set_major_formatter(_PLAIN)
     _digit_axis(accuracy_axes)
@@ -97,6 +105,8 @@ def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: boo
 
 def _epoch_axis(axes: Axes) -> None:
     axes.set_xlabel("epoch")
+    low, high = (axes.dataLim.x0, axes.dataLim.x1) if axes.has_data() else (1, 1)
+    axes.set_xlim(low - 0.5, high + 0.5)  # also where there is one epoch
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
@@ -120,7 +130,7 @@ def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) 
     widths = [max(3.5, len(values)) for values in scores.values()]
     figure = Figure(figsize=(max(5.0, 0.42 * sum(widths) + 2), 4.2), layout="constrained")
     lowest = min(float(np.min(values)) for values in scores.values())
-    bottom = max(0.0, 1 - 1.25 * max(1 - lowest, 0.002))
+    bottom = max(step for step in (0.0, 0.5, 0.9, 0.95, 0.99) if step <= max(lowest - 0.004, 0.0))
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axes, (name, values) in zip(panels, scores.items(), strict=True):
         positions = np.arange(len(values))
@@ -147,7 +157,7 @@ def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interva
     names = len(next(iter(panels.values())))
     figure = Figure(figsize=(2.6 * len(columns) + 2.4, (0.26 * names + 0.9) * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
-    styles = {"counterfactual": (RUST, "o"), "line": (BLUE, "s")}
+    styles = {"counterfactual": (PINK, "o"), "line": (BLUE, "s")}
     for (row, column), lines in panels.items():
         axes = grid[rows.index(row)][columns.index(column)]
         for place, series in enumerate(lines.values()):
@@ -209,7 +219,7 @@ def readings(groups: Mapping[str, Mapping[str, tuple[Array, float, float]]], nam
             strip.transpose(1, 2, 0), extent=(0, count, place + 0.47, place - 0.47), interpolation="nearest"
         )
         axes.plot([first, second], [place, place], color="#bbbbbb", linewidth=1.5, zorder=1)
-        axes.plot(second, place, "D", color="white", markeredgecolor=RUST, markersize=6, zorder=2)
+        axes.plot(second, place, "D", color="white", markeredgecolor=GREEN, markersize=6, zorder=2)
         axes.plot(first, place, "o", color=BLUE, markersize=5, zorder=3)
         ticks[place] = name
         place += 1
@@ -220,6 +230,6 @@ def readings(groups: Mapping[str, Mapping[str, tuple[Array, float, float]]], nam
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     axes.grid(alpha=0.3)
     legend = [Line2D([], [], linestyle="", marker="o", color=BLUE, markersize=5),
-              Line2D([], [], linestyle="", marker="D", color="white", markeredgecolor=RUST, markersize=6)]  # fmt: skip
+              Line2D([], [], linestyle="", marker="D", color="white", markeredgecolor=GREEN, markersize=6)]  # fmt: skip
     figure.legend(legend, names, loc="outside upper center", ncols=2, frameon=False)
     return figure

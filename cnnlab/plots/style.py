@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 BLUE, ORANGE, GREEN, YELLOW, SKY, PINK, RUST = (
     "#0072B2", "#E69F00", "#009E73", "#F0E442", "#56B4E9", "#CC79A7", "#D55E00",
 )  # fmt: skip
-CYCLE = (BLUE, RUST, GREEN, PINK, ORANGE, SKY)
+RIGHT, WRONG = "#4d6472", RUST  # answers, and nothing else
+VIOLET = "#6b4c9a"
+CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, VIOLET)
 DPI = 110
 
 rcParams["text.parse_math"] = False  # a file name may hold dollars

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnlab.plots.style import BLUE, RUST, Array, Part, rgb
+from cnnlab.plots.style import RIGHT, WRONG, Array, Part, rgb
 
 
 def confusion(counts: Array, classes: Sequence[str], title: str, parts: Sequence[Part] = ()) -> Figure:
@@ -24,7 +24,6 @@ def confusion(counts: Array, classes: Sequence[str], title: str, parts: Sequence
     axes = figure.subplots()
     _matrix(axes, counts, classes)
     axes.set_title(title, fontsize=11)
-    figure.supxlabel("blue: right, orange: wrong; each cell counts images", fontsize=8)
     return figure
 
 
@@ -43,13 +42,13 @@ def _matrix(axes: Axes, counts: Array, classes: Sequence[str]) -> None:
 
 
 def _cells(counts: Array) -> Array:
-    """RGB (K, K, 3): right answers from white to blue by their share of the row, wrong ones from pale to
-    full orange by the logarithm of theirs, so that a single mistake is seen."""
+    """RGB (K, K, 3): right answers from white to grey by their share of the row, wrong ones from pale to full orange by
+    the logarithm of theirs, so that a single mistake is seen."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(counts), dtype=bool)
-    strength = np.where(right, shares, np.clip(1 + np.log10(np.maximum(shares, 1e-9)) / 4, 0.35, 1))
+    strength = np.where(right, shares, np.clip(1 + np.log10(np.maximum(shares, 1e-9)) / 4, 0.2, 1))
     strength = np.where(counts == 0, 0, strength)[..., None]
-    hue = np.where(right[..., None], rgb(BLUE), rgb(RUST))
+    hue = np.where(right[..., None], rgb(RIGHT), rgb(WRONG))
     return 1 - strength * (1 - hue)  # type: ignore[no-any-return]
 
 
@@ -69,7 +68,7 @@ def _grouped_confusion(counts: Array, title: str, parts: Sequence[Part]) -> Figu
     within = f"within each group by {name}, {classes[0]} to {classes[-1]}"
     axes.set(xlabel=f"predicted ({within})", ylabel=f"true ({within})")
     wrong = int(counts.sum() - np.trace(counts))
-    axes.set_title(f"{title}: {wrong} of {counts.sum()} wrong; blue: right, orange: wrong", fontsize=11)
+    axes.set_title(f"{title}: {wrong} of {counts.sum()} wrong; grey: right, orange: wrong", fontsize=11)
 
     top, below = right.subfigures(2, 1, squeeze=False, height_ratios=(1, 2))[:, 0]
     coarse = [part for part in parts if part[0] != name]
@@ -130,8 +129,10 @@ def _written(
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.imshow(values, cmap="Oranges", vmin=limits[0], vmax=limits[1], aspect="auto")
-    for (row, column), _ in np.ndenumerate(values):
-        axes.text(column, row, text[row][column], ha="center", va="center", fontsize=7.5)
+    for (row, column), value in np.ndenumerate(values):
+        dark = value > limits[0] + 0.6 * (limits[1] - limits[0])
+        colour = "white" if dark else "black"
+        axes.text(column, row, text[row][column], ha="center", va="center", fontsize=7.5, color=colour)
     axes.set_xticks(range(len(columns)), columns, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     return figure, axes

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from cnnlab.plots.style import BLUE, RUST, Array, rgb
+from cnnlab.plots.style import BLUE, RUST, WRONG, Array, rgb
 
 
 def images(
@@ -58,7 +58,7 @@ def images(
             ha="center",
             va="bottom",
             fontsize=8,
-            color=RUST if stands_out else "black",
+            color=WRONG if stands_out else "black",
             fontweight="bold" if stands_out else "normal",
         )
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="auto")

@@ -166,7 +166,7 @@ def test_heatmaps_are_monitored_without_validation_too(tmp_path: Path) -> None:
 
 def test_the_line_of_an_epoch() -> None:
     row = {"epoch": 2, "train/loss": 0.5, "train/acc": 0.9, "train/a/acc": 0.95, "seconds": 3.0, "val_seconds": 1.0}
-    assert epoch_line(row, 3) == "epoch 2/3  train loss 0.5000  train a 95.00%  4.0 s"
+    assert epoch_line(row, 3) == "epoch 2/3  loss train 0.5000  train % a 95.00  4.0 s"
     row |= {"val/loss": 0.25, "val/acc": 0.8, "val/a/acc": 0.85, "val/b/acc": 0.9, "train/b/acc": 1.0}
-    line = "epoch 2/3  train loss 0.5000  val loss 0.2500  val joint 80.00%  a 85.00%  b 90.00%  4.0 s"
+    line = "epoch 2/3  loss train 0.5000, val 0.2500  val % all 80.00  a 85.00  b 90.00  4.0 s"
     assert epoch_line(row, 3) == line
