@@ -7,8 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from cnnlab.explain.heatmap_viewer import EDGES
+from cnnlab.explain.inputs import Inputs
 from cnnlab.html import counted, listed, percent
 from cnnlab.models.heads import Head
+
+METHODS = {"grad_cam": "Grad-CAM", "guided_grad_cam": "Guided Grad-CAM"}  # as their papers write them
 
 
 def of_run(summary: Mapping[str, Any], heads: Sequence[Head], confusions: Mapping[str, Tensor]) -> list[str]:
@@ -46,3 +50,36 @@ def _most_often(head: Head, confusion: Tensor, named: bool) -> str:
     start = f"{head.name}: most" if named else "Most"
     of = f"{int(off[true, said]):,} of {int(confusion[true].sum()):,} images"
     return f"{start} often {head.classes[true]} is taken for {head.classes[said]}, {of}."
+
+
+def of_explanation(
+    heads: Sequence[Head],
+    probabilities: Mapping[str, Tensor],
+    inputs: Inputs,
+    ranks: Mapping[tuple[str, str, str], Tensor],
+) -> list[str]:
+    """What the images of an explanation show: which answers are right, and whether the heatmaps of the predicted
+    classes lie on the true pixels better than an edge map does. `ranks` are those of `heatmap_viewer.ranks`."""
+    found = []
+    of = counted(len(inputs), "image")
+    if inputs.truth is not None:
+        wrong = {head.name: probabilities[head.name].argmax(dim=1) != inputs.truth[head.name] for head in heads}
+        times = {name: int(misses.sum()) for name, misses in wrong.items()}
+        erring = [f"{name} on {counted(number, 'image')}" for name, number in times.items() if number]
+        found.append(f"Every answer to {of} is right." if not erring else f"Of {of} it errs in {listed(erring)}.")
+    means = {
+        (method, head): value.mean().item() for (method, word, head), value in ranks.items() if word == "predicted"
+    }
+    for method in dict.fromkeys(method for method, _ in means if method != EDGES):
+        own = [head for name, head in means if name == method]
+        better = [head for head in own if means[method, head] > means[EDGES, head]]
+        name = METHODS.get(method, method.replace("_", " ").capitalize())
+        said = f"{name} lies on the pixels that decide"
+        if better and len(better) < len(own):
+            rest = [head for head in own if head not in better]
+            found.append(f"{said} better than a mere edge map for {listed(better)}, no better for {listed(rest)}.")
+        else:
+            found.append(f"{said} {'better' if better else 'no better'} than a mere edge map for {listed(own)}.")
+    if not means:
+        found.append("Which pixels decide is not known for these images: how right the heatmaps are, they do not say.")
+    return found

@@ -9,67 +9,77 @@ import numpy as np
 from torch import Tensor
 
 from cnnlab import plots
+from cnnlab.explain.attribution import Attribution
+from cnnlab.explain.heatmap_viewer import Maps
 from cnnlab.html import percent
 from cnnlab.models.heads import Head
 
 LIKELY = 4  # classes of a head whose probabilities are shown
-
-# {(method, kind of target): {head: (class of each image int64 (N,), maps float32 (N, H, W))}}
-Heatmaps = Mapping[tuple[str, str], Mapping[str, tuple[Tensor, Tensor]]]
 
 
 def answers(
     heads: Sequence[Head], i: int, shares: Mapping[str, Tensor], truth: Mapping[str, Tensor] | None
 ) -> list[dict[str, Any]]:
     """What each head answers to image `i`, of `shares` {head: probabilities float32 (N, classes)}: "head", "said",
-    "truth" (None where it is not known), and "bars", the most likely classes with their probabilities."""
+    "truth" (None where it is not known), and "bars", the likeliest classes, their probabilities, and these in words."""
     found = []
     for head in heads:
-        own = shares[head.name][i]
+        own = shares[head.name][i].double()
         likely = own.argsort(descending=True, stable=True)[:LIKELY]
         bars = [(head.classes[k], own[k].item()) for k in likely.tolist()]
         if len(head.classes) > LIKELY:
             bars.append((f"{len(head.classes) - LIKELY} others", 1 - float(own[likely].sum().clamp(max=1))))
         true = None if truth is None else head.classes[truth[head.name][i]]
-        found.append({"head": head.name, "said": head.classes[int(own.argmax())], "truth": true, "bars": bars})
+        said = head.classes[int(own.argmax())]
+        found.append(
+            {"head": head.name, "said": said, "truth": true, "bars": list(zip(*_adding_up(bars), strict=True))}
+        )
     return found
 
 
+def _adding_up(bars: Sequence[tuple[str, float]]) -> tuple[list[str], list[float], list[str]]:
+    """The names, the shares, and the shares in words, in hundredths of a per cent that add up to 100; the first, the
+    largest, is never rounded up to it where another has a share that is seen."""
+    names, shares = [name for name, _ in bars], [share for _, share in bars]
+    hundredths = [round(share * 1e4) for share in shares[1:]]
+    first = 10_000 - sum(hundredths)
+    return names, shares, [f"{value / 100:.2f} %" for value in (first, *hundredths)]
+
+
 def heatmap_figure(
-    image: plots.Array, i: int, heads: Sequence[Head], shares: Mapping[str, Tensor], heatmaps: Heatmaps
+    image: plots.Array, i: int, heads: Sequence[Head], shares: Mapping[str, Tensor], maps: Maps
 ) -> plots.Figure:
     """Image `i`, uint8 (C, H, W), of all: for each method and kind of target a row of heatmaps and one of overlays, a
     column a head; the two rows are one where there are so few heads that they fit. `shares` are {head: probabilities
     float32 (N, classes)}."""
+    blank = np.full((3, *image.shape[1:]), 255, np.uint8)
+    rows = [("heatmap", "overlay")] if len(heads) < 3 else [("heatmap",), ("overlay",)]
     tiles, captions = [], []
-    kinds = ("heatmap", "overlay")
-    rows = [kinds] if len(heads) < 3 else [(kind,) for kind in kinds]
-    for (method, target_name), by_head in heatmaps.items():
+    for (method, word), by_head in maps.items():
         for row in rows:
-            tiles.append(np.broadcast_to(image, (3, *image.shape[1:])))
-            captions.append(f"{method.replace('_', ' ')}, {target_name}:\n{' and '.join(row)}")
+            first = "heatmap" in row
+            tiles.append(np.broadcast_to(image, blank.shape) if first else blank)
+            captions.append(f"{method.replace('_', ' ')}:\nevidence for {word}" if first else "")
             for head in heads:
                 for kind in row:
-                    tile, caption = np.full((3, *image.shape[1:]), 255, np.uint8), ""
-                    if head.name in by_head:  # else this head has no such target
-                        targets, maps = by_head[head.name]
-                        share = shares[head.name][i, targets[i]].item()
-                        tile, caption = _tile(
-                            kind, image, maps[i].numpy(), f"{head.name}: {head.classes[targets[i]]}", share
-                        )
+                    known = by_head.get(head.name)  # else this head has no such target
+                    tile, caption = (blank, "") if known is None else _tile(kind, image, known, i, head, shares)
                     tiles.append(tile)
                     captions.append(caption)
-    title = "Brightness is relative to the largest value of each map, which stands above it"
+    title = "Colours are relative to the largest value of each map, which stands above it"
     columns = 1 + len(heads) * len(rows[0])
     return plots.images(np.stack(tiles), captions, title, columns=columns, picture_width=1.7)
 
 
-def _tile(kind: str, image: plots.Array, values: plots.Array, answer: str, share: float) -> tuple[plots.Array, str]:
+def _tile(
+    kind: str, image: plots.Array, found: Attribution, i: int, head: Head, shares: Mapping[str, Tensor]
+) -> tuple[plots.Array, str]:
+    values, target = found.maps[i].numpy(), int(found.targets[i])
+    if kind == "overlay":
+        return plots.overlay(image, values), "over the image"
     most = float(np.abs(values).max())
-    scale = f"largest {most:.3g}" if most else "zero everywhere"
-    return plots.heat(values) if kind == "heatmap" else plots.overlay(
-        image, values
-    ), f"{answer} ({percent(share)})\n{scale}"
+    answer = f"{head.name}: {head.classes[target]} ({percent(shares[head.name][i, target].item())})"
+    return plots.heat(values), f"{answer}\n{f'largest {most:.3g}' if most else 'zero everywhere'}"
 
 
 def kernels_figure(name: str, weights: Tensor) -> plots.Figure:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from cnnlab import plots
+from cnnlab import findings, plots
 from cnnlab.build import build_methods, refused
 from cnnlab.cli import as_list
 from cnnlab.data.outside import image_files
@@ -22,20 +22,21 @@ from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain import explanation_page
 from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
 from cnnlab.explain.activations import activations
-from cnnlab.explain.attribution import attribute
+from cnnlab.explain.attribution import Attribution, attribute
+from cnnlab.explain.heatmap_viewer import Maps, ranks, viewer
 from cnnlab.explain.inputs import Inputs, from_split, pick
 from cnnlab.explain.network import HeadWrapper, frozen_copy, layer_named, leaf_modules, path_to_head
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
 from cnnlab.io import new_folder, write_atomically, write_json
-from cnnlab.log import say
+from cnnlab.log import command_line, say
 from cnnlab.models.heads import Head
 from cnnlab.prediction import unlike
 from cnnlab.provenance import versions
 from cnnlab.runs import SAMPLE, Run, open_run
 
 PICKED = 6  # images explained where none is asked for
-SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
+SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
 
 
 def explain_run(cfg: DictConfig) -> Path:
@@ -144,7 +145,8 @@ class Explanation:
         columns = (TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
             task = bar.add_task("heatmaps")
-            inputs = self._write_heatmaps(folder)
+            maps, truths = self._heatmaps(), self._truths()
+            inputs = self._write_heatmaps(folder, maps)
             bar.update(task, description="activations")
             layers = self._write_activations(folder)
             bar.update(task, description="activation maximization")
@@ -164,32 +166,55 @@ class Explanation:
                 "arrays": {name: list(value.shape) for name, value in self.raw.items()},
                 "versions": versions(),
             }
-            html = render("explanation.html", manifest=manifest, inputs=inputs, layers=layers, filters=filters)
+            html = render(
+                "explanation.html",
+                manifest=manifest,
+                findings=findings.of_explanation(
+                    self.heads, self.probabilities, self.inputs, ranks(maps, self.images, truths)
+                ),
+                inputs=inputs,
+                viewer=viewer(self.inputs, self.heads, self.probabilities, maps, truths),
+                layers=layers,
+                filters=filters,
+                score=command_line("score", "run", self.run.path),
+            )
             write_atomically(folder / "index.html", html)
             write_json(folder / "manifest.json", manifest)
         say(f"page  {folder / 'index.html'}")
         return folder / "index.html"
 
-    def _write_heatmaps(self, folder: Path) -> list[dict[str, Any]]:
-        """A picture an image; returns what the page shows of each: name, notes, answers and picture."""
-        heatmaps: dict[tuple[str, str], dict[str, tuple[Tensor, Tensor]]] = {}
+    def _heatmaps(self) -> Maps:
+        """Every method's maps, for every kind of target and head."""
+        found: dict[tuple[str, str], dict[str, Attribution]] = {}
         for head, word, target in self.targets:
             for name, method in self.methods.items():
                 with refused(f"method.{name}"):
-                    result = attribute(self.net, self.images, target, method, head.name)
-                heatmaps.setdefault((name, word), {})[head.name] = target, result.maps
+                    result = attribute(self.net, self.images, target, method, head.name, head.classes, name)
+                label = word if word in ("predicted", "true") else head.classes[int(target[0])]
+                found.setdefault((name, label), {})[head.name] = result
                 key = f"{name}/{head.name}/{word}"
                 self.raw |= {key: result.maps, f"{key}/target": target}
                 if result.layer_map is not None:
                     self.raw[f"{key}/{result.layer_map.layer}"] = result.layer_map.values
+        return found
+
+    def _truths(self) -> dict[str, Tensor]:
+        """{head: the true pixels of the answer, bool (N, H, W)} of images of the test split, where they are known."""
+        if self.inputs.indices is None:
+            return {}
+        rows = torch.tensor(self.inputs.indices)
+        known = {head.name: self.run.test_split.truths(rows, head) for head in self.heads}
+        return {name: truths["counterfactual"] for name, truths in known.items() if "counterfactual" in truths}
+
+    def _write_heatmaps(self, folder: Path, maps: Maps) -> list[dict[str, Any]]:
+        """A picture an image; returns what the page says of each: name, notes and answers."""
         shown = []
         for i, name in enumerate(self.inputs.names):
-            picture = folder / f"heatmaps_{i + 1}.png"
-            image = self.pixels[i].numpy()
-            plots.save(explanation_page.heatmap_figure(image, i, self.heads, self.probabilities, heatmaps), picture)
+            figure = explanation_page.heatmap_figure(self.pixels[i].numpy(), i, self.heads, self.probabilities, maps)
+            plots.save(figure, folder / f"heatmaps_{i + 1}.png")
             answers = explanation_page.answers(self.data.heads, i, self.probabilities, self.inputs.truth)
             notes = self.inputs.notes[i] if self.inputs.notes else []
-            shown.append({"name": name, "notes": notes, "answers": answers, "picture": picture})
+            shown.append({"name": name, "notes": notes, "answers": answers})
         return shown
 
     def _write_activations(self, folder: Path) -> list[dict[str, Any]]:

@@ -22,13 +22,14 @@ CANDIDATES = 2000  # test images among which those that differ most are looked f
 
 @dataclass(frozen=True, repr=False)
 class Inputs:
-    """Images float32 (N, C, H, W) in [0, 1], a name for each, {head: true class int64 (N,)} where it is known, and
-    notes on what was done to each image from outside."""
+    """Images float32 (N, C, H, W) in [0, 1], a name for each, {head: true class int64 (N,)} where it is known, notes on
+    what was done to each image from outside, and the `indices` of those of a split."""
 
     images: Tensor
     names: list[str]
     truth: dict[str, Tensor] | None = None
     notes: list[list[str]] = field(default_factory=list)
+    indices: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,7 +45,9 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
     if beyond:
         raise UserError(f"indices: {beyond[0]} is not in 0..{len(split) - 1}, the test split")
     rows = torch.tensor(indices)
-    return Inputs(split.inputs(rows), [f"test image {index}" for index in indices], split.targets(rows))
+    return Inputs(
+        split.inputs(rows), [f"test image {index}" for index in indices], split.targets(rows), indices=indices
+    )
 
 
 def pick(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int) -> list[int]:

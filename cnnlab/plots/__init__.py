@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, readings, shares
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
-from cnnlab.plots.tiles import heat, images, mosaics, overlay, small_images
+from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, small_images
 
 __all__ = [
     "Array",
@@ -18,6 +18,7 @@ __all__ = [
     "f_scores",
     "grouped_f_scores",
     "heat",
+    "heat_tables",
     "images",
     "intervals",
     "mosaics",

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from cnnlab.plots.style import BLUE, RUST, WRONG, Array, rgb
 
@@ -50,6 +52,8 @@ def images(
             interpolation="nearest",
             extent=(left, left + picture_width, bottom, bottom - picture_height),
         )
+        frame = (left, bottom - picture_height), picture_width, picture_height
+        axes.add_patch(Rectangle(*frame, fill=False, edgecolor="#b0b0b0", linewidth=0.6))  # white ends there, too
         stands_out = bool(marked) and marked[place]
         axes.text(
             left + picture_width / 2,
@@ -74,21 +78,30 @@ def small_images(pixels: Array, captions: Sequence[str], title: str, marked: Seq
 def heat(values: Array) -> Array:
     """A map float (H, W) in colours, uint8 (3, H, W): from 0 (black) to its highest value (yellow); where it
     has negative values, blue is negative, white 0 and orange positive, both by the largest magnitude."""
-    most = float(np.abs(values).max()) or 1.0
-    if values.min() < 0:
-        share = values[..., None] / most
-        ends = np.where(share < 0, rgb(BLUE), rgb(RUST))
-        colours = 1 - np.abs(share) * (1 - ends)
-    else:
-        colours = colormaps["inferno"](values / most)[..., :3]
-    pixels: Array = np.rint(colours * 255).astype(np.uint8)
+    shares = values / (float(np.abs(values).max()) or 1.0)
+    signed = bool(values.min() < 0)
+    rows = np.rint(shares * 127).astype(int) + 128 if signed else np.rint(shares * 255).astype(int)
+    pixels: Array = heat_tables()["signed" if signed else "positive"][rows]
     return pixels.transpose(2, 0, 1)
 
 
+def heat_tables() -> dict[str, Array]:
+    """The colours of `heat`, uint8 (256, 3) each: "positive" from 0 to the highest value; "signed", of which row 128 is
+    0 and rows 1 and 255 the largest magnitude."""
+    share = np.clip((np.arange(256) - 128) / 127, -1, 1)[:, None]
+    ends = np.where(share < 0, rgb(BLUE), rgb(RUST))
+    signed = 1 - np.abs(share) * (1 - ends)
+    positive = colormaps["inferno"](np.arange(256))[:, :3]
+    return {name: np.rint(table * 255).astype(np.uint8) for name, table in (("positive", positive), ("signed", signed))}
+
+
 def overlay(picture: Array, values: Array) -> Array:
-    """`heat` of a map over its picture uint8 (C, H, W), half and half, the picture in grey."""
-    grey = np.broadcast_to(picture.max(axis=0), (3, *values.shape))
-    return ((grey.astype(np.uint16) + heat(values)) // 2).astype(np.uint8)
+    """`heat` of a map over its picture uint8 (C, H, W): the stronger the evidence, the more of its colour, at most four
+    fifths; where there is none the picture stays as it is."""
+    most = float(np.abs(values).max()) or 1.0
+    share = 0.8 * np.abs(values) / most
+    under = np.broadcast_to(picture, (3, *values.shape))
+    return np.rint(under * (1 - share) + heat(values) * share).astype(np.uint8)
 
 
 def mosaics(
@@ -120,6 +133,10 @@ def mosaics(
         bottom = top + rows * cell * height / width
         axes.imshow(canvas, cmap="viridis", extent=(1.4, 1.4 + wide, bottom, top), interpolation="nearest")
         for k, number in enumerate(numbers):
+            if width > 1:  # a tile of a dense layer is too small for a number
+                left, upper = 1.4 + (k % columns) * cell, top + (k // columns) * cell * height / width
+                axes.text(left + 0.02, upper + 0.02, str(number), color="white", fontsize=4.5, va="top",
+                          path_effects=[withStroke(linewidth=0.8, foreground="black")])  # fmt: skip
             if number in marks:
                 x = 1.4 + (k % columns + 0.5) * cell
                 y = top + (k // columns + 0.5) * cell * height / width

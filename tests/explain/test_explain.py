@@ -37,6 +37,7 @@ def test_the_newest_run_is_explained_with_everything(
     assert not re.search(r"""(src)=["']?(?!["']?data:)""", html)
     assert "http://" not in html
     assert html.count("<h3>test image") == 6
+    assert "Every answer to six images is right." in html or "Of six images it errs in" in html
     names = {path.name for path in page.parent.iterdir()}
     assert {"index.html", "manifest.json", "maps.npz", "kernels_stem.conv.png", "filters_angle.png"} <= names
     assert {f"heatmaps_{i}.png" for i in range(1, 7)} <= names

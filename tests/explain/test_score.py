@@ -84,7 +84,7 @@ def test_looking_at_heatmaps_after_each_epoch(tmp_path: Path, digits: tuple[str,
     key = "val/angle/grad_cam_rank_accuracy"
     assert [0 <= row[key] <= 1 for row in rows] == [True, True]
     assert (folder / "figures" / "grad_cam.png").exists()
-    assert "Looking at the right place" in (folder / "report.html").read_text()
+    assert "Rank accuracy of Grad-CAM by epoch" in (folder / "report.html").read_text()
     plain = run_train(tmp_path / "plain", "experiment=multihead", *TINY_LINES)
     assert [row["val/loss"] for row in Run(plain).metrics] == [row["val/loss"] for row in rows]  # it changes nothing
     run = Run(folder)

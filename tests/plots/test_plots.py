@@ -52,10 +52,13 @@ def test_heat_is_black_at_zero_and_signed_where_there_are_signs() -> None:
     assert plots.heat(np.zeros((2, 2))).max() < 5
 
 
-def test_an_overlay_is_half_picture_half_heat() -> None:
-    picture = np.array([[[200, 0]], [[0, 0]], [[100, 0]]], np.uint8)
-    over = plots.overlay(picture, np.array([[0.0, 1.0]]))
-    assert over[:, 0, 0].tolist() == pytest.approx([100, 100, 101], abs=2)
+def test_an_overlay_keeps_the_picture_where_there_is_no_evidence() -> None:
+    picture = np.array([[[200, 100]], [[0, 100]], [[100, 100]]], np.uint8)
+    values = np.array([[0.0, 1.0]])
+    over = plots.overlay(picture, values)
+    assert over[:, 0, 0].tolist() == [200, 0, 100]
+    strongest = 0.2 * 100 + 0.8 * plots.heat(values)[:, 0, 1].astype(float)
+    assert over[:, 0, 1].tolist() == pytest.approx(strongest.tolist(), abs=1)
 
 
 def test_pictures_are_written_whatever_their_number(tmp_path: Path) -> None:
@@ -74,7 +77,11 @@ def test_a_percentage_never_rounds_up_to_perfection() -> None:
 def test_names_with_html_in_them_are_shown_not_run() -> None:
     manifest = {"title": "<script>alert(1)</script>", "run": "r", "made": "m"}
     settings = {"settings": {"ascent": {"steps": 1, "bounded": True}}}
-    html = render("explanation.html", manifest=manifest | settings, inputs=[], layers=[], filters=[])
+    rest = {
+        "findings": ["</p><script>alert(2)</script>"],
+        "viewer": {"truths": {}, "names": ["</script><script>alert(3)"]},
+    }
+    html = render("explanation.html", manifest=manifest | settings, inputs=[], layers=[], filters=[], score="", **rest)
     assert "<script>alert" not in html
     assert "&lt;script&gt;" in html
 
