@@ -24,7 +24,21 @@ from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, o
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 
-BASELINES = ("chance", "random map", "edges (Sobel)", "upper bound of the layer")
+CHANCE, RANDOM, EDGES, UPPER_BOUND = "chance", "random map", "edges (Sobel)", "upper bound of the layer"
+BASELINES = (CHANCE, RANDOM, EDGES, UPPER_BOUND)
+
+
+def random_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Maps float32 (N, H, W) that know neither the network nor the image."""
+    return torch.rand(len(images), *images.shape[2:], generator=torch.Generator().manual_seed(0))
+
+
+def edge_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Maps float32 (N, H, W) that know the image and not the network: its Sobel edges."""
+    return sobel(images)
+
+
+WITHOUT_NETWORK: dict[str, Method] = {RANDOM: random_map, EDGES: edge_map}
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,6 @@ def evaluate(
 
 def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) -> list[AttributionScore]:
     """What is reached without any insight, and the best that Grad-CAM's layer could."""
-    edges = sobel(sample.images)
-    noise = torch.rand(edges.shape, generator=torch.Generator().manual_seed(0))
     wrapper = HeadWrapper(net, head.name)
     layer = last_convolution(wrapper, sample.images)
     fields = receptive_fields(wrapper, layer, sample.images)
@@ -108,15 +120,18 @@ def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) ->
         places = output_of(frozen_copy(net), layer, sample.images[:1]).shape[2:]
     sizes = zip(fields, places, sample.images.shape[2:], strict=True)
     rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
-    scores = _against_truths(sample, head, "random map", noise, predicted)
-    scores += _against_truths(sample, head, "edges (Sobel)", edges, predicted)
+    scores: list[AttributionScore] = []
+    for name, method in WITHOUT_NETWORK.items():
+        maps = method(wrapper, sample.images, predicted)
+        assert isinstance(maps, Tensor)
+        scores += _against_truths(sample, head, name, maps, predicted)
     for truth, mask in sample.truths[head.name].items():
         best = layer_upper_bound(mask, rows, columns)
-        scores += _against_truths(sample, head, BASELINES[3], best, predicted, truth)
+        scores += _against_truths(sample, head, UPPER_BOUND, best, predicted, truth)
         share = mask.flatten(1).double().mean(dim=1)
         for metric in METRICS:
             chance = bootstrap_ci(torch.full_like(share, 0.5) if metric == "auc" else share)
-            scores.append(AttributionScore(head.name, "chance", truth, metric, "all", *chance))
+            scores.append(AttributionScore(head.name, CHANCE, truth, metric, "all", *chance))
     return scores
 
 

@@ -16,9 +16,18 @@ from cnnlab.build import build_methods, refused
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.explain.attribution import Method
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
-from cnnlab.explain.evaluation import BASELINES, AttributionScore, Sample, evaluate, insertion_deletion
+from cnnlab.explain.evaluation import (
+    CHANCE,
+    EDGES,
+    UPPER_BOUND,
+    WITHOUT_NETWORK,
+    AttributionScore,
+    Sample,
+    evaluate,
+    insertion_deletion,
+)
 from cnnlab.hardware import disable_malloc_trim
-from cnnlab.html import render
+from cnnlab.html import listed, render
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
 from cnnlab.log import as_table, say
 from cnnlab.models.heads import Head
@@ -53,14 +62,65 @@ class Scores(Result):
         return [score.row() for score in self.scores]
 
     def plot(self) -> plots.Figure:
-        """Every metric with its interval, against the baselines; or the curves."""
+        """Rank accuracy with its interval, against the baselines; or the curves."""
         if self.curves:
             return plots.shares(self.curves, "share of pixels", "probability of the predicted class")
-        return _truth_figure(self.scores, self.heads, self.methods)
+        return _truth_figure(self.scores, self.heads, self.methods, ("rank",))
+
+    def plot_all(self) -> plots.Figure:
+        """As `plot`, with every metric."""
+        return self.plot() if self.curves else _truth_figure(self.scores, self.heads, self.methods, tuple(METRICS))
+
+    def answer(self) -> list[str]:
+        """Whether the heatmaps are right, in a sentence or two: which methods do better than an edge map, beyond both
+        intervals."""
+        if self.curves:
+            return [
+                self._against_baselines(kind, higher) for kind, higher in (("insertion", True), ("deletion", False))
+            ]
+        by_head: dict[str, list[str]] = {}
+        for head in self.heads:
+            rank = {s.method: s for s in self.scores if self._is_rank(s) and s.head == head}
+            better = [name for name in self.methods if name in rank and rank[name].low > rank[EDGES].high]
+            said = [f"{words(name)} ({rank[name].mean:.2f} against {rank[EDGES].mean:.2f})" for name in better]
+            by_head.setdefault(listed(said), []).append(head)
+        found = [
+            f"For {listed(heads)}, {said} {'finds' if said.count(' against ') == 1 else 'find'} the pixels that decide "
+            "better than a mere edge map of the image."
+            for said, heads in by_head.items() if said
+        ]  # fmt: skip
+        if "" in by_head:
+            found.append(f"For {listed(by_head[''])}, no method does better than a mere edge map, by rank accuracy.")
+        return found
+
+    def _is_rank(self, score: AttributionScore) -> bool:
+        return (score.metric, score.truth, score.predictions) == ("rank", "counterfactual", "all")
+
+    def _against_baselines(self, kind: str, higher: bool) -> str:
+        own = {(s.head, s.method): s for s in self.scores if s.metric == kind}
+        sign = 1 if higher else -1
+        better = [
+            name
+            for name in self.methods
+            if all(
+                min(sign * own[head, name].low, sign * own[head, name].high)
+                > max(
+                    sign * edge for rival in WITHOUT_NETWORK for edge in (own[head, rival].low, own[head, rival].high)
+                )
+                for head in self.heads
+            )
+        ]
+        told = listed([words(name) for name in better]) or "no method"
+        return f"By {kind}, {told} tells more than an edge map and a random one do."
 
     def __repr__(self) -> str:
         title, lines = next(iter(self.tables().items()))  # without the intervals
         return f"{title}\n{as_table([[cell.partition(' [')[0] for cell in line] for line in lines], left=2)}"
+
+
+def words(method: str) -> str:
+    """A method's name as it is read."""
+    return method.replace("_", " ")
 
 
 def score(
@@ -96,10 +156,14 @@ def score_run(cfg: DictConfig) -> Path:
     names = {"run": str(run.path), "title": run.title}
     counts = {"images": cfg.images, "test_images": len(run.test_split)}
     manifest = {**names, **counts, "settings": settings, "versions": versions()}
-    html = render("score.html", manifest=manifest, tables=scores.tables(), picture=folder / "scores.png")
+    every = folder / "scores_all.png"
+    if not scores.curves:
+        plots.save(scores.plot_all(), every)
+    html = render("score.html", manifest=manifest, scores=scores, picture=folder / "scores.png", every=every)
     write_atomically(folder / "index.html", html)
     write_json(folder / "manifest.json", manifest)
     say(str(scores))
+    say("\n" + "\n".join(scores.answer()))
     say(f"page  {folder / 'index.html'}")
     return folder / "index.html"
 
@@ -115,23 +179,25 @@ def _without_truth(
     scores: list[AttributionScore] = []
     drawn: dict[str, dict[str, Any]] = {}
     for head in heads:
-        for name, method in methods.items():
-            progress(f"{head.name}: {name.replace('_', ' ')}")
+        for name, method in {**methods, **WITHOUT_NETWORK}.items():
+            progress(f"{head.name}: {words(name)}")
             for kind, curves in insertion_deletion(net, head, method, sample.images).items():
                 area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
                 scores.append(AttributionScore(head.name, name, "none", kind, "all", *bootstrap_ci(area)))
                 panel = kind if len(heads) == 1 else f"{head.name}: {kind}"
-                drawn.setdefault(panel, {})[name.replace("_", " ")] = curves.mean(dim=0).numpy()
+                drawn.setdefault(panel, {})[words(name)] = curves.mean(dim=0).numpy()
     return scores, [head.name for head in heads], list(methods), drawn
 
 
-def _truth_figure(scores: Sequence[AttributionScore], heads: Sequence[str], methods: Sequence[str]) -> plots.Figure:
+def _truth_figure(
+    scores: Sequence[AttributionScore], heads: Sequence[str], methods: Sequence[str], metrics: Sequence[str]
+) -> plots.Figure:
     panels: dict[tuple[str, str], dict[str, dict[str, tuple[float, float, float]]]] = {}
-    for metric in METRICS:
+    for metric in metrics:
         for head in heads:
             rows: dict[str, dict[str, tuple[float, float, float]]] = {}
-            for method in (*methods, *BASELINES):
-                rows[method.replace("_", " ")] = {
+            for method in (*methods, CHANCE, EDGES, UPPER_BOUND):  # a random map is as good as chance
+                rows[words(method)] = {
                     found.truth: (found.mean, found.low, found.high)
                     for found in scores
                     if (found.head, found.method, found.metric, found.predictions) == (head, method, metric, "all")
@@ -172,5 +238,5 @@ def _pivot(scores: Sequence[AttributionScore], columns: tuple[str, ...]) -> Rows
         ]
         n = max(g.n for g in own.values())
         if n:
-            rows.append([head, method.replace("_", " "), *cells, f"{n:,}"])
+            rows.append([head, words(method), *cells, f"{n:,}"])
     return rows

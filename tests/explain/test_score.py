@@ -32,7 +32,9 @@ def run_score(*words: str) -> None:
 def test_lines_are_graded_head_by_head(lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_score(f"run={lines_run}", "images=24", "method=[grad_cam,saliency]", f"out={tmp_path}")
     folder = tmp_path / "1"
-    assert {path.name for path in folder.iterdir()} == {"scores.csv", "scores.png", "index.html", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "scores.csv", "scores.png", "scores_all.png", "index.html", "manifest.json",
+    }  # fmt: skip
     with (folder / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     every = [row for row in rows if row["metric"] == "rank" and row["predictions"] == "all"]
@@ -57,8 +59,27 @@ def test_mnist_has_no_truth_and_says_so(digits_run: Path, tmp_path: Path, capsys
     assert "has no true pixels" in capsys.readouterr().out.splitlines()[0]
     with (tmp_path / "1" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    curves = [(method, kind) for method in ("grad_cam", "occlusion") for kind in ("insertion", "deletion")]
+    methods = ("grad_cam", "occlusion", "random map", "edges (Sobel)")
+    curves = [(method, kind) for method in methods for kind in ("insertion", "deletion")]
     assert [(row["method"], row["metric"]) for row in rows] == curves
+
+
+def test_the_answer_says_which_methods_beat_an_edge_map_beyond_both_intervals() -> None:
+    def rank(head: str, method: str, mean: float) -> AttributionScore:
+        return AttributionScore(head, method, "counterfactual", "rank", "all", mean, mean - 0.05, mean + 0.05, 100)
+
+    numbers = {"a": (0.5, 0.8, 0.3), "b": (0.5, 0.59, 0.3), "c": (0.2, 0.4, 0.45)}  # edges, grad_cam, saliency
+    scores = [
+        rank(head, method, mean)
+        for head, means in numbers.items()
+        for method, mean in zip(("edges (Sobel)", "grad_cam", "saliency"), means, strict=True)
+    ]
+    assert Scores(scores, list(numbers), ["grad_cam", "saliency"]).answer() == [
+        "For a, grad cam (0.80 against 0.50) finds the pixels that decide better than a mere edge map of the image.",
+        "For c, grad cam (0.40 against 0.20) and saliency (0.45 against 0.20) find the pixels that decide better than "
+        "a mere edge map of the image.",
+        "For b, no method does better than a mere edge map, by rank accuracy.",
+    ]
 
 
 @pytest.mark.parametrize(
