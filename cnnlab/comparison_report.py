@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from omegaconf import DictConfig
 
 from cnnlab import html, plots
-from cnnlab.callbacks.metrics_history import accuracies
+from cnnlab.callbacks.metrics_history import accuracies, best_accuracy
 from cnnlab.cli import as_list
 from cnnlab.errors import UserError
 from cnnlab.io import new_folder, to_csv, write_atomically
@@ -17,8 +18,9 @@ from cnnlab.log import as_table, say
 from cnnlab.run_groups import GOAL, Group, find, groups
 
 NOTE = (
-    "Sorted by the share of validation images with every head right; the first is marked. Test accuracies in "
-    "per cent, mean ± standard deviation over seeds. "
+    "Sorted by the share of validation images with every head right. “Best” is a group whose worst seed is above the "
+    "best seed of every other; where there is none, those that reach the first one's worst seed are marked ≈: these "
+    "seeds do not tell them apart. Test accuracies in per cent, mean ± standard deviation over seeds. "
     f"To {GOAL:.1%}: epochs until every head is that often right on validation, in brackets how many runs "
     "got there."
 )
@@ -46,7 +48,12 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
         raise UserError(f"where={dict(where)}: name one head and its class, like where.colour=green")
     found = groups(find(paths))
     rows = [group.row(on) for group in found]
-    table = _table(found, rows)
+    sets: dict[str, list[int]] = {}  # a list a data set: accuracies on different images are not ranked
+    known = [str(group.records[0].settings["data"]) for group in found if "data" in group.records[0].settings]
+    for place, group in enumerate(found):  # a run that cannot be read stands in the first list
+        name = group.records[0].settings.get("data", known[0] if known else "runs")
+        sets.setdefault(str(name), []).append(place)
+    tables = {name: _table([found[i] for i in places], [rows[i] for i in places]) for name, places in sets.items()}
     folder = out or (paths[0] if len(paths) == 1 else new_folder(Path("outputs") / "compare"))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.csv", to_csv(rows))
@@ -54,10 +61,33 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     picture = folder / "compare.png"
     plots.save(plots.comparison({name: lines for name, lines in curves.items() if lines}), picture)
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
-    page = html.render("compare.html", table=table, picture=picture, groups=found, note=NOTE, subject=subject)
+    page = html.render("compare.html", tables=tables, picture=picture, groups=found, note=NOTE, subject=subject)
     write_atomically(folder / "compare.html", page)
-    say(f"Accuracies on {subject}\n{as_table(table, left=2)}\n\n{NOTE}\npage  {folder / 'compare.html'}")
+    for name, table in tables.items():
+        title = f"{name}: accuracies" if len(tables) > 1 else "Accuracies"
+        say(f"{title} on {subject}\n{_fitting(table)}\n")
+    say(f"{NOTE}\npage  {folder / 'compare.html'}")
     return folder / "compare.html"
+
+
+def _fitting(table: list[list[str]]) -> str:
+    """The table as lines, on a narrow terminal without its last columns."""
+    width = get_terminal_size((10_000, 24)).columns  # into a file or a pipe goes everything
+    kept = len(table[0])
+    while kept > 3 and max(map(len, as_table([row[:kept] for row in table], left=2).splitlines())) > width:
+        kept -= 1
+    rest = table[0][kept:]
+    left_out = f"\n(in compare.csv and on the page also: {', '.join(rest)})" if rest else ""
+    return as_table([row[:kept] for row in table], left=2) + left_out
+
+
+def _marks(found: Sequence[Group]) -> list[str]:
+    """What is said of each group, the first of which has the highest mean on validation."""
+    seeds = [[best_accuracy(record.rows) for record in group.finished] for group in found]
+    if len(found) < 2 or len(seeds[0]) < 2:
+        return [""] * len(found)
+    close = [bool(own) and (len(own) < 2 or max(own) >= min(seeds[0])) for own in seeds]
+    return [("best" if sum(close) == 1 else "≈") if near else "" for near in close]
 
 
 def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
@@ -72,8 +102,7 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
     header = ["", *settings, *(["n"] if several else []), "validation"]
     header += [names.get(key, key) for key in spreads] + [titles.get(key, key) for key in extra]
     cells = [header]
-    for place, (group, row) in enumerate(zip(found, rows, strict=True)):
-        mark = "best" if place == 0 and row["finished"] and len(found) > 1 else ""
+    for mark, group, row in zip(_marks(found), found, rows, strict=True):
         line = [mark, *(_plain(group.shown.get(key)) for key in settings)]
         if several:
             line.append(f"{row['finished']}" + (f" of {row['runs']}" if row["finished"] < row["runs"] else ""))
