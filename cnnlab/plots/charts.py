@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from cnnlab.plots.style import BLUE, GREEN, PINK, SKY, Array, line_styles
 
@@ -46,6 +46,7 @@ def curves(
     _epoch_axis(rate_axes)
     loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
     loss_axes.yaxis.set_major_formatter(_PLAIN)
+    loss_axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # where there is room
     _digit_axis(accuracy_axes)
     accuracy_axes.set(ylabel="accuracy (%), by its errors", title="Accuracy")
     handles, labels = loss_axes.get_legend_handles_labels()
@@ -141,7 +142,7 @@ def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) 
         axes.set_xlim(-0.7, len(values) - 0.3)
         axes.set_title(f"{name}\nmean {np.mean(values):.4f}", fontsize=10)
         axes.grid(axis="y", alpha=0.3)
-    panels[0].set_ylabel("F1 score")
+    panels[0].set_ylabel("F1 score" + (f" (the axis begins at {bottom:g})" if bottom else ""))
     panels[0].set_ylim(bottom, 1 + 0.08 * (1 - bottom))
     panels[0].ticklabel_format(axis="y", useOffset=False)
     return figure
