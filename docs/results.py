@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 from cnnlab.comparison_report import compare, epochs_to_goal
 from cnnlab.html import percent
@@ -25,6 +26,8 @@ SECTIONS: dict[str, tuple[list[str], dict[str, str] | None]] = {
     "mnist": (["mnist", "mnist_5x5", "mnist_flat", "mnist_dropout", "mnist_deep", "mnist_best"], None),
     "lines": (["lines", "lines_deep"], None),
     "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead"], None),
+    "theirs": (["multihead_v1_theirs", "multihead_v2_theirs", "multihead_v3_theirs", "multihead_figure5_theirs"], None),
+    "region": (["multihead_region", "multihead_mixed_region", "multihead_anywhere_region"], None),
     "weighting": (["sweep_weighting"], None),
     "green": (["add_colour_multihead", "add_colour_multihead_hue_blind"], {"colour": "green"}),
     "red": (["add_colour_multihead", "add_colour_multihead_hue_blind"], {"colour": "red"}),
@@ -44,6 +47,17 @@ THEIRS = {
     "multihead_v2": "97.7 (mean of heads)",
     "multihead_v3": "99.7 (mean of heads)",
     "multihead_figure5": "100",
+}
+# The networks that are shown lines which others drew, by their folders.
+READERS = {
+    "multihead": "`multihead`",
+    "multihead_mixed": "… mixed styles",
+    "multihead_jitter": "… and jitter",
+    "anywhere_plain": "means over places",
+    "anywhere_mixed": "… mixed styles",
+    "anywhere_jitter": "… and jitter",
+    "multihead_anywhere": "… 12 epochs: `multihead_anywhere`",
+    "anywhere_light": "8 epochs, and light",
 }
 HEADS = ["length", "width", "angle", "colour"]
 SCORES = ["accuracy", "f1", "precision", "recall", "worst class"]
@@ -73,6 +87,9 @@ TABLES = {
     "green": Table(["green"], ["init_from"], ["all heads right", *HEADS, "n"]),
     "red": Table(["red"], ["init_from"], ["all heads right", *HEADS, "n"]),
     "holdout": Table(["holdout"], ["net"], ["validation", "all heads right", *HEADS, "n", "parameters"]),
+    "region": Table(
+        ["region"], ["experiment", "data.style"], ["validation", "all heads right", *HEADS, "n", "parameters"]
+    ),
     "precision": Table(["precision"], ["experiment", "trainer.precision"], VARIED),
     "filters": Table(["filters"], ["net.kernel_size", "net.filters"], VARIED),
     "pooling": Table(["pooling"], ["net.downsample"], VARIED),
@@ -101,6 +118,8 @@ def cell(column: str, row: Row) -> str:
 
 
 def table(name: str) -> str:
+    if name in SPECIAL:
+        return markdown(SPECIAL[name]())
     shape = TABLES[name]
     rows = [row for section in shape.sections for row in rows_of(section)]
     if shape.only:
@@ -111,7 +130,45 @@ def table(name: str) -> str:
     lines += [
         [*(f"`{row[key]}`" for key in shape.settings), *(cell(column, row) for column in shape.columns)] for row in rows
     ]
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def conditions() -> list[list[str]]:
+    """Report by report: theirs, ours on data made as theirs, ours without leakage."""
+    ours = {section: {row["experiment"]: row for row in rows_of(section)} for section in ("theirs", "multihead")}
+    lines = [["experiment", "theirs", "ours, their data", "ours, no leakage", "n"], ["---", *["---:"] * 4]]
+    for name, row in ours["theirs"].items():
+        column = "mean of heads" if "mean of heads" in THEIRS[name] else "all heads right"
+        both = [cell(column, each) for each in (row, ours["multihead"][name])]
+        lines.append([f"`{name}`, {column}", THEIRS[name].partition(" ")[0], *both, row["finished"]])
+    return lines
+
+
+def renderers() -> list[list[str]]:
+    """Variation by variation: how many lines each network reads right, and the reader without learning."""
+    with (DOCS / "results" / "renderers.csv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    names = [name for name in READERS if any(row["network"] == name for row in rows)]
+    found = [["lines", *(READERS[name] for name in names), "moments"], ["---", *["---:"] * (len(names) + 1)]]
+    group = ""
+    for lines_name in dict.fromkeys(row["lines"] for row in rows):
+        of_lines = [row for row in rows if row["lines"] == lines_name]
+        if of_lines[0]["group"] != group:
+            group = of_lines[0]["group"]
+            found.append([f"**{group}**", *[""] * (len(names) + 1)])
+        cells = []
+        for name in names:
+            shares = [100 * float(row["joint"]) for row in of_lines if row["network"] == name]
+            cells.append(f"{mean(shares):.1f} ± {stdev(shares):.1f}" if len(shares) > 1 else f"{shares[0]:.1f}")
+        found.append([lines_name, *cells, f"{100 * float(of_lines[0]['moments']):.1f}"])
+    return found
+
+
+SPECIAL = {"conditions": conditions, "renderers": renderers}
 
 
 def rows_of(section: str) -> list[Row]:
@@ -141,8 +198,28 @@ def collect(root: Path) -> None:
                 shutil.copy(Path(out) / "compare.png", DOCS / "results" / f"{section}.png")
 
 
+def collect_readers(root: Path) -> None:
+    """Keep how the networks below `root` read the lines of the bench, a seed and a variation a row."""
+    rows: list[Row] = []
+    for name in READERS:
+        for file in sorted((root / name).glob("*/robustness/1/robustness.csv")):
+            seed = file.parts[-4]
+            with file.open(encoding="utf-8") as lines:
+                rows += [{"network": name, "seed": seed, **row} for row in csv.DictReader(lines)]
+    for name in ("multihead", "multihead_anywhere"):
+        picture = root / name / "0" / "robustness" / "1" / "robustness.png"
+        if picture.is_file():
+            shutil.copy(picture, DOCS / "results" / f"renderers_{name}.png")
+    if rows:
+        with (DOCS / "results" / "renderers.csv").open("w", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         collect(Path(sys.argv[1]))
+        collect_readers(Path(sys.argv[1]))
     for page in (DOCS / "results.md", DOCS.parent / "README.md"):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
