@@ -94,7 +94,7 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
             raise
         _exit(str(error) or "a setting of Hydra itself has a value that it does not take")
     finally:
-        if len(sweeps) > 1:
+        if config_name == "train" and len(sweeps) > 1:
             say(f"\ncompare them     {command_line('compare', 'runs', sweeps[0])}")
         if not full:
             del os.environ[_FULL_ERROR]
@@ -111,7 +111,7 @@ def _answered(config_name: str, words: Sequence[str]) -> bool:
         say(f"cnnlab {__version__}")
     elif {"-h", "--help"} & set(flags):
         try:
-            say(help_text(CONF, config_name, words))
+            say(help_text(CONF, config_name, _with_names(words)))
         except MISTAKES as error:
             _exit(_one_line(error, config_name, words))
     return bool({"--version", "-h", "--help"} & set(flags))

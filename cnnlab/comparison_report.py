@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
@@ -49,10 +50,10 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     found = groups(find(paths))
     rows = [group.row(on) for group in found]
     sets: dict[str, list[int]] = {}  # a list a data set: accuracies on different images are not ranked
-    known = [str(group.records[0].settings["data"]) for group in found if "data" in group.records[0].settings]
-    for place, group in enumerate(found):  # a run that cannot be read stands in the first list
-        name = group.records[0].settings.get("data", known[0] if known else "runs")
-        sets.setdefault(str(name), []).append(place)
+    names = [_data_set(group) for group in found]
+    first = next(filter(None, names), "data")
+    for place, name in enumerate(names):  # a run that cannot be read stands in the first list
+        sets.setdefault(name or first, []).append(place)
     tables = {name: _table([found[i] for i in places], [rows[i] for i in places]) for name, places in sets.items()}
     folder = out or (paths[0] if len(paths) == 1 else new_folder(Path("outputs") / "compare"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,15 +71,30 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     return folder / "compare.html"
 
 
+# Settings of a data set that change which images are validated and tested.
+_IMAGES = ("data.style", "data.test_style", "data.holdout", "data.placement", "data.task", "data.colours")
+
+
+def _data_set(group: Group) -> str:
+    """The data set of a group, and what of it differs among the groups that are compared; "" where it is not known."""
+    data = group.records[0].settings.get("data")
+    differing = [f"{key.partition('.')[2]} {group.differing[key]}" for key in _IMAGES if key in group.differing]
+    return ", ".join([str(data), *differing]) if data else ""
+
+
 def _fitting(table: list[list[str]]) -> str:
-    """The table as lines, on a narrow terminal without its last columns."""
-    width = get_terminal_size((10_000, 24)).columns  # into a file or a pipe goes everything
-    kept = len(table[0])
-    while kept > 3 and max(map(len, as_table([row[:kept] for row in table], left=2).splitlines())) > width:
-        kept -= 1
-    rest = table[0][kept:]
-    left_out = f"\n(in compare.csv and on the page also: {', '.join(rest)})" if rest else ""
-    return as_table([row[:kept] for row in table], left=2) + left_out
+    """The table as lines, on a narrow terminal without its last columns but for the status."""
+    width = get_terminal_size().columns if sys.stdout.isatty() else 10_000  # a file and a pipe get everything
+    kept = list(range(len(table[0])))
+    status = kept[-1:] if table[0][-1] == "status" else []
+
+    def drawn() -> str:
+        return as_table([[row[i] for i in kept] for row in table], left=2)
+
+    while len(kept) > 3 + len(status) and max(map(len, drawn().splitlines())) > width:
+        del kept[-1 - len(status)]
+    rest = [name for i, name in enumerate(table[0]) if i not in kept]
+    return drawn() + (f"\n(in compare.csv and on the page also: {', '.join(rest)})" if rest else "")
 
 
 def _marks(found: Sequence[Group]) -> list[str]:
@@ -86,7 +102,7 @@ def _marks(found: Sequence[Group]) -> list[str]:
     seeds = [[best_accuracy(record.rows) for record in group.finished] for group in found]
     if len(found) < 2 or len(seeds[0]) < 2:
         return [""] * len(found)
-    close = [bool(own) and (len(own) < 2 or max(own) >= min(seeds[0])) for own in seeds]
+    close = [bool(own) and max(own) >= min(seeds[0]) for own in seeds]
     return [("best" if sum(close) == 1 else "≈") if near else "" for near in close]
 
 

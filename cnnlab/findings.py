@@ -31,9 +31,12 @@ def of_run(summary: Mapping[str, Any], heads: Sequence[Head], confusions: Mappin
     elif not wrong:
         found.append("There is no mistake among them.")
     found += [_most_often(head, confusions[head.name], len(heads) > 1) for head in erring[:4]]
-    if data["overlap"]:
+    if data["test_in_train"]:
+        of = f"{data['test_in_train']:,} of the {data['distinct_test']:,} distinct test images"
+        found.append(f"It was trained on {of}: this says little of new ones.")
+    elif data["overlap"]:
         known = counted(data["overlap"], "image stands", "images stand").capitalize()
-        found.append(f"{known} in more than one split: part of this is what it was trained on.")
+        found.append(f"{known} in more than one split.")
     elif summary["epochs"]:
         found.append("None of them stands in the training or the validation set.")
     return found
@@ -67,19 +70,18 @@ def of_explanation(
         times = {name: int(misses.sum()) for name, misses in wrong.items()}
         erring = [f"{name} on {counted(number, 'image')}" for name, number in times.items() if number]
         found.append(f"Every answer to {of} is right." if not erring else f"Of {of} it errs in {listed(erring)}.")
-    means = {
-        (method, head): value.mean().item() for (method, word, head), value in ranks.items() if word == "predicted"
-    }
+    shown = "predicted" if any(word == "predicted" for _, word, _ in ranks) else next((w for _, w, _ in ranks), "")
+    means = {(method, head): own.nanmean().item() for (method, word, head), own in ranks.items() if word == shown}
     for method in dict.fromkeys(method for method, _ in means if method != EDGES):
-        own = [head for name, head in means if name == method]
+        own = [head for name, head in means if name == method and means[name, head] == means[name, head]]  # not NaN
         better = [head for head in own if means[method, head] > means[EDGES, head]]
         name = METHODS.get(method, method.replace("_", " ").capitalize())
-        said = f"{name} lies on the pixels that decide"
+        said = f"On {'it' if len(inputs) == 1 else 'them'} {name} lies on the pixels that decide"
         if better and len(better) < len(own):
             rest = [head for head in own if head not in better]
             found.append(f"{said} better than a mere edge map for {listed(better)}, no better for {listed(rest)}.")
         else:
             found.append(f"{said} {'better' if better else 'no better'} than a mere edge map for {listed(own)}.")
-    if not means:
+    if not ranks:
         found.append("Which pixels decide is not known for these images: how right the heatmaps are, they do not say.")
     return found

@@ -18,6 +18,7 @@ FLAGS = {
     *("-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"),
     *("-cd", "--config-dir", "-i", "--info", "--experimental-rerun"),
 }
+WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"}
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w/]+):(?P<value>[^#]*?)(?: +#\s*(?P<comment>.*))?$")
 _ONLY_COMMENT = re.compile(r"^ {8,}#\s*(.*)$")  # goes on with the one above
 COLUMN = 34  # where comments begin
@@ -27,7 +28,7 @@ def help_text(conf: Path, config_name: str, words: Sequence[str]) -> str:
     """The help of the command `config_name`, with the groups and settings that `words` choose."""
     main = conf / f"{config_name}.yaml"
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        cfg = compose(config_name, [word for word in words if not word.startswith("-")], return_hydra_config=True)
+        cfg = compose(config_name, _overrides(words), return_hydra_config=True)
     choices = {group: option for group, option in cfg.hydra.runtime.choices.items() if "/" not in group}
     comments: dict[str, str] = {}
     for group, option in choices.items():
@@ -44,6 +45,27 @@ def help_text(conf: Path, config_name: str, words: Sequence[str]) -> str:
         lines.append("")
     lines += ["Settings (name=value, name.name=value), with their values now:", *_annotated(settings, comments)]
     return "\n".join(lines)
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    """The settings among the words of a command line, but for those of which a sweep tries several values; a folder of
+    one's own configuration becomes a place where Hydra searches."""
+    found, flag = [], ""
+    for word in words:
+        name, _, value = word.partition("=")
+        if word.startswith("-"):
+            flag, given = name, value
+        elif flag in WITH_VALUE:
+            flag, given = flag, word
+        else:
+            flag, given = "", ""
+            if "," not in re.sub(r"[\[{(].*[\])}]", "", value):
+                found.append(word)
+        if flag in ("-cd", "--config-dir") and given:
+            found.append(f"hydra.searchpath=['file://{Path(given).expanduser().resolve()}']")
+        if given:
+            flag = ""
+    return found
 
 
 def groups_of(main: Path) -> list[str]:

@@ -237,8 +237,8 @@ def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = (
     right = "all heads right" if len(table) > 2 else "right"
     lines = ["", as_table([row[:2] for row in table[1:]] if narrow else table), ""]
     facts = {right: f"{html.percent(test['joint_accuracy'])} of {test['images']:,.0f} test images"}
-    for head in train_heads:
-        shares = test["by_class"][head].items() if "by_class" in test else []
+    for head in train_heads if "by_class" in test else ():
+        shares = test["by_class"][head].items()
         facts[f"… by {head}"] = ", ".join(f"{name} {html.percent(share['joint_accuracy'])}" for name, share in shares)
     facts |= {
         "distinct images": f"{distinct}; in more than one split: {data['overlap']}",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cnnlab import html, plots
 from cnnlab.data.foreign import RENDERERS, available
 from cnnlab.data.line_bench import LineBench, read_by_moments
-from cnnlab.data.rendering import ATTRIBUTES
+from cnnlab.data.rendering import ATTRIBUTES, IMAGE_SIZE
 from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.hardware import disable_malloc_trim
@@ -29,7 +29,8 @@ from cnnlab.runs import Run, open_run
 
 BATCH = 500
 POINT = 0.01  # so much worse than the other reader is not worse
-EXAMPLES = (4, 30, 68, 88)  # of the lines of the bench, one of each length and width, are drawn
+MOST = 200  # lines of a kind: each variation of them is held at once
+SHOWN = ((0, 0, 2), (0, 1, 3), (1, 0, 10), (1, 1, 8))  # length, width and angle of the lines that are drawn
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,20 @@ def robustness(
     `UserError` where it does not answer about lines."""
     parts = {part.name: part for head in run.task.heads for part in (head.parts or (head,))}
     known = {name: parts[name] for name in ATTRIBUTES if name in parts}
-    if run.task.expects != "line" or "colour" not in known:
+    ours = run.task.image_shape == (3, IMAGE_SIZE, IMAGE_SIZE) and all(
+        set(part.classes) <= set(ATTRIBUTES[name]) for name, part in known.items()
+    )
+    if run.task.expects != "line" or "colour" not in known or not ours:
         raise UserError(f"{run.path} does not answer about lines and their colour: there is no bench for it")
-    if not 1 <= per_kind <= 10_000:
-        raise UserError(f"per_kind={per_kind} is not in 1..10,000")
+    if not 1 <= per_kind <= MOST:
+        raise UserError(f"per_kind={per_kind} is not in 1..{MOST}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} is not in 0..{2**32 - 1}")
     bench = LineBench.draw(per_kind, known["colour"].classes, seed)
     numbers = {name: torch.tensor([ATTRIBUTES[name].index(c) for c in part.classes]) for name, part in known.items()}
     net, readings = frozen_copy(run.net), []
+    lines = torch.stack([bench.truth[name] for name in ("length", "width", "angle")], dim=1)
+    examples = torch.stack([(lines == torch.tensor(wanted)).all(dim=1).int().argmax() for wanted in SHOWN])
     for variation in bench.variations():
         progress(f"{variation.group}: {variation.name}")
         said, moments = _answers(net, run.task.heads, variation.images), read_by_moments(variation.images)
@@ -128,8 +134,7 @@ def robustness(
             for each in (right.values(), (moments[name] == bench.truth[name] for name in known))
         )
         shares = {name: hits.double().mean().item() for name, hits in right.items()}
-        examples = variation.images[torch.tensor(EXAMPLES) % len(variation.images)]
-        readings.append(Reading(variation.group, variation.name, shares, joint, ceiling, examples))
+        readings.append(Reading(variation.group, variation.name, shares, joint, ceiling, variation.images[examples]))
     return Robustness(readings, len(bench.kinds))
 
 

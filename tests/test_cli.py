@@ -170,6 +170,23 @@ def test_help_has_the_comments_of_the_options_that_are_chosen_and_the_commands_o
 
 
 @pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["weighting.weights.angle=2"], "angle: 2"),
+        (["-m", "experiment=multihead", "seed=0,1,2", "net.filters=8,16"], "experiment: add_colour"),
+        (["--config-dir", "{folder}", "net=mine"], "width: 3"),
+        (["--config-dir={folder}", "net=mine"], "width: 3"),
+    ],
+)
+def test_help_for_what_the_readme_shows(tmp_path: Path, words: list[str], line: str) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "mine.yaml").write_text("width: 3  # of mine\n")
+    done = _command(tmp_path, *(word.format(folder=tmp_path) for word in words), "--help")
+    assert done.stderr == ""
+    assert line in done.stdout
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--epochs=3"], "error: there is no flag --epochs: settings are written without dashes, epochs=<value>"),

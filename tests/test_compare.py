@@ -122,10 +122,12 @@ def test_a_narrow_terminal_gets_the_first_columns(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     main(f"runs={sweep}")
     table = capsys.readouterr().out.splitlines()[1:5]
     assert max(map(len, table)) <= 60
     assert "validation" in table[0]
+    assert "failed" in table[3]
 
 
 def test_jobs_are_found_in_their_order_and_only_once(sweep: Path) -> None:

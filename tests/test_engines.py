@@ -36,7 +36,7 @@ def test_jobs_run_at_once_and_a_failing_one_stops_no_other(launcher: list[str], 
     assert done.stderr.splitlines()[-1] == "error: net.filters=-1 must be at least 1"
     records = find([tmp_path / "sweep"])
     assert [record.status for record in records] == ["finished", "failed"]
-    assert f", {threads} threads," in records[0].summary["machine"]  # its share of the cores
+    assert f", {threads} thread{'s' * (threads > 1)}," in records[0].summary["machine"]  # its share of the cores
     assert "UserError" in (records[1].path / "log.txt").read_text()
 
 

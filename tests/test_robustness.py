@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,7 @@ def test_the_command_writes_a_page_a_table_and_a_picture(
 def test_without_opencv_its_rows_are_left_out_and_named(
     lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "cv2" else there(name, *rest))
+    monkeypatch.setitem(sys.modules, "cv2", None)  # its import then fails
     in_process("robustness", f"run={lines_run}", "per_kind=1", f"out={tmp_path}/out")
     assert "! left out: OpenCV, OpenCV, literal ends" in capsys.readouterr().out
     assert "OpenCV" not in (tmp_path / "out" / "1" / "robustness.csv").read_text()
@@ -73,9 +73,19 @@ def test_a_run_that_is_not_about_lines_has_no_bench(digits_run: Path) -> None:
     assert not (digits_run / "robustness").exists()
 
 
-@pytest.mark.parametrize("per_kind", [0, 10_001])
+def test_lines_of_another_colour_or_size_have_no_bench(lines_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(lines_run, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for change in ({"image_shape": [1, 32, 32]}, {"heads": {"colour": {"classes": ["red", "yellow"], "parts": {}}}}):
+        changed = {**summary, "task": summary["task"] | change}
+        (tmp_path / "run" / "summary.json").write_text(json.dumps(changed))
+        with pytest.raises(cnnlab.UserError, match="there is no bench for it"):
+            cnnlab.load(tmp_path / "run").robustness(per_kind=1)
+
+
+@pytest.mark.parametrize("per_kind", [0, 201])
 def test_a_senseless_number_of_lines_is_refused(lines_run: Path, per_kind: int) -> None:
-    with pytest.raises(cnnlab.UserError, match=rf"per_kind={per_kind} is not in 1..10,000"):
+    with pytest.raises(cnnlab.UserError, match=rf"per_kind={per_kind} is not in 1..200"):
         cnnlab.load(lines_run).robustness(per_kind=per_kind)
 
 

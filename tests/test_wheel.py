@@ -43,6 +43,6 @@ def test_both_commands_work_from_the_wheel(tmp_path: Path) -> None:
     (summary,) = (elsewhere / "outputs" / "multihead").glob("*/summary.json")
     assert json.loads(summary.read_text())["commit"] is None
     assert f"python -m cnnlab.explain run={summary.parent}" in said
-    assert "joint" in said.splitlines()[1]  # not a terminal: a line an epoch
+    assert "val % all" in said.splitlines()[1]  # not a terminal: a line an epoch
     said = python("-m", "cnnlab.explain", "ascent.steps=1", "layers=[stem.conv]")
     assert said == f"page  {summary.parent / 'explain' / '1' / 'index.html'}\n"

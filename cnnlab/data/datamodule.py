@@ -210,8 +210,8 @@ class ImageDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def counts(self, epochs: int = 1) -> dict[str, int]:
-        """How many images each split has, how many are distinct, and how many test images (distinct)
-        also stand in training or validation or the validation ones in training (`overlap`).
+        """How many images each split has, how many are distinct, how many distinct ones stand in more than one split
+        (`overlap`), and how many of the test in training (`test_in_train`).
 
         Counted on the 8-bit images as they are served. With `resample_each_epoch` the training images are
         those of all `epochs`.
@@ -221,7 +221,8 @@ class ImageDataModule(LightningDataModule):
         sizes = {name: len(self.splits[name]) for name in self.names}
         sizes["train"] *= epochs if self.resample_each_epoch else 1
         distinct = {f"distinct_{name}": len(seen[name]) for name in self.names}
-        return {**sizes, **distinct, "overlap": len(test & (train | val)) + len(val & train)}
+        overlap = (test & train) | (test & val) | (val & train)
+        return {**sizes, **distinct, "overlap": len(overlap), "test_in_train": len(test & train)}
 
     def _fingerprints(self, name: str, epochs: int) -> set[bytes]:
         split = self.splits[name]

@@ -30,7 +30,7 @@ from cnnlab.data.rendering import (
 
 MIXED = "mixed"  # every style of drawing, an image each
 HOLDOUTS = ("none", "region")
-JITTERED = {"length": 1, "width": 1, "angle": 7.5}  # the most that a line may differ from its class
+JITTERED = {"length": 0.5, "width": 1, "angle": 7.5}  # the most that a line may differ from its class
 PLACEMENTS = ("anywhere", "report_a", "report_b")
 
 # A hash of an image's grey pixels says to which split the image belongs, and a split keeps of the

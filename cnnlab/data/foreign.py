@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -110,8 +109,13 @@ RENDERERS: dict[str, tuple[Draw, Callable[[Lines], Tensor | float]]] = {
 
 
 def available() -> list[str]:
-    """The renderers whose programs are installed."""
-    opencv = importlib.util.find_spec("cv2") is not None
+    """The renderers whose programs are installed and can be loaded."""
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        opencv = False
+    else:
+        opencv = True
     return [name for name in RENDERERS if opencv or not name.startswith("OpenCV")]
 
 

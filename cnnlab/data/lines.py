@@ -1,4 +1,5 @@
-"""Data sets of lines, drawn batch by batch: which kinds, at which centres, and no image in two splits."""
+"""Data sets of lines, drawn batch by batch: which kinds, at which centres, and no image in two splits
+but where a report's own generator is asked for."""
 
 from __future__ import annotations
 

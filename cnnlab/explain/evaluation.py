@@ -25,7 +25,6 @@ from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 
 CHANCE, RANDOM, EDGES, UPPER_BOUND = "chance", "random map", "edges (Sobel)", "upper bound of the layer"
-BASELINES = (CHANCE, RANDOM, EDGES, UPPER_BOUND)
 
 
 def random_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:

@@ -80,7 +80,11 @@ class Scores(Result):
             ]
         by_head: dict[str, list[str]] = {}
         for head in self.heads:
-            rank = {s.method: s for s in self.scores if self._is_rank(s) and s.head == head}
+            every = [s for s in self.scores if (s.head, s.metric, s.predictions) == (head, "rank", "all")]
+            truth = min((s.truth for s in every), default="")  # the counterfactual one before the line
+            rank = {s.method: s for s in every if s.truth == truth and s.n}
+            if EDGES not in rank:
+                continue
             better = [name for name in self.methods if name in rank and rank[name].low > rank[EDGES].high]
             said = [f"{words(name)} ({rank[name].mean:.2f} against {rank[EDGES].mean:.2f})" for name in better]
             by_head.setdefault(listed(said), []).append(head)
@@ -92,9 +96,6 @@ class Scores(Result):
         if "" in by_head:
             found.append(f"For {listed(by_head[''])}, no method does better than a mere edge map, by rank accuracy.")
         return found
-
-    def _is_rank(self, score: AttributionScore) -> bool:
-        return (score.metric, score.truth, score.predictions) == ("rank", "counterfactual", "all")
 
     def _against_baselines(self, kind: str, higher: bool) -> str:
         own = {(s.head, s.method): s for s in self.scores if s.metric == kind}

@@ -56,7 +56,7 @@ def viewer(
                     "most": found.maps.abs().amax(dim=(1, 2)).tolist(),
                     "values": [_bytes(_levels(values)) for values in found.maps],
                     "signed": bool((found.maps < 0).any()),
-                    **{key: None if value is None else value.tolist() for key, value in known.items()},
+                    **{key: None if value is None else _or_none(value) for key, value in known.items()},
                 }
             )
     answers = {head.name: probabilities[head.name].argmax(dim=1) for head in heads}
@@ -76,6 +76,11 @@ def viewer(
         "truths": {head: [_bytes(mask.to(torch.uint8)) for mask in masks] for head, masks in truths.items()},
         "colours": {name: base64.b64encode(table.tobytes()).decode() for name, table in plots.heat_tables().items()},
     }  # fmt: skip
+
+
+def _or_none(values: Tensor) -> list[float | None]:
+    """Numbers for JSON, which knows no NaN."""
+    return [None if value != value else value for value in values.tolist()]
 
 
 def _levels(values: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class Affine(nn.Module):
 
 
 class Light(nn.Module):
-    """Dims images, puts them on a grey ground and adds noise, by amounts of each image's own, each to half of them.
+    """Puts images on a grey ground, dims them, ground and all, and adds noise, by amounts of each image's own, each to
+    half of them.
 
     `dim` is the share of the brightness that may be lost, `ground` the brightest grey that black may become, `noise`
     the largest deviation of the noise. Raises `UserError` for a limit outside [0, 1).

@@ -1,4 +1,5 @@
-"""Arrays to pictures: the only part that imports matplotlib. It knows nothing of the rest."""
+"""Arrays to pictures: the only part that draws with matplotlib, but for the lines of `data.foreign`. It knows nothing
+of the rest."""
 
 from matplotlib.figure import Figure
 

@@ -58,6 +58,7 @@ def test_the_real_data(raw: Path) -> None:
         "distinct_val": 5_000,
         "distinct_test": 10_000,
         "overlap": 0,
+        "test_in_train": 0,
     }
     train, test = data.splits["train"], data.splits["test"]
     assert train.targets(torch.arange(5))["digit"].tolist() == [5, 0, 4, 1, 9]

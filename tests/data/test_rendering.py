@@ -168,3 +168,9 @@ def test_a_line_may_differ_from_its_kind() -> None:
     expected = torch.zeros(28, 28)
     expected[7:21, 9:12] = 1
     torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+
+
+def test_a_brush_whose_end_points_share_a_pixel_draws_a_dot() -> None:
+    short = Lines(*(torch.tensor([value]) for value in (0.4, 3.0, 0.6, 0.8)))
+    drawn = coverage(short, torch.tensor([[14.5, 14.5]]), "brush")[0]
+    assert drawn.sum() == 9  # within 1.5 of the pixel's middle

@@ -82,6 +82,14 @@ def test_the_answer_says_which_methods_beat_an_edge_map_beyond_both_intervals() 
     ]
 
 
+def test_the_answer_is_about_whatever_truth_a_data_set_has() -> None:
+    pairs = (("grad_cam", 0.95), ("edges (Sobel)", 0.3))
+    scores = [AttributionScore("shape", name, "object", "rank", "all", x, x - 0.01, x + 0.01, 9) for name, x in pairs]
+    assert Scores(scores, ["shape", "other"], ["grad_cam"]).answer() == [
+        "For shape, grad cam (0.95 against 0.30) finds the pixels that decide better than a mere edge map of the image."
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
