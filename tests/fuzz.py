@@ -212,7 +212,7 @@ def run(examples: int) -> dict[str, int]:
 
 
 def run_looking(run: Path, examples: int) -> dict[str, int]:
-    """Try `examples` values of the settings of explain, score and compare."""
+    """Try `examples` values of the settings of the commands that look at a run."""
     counts = {"worked": 0, "refused": 0}
 
     @settings(
@@ -231,5 +231,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as parent:
         finished = run_train(Path(parent) / "run", *BASE)
         print("edited folders", run_folders(finished, wanted), flush=True)
-        print("explain, score, compare", run_looking(finished, wanted), flush=True)
+        print("the commands that look at a run", run_looking(finished, wanted), flush=True)
     print("train", run(wanted), flush=True)
