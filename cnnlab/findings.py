@@ -74,6 +74,8 @@ def of_explanation(
     means = {(method, head): own.nanmean().item() for (method, word, head), own in ranks.items() if word == shown}
     for method in dict.fromkeys(method for method, _ in means if method != EDGES):
         own = [head for name, head in means if name == method and means[name, head] == means[name, head]]  # not NaN
+        if not own:
+            continue
         better = [head for head in own if means[method, head] > means[EDGES, head]]
         name = METHODS.get(method, method.replace("_", " ").capitalize())
         said = f"On {'it' if len(inputs) == 1 else 'them'} {name} lies on the pixels that decide"
