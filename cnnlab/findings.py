@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from cnnlab.explain.attribution import method_title
 from cnnlab.explain.heatmap_viewer import EDGES
 from cnnlab.explain.inputs import Inputs
 from cnnlab.html import counted, listed, percent
 from cnnlab.models.heads import Head
-
-METHODS = {"grad_cam": "Grad-CAM", "guided_grad_cam": "Guided Grad-CAM"}  # as their papers write them
 
 
 def of_run(summary: Mapping[str, Any], heads: Sequence[Head], confusions: Mapping[str, Tensor]) -> list[str]:
@@ -77,8 +76,7 @@ def of_explanation(
         if not own:
             continue
         better = [head for head in own if means[method, head] > means[EDGES, head]]
-        name = METHODS.get(method, method.replace("_", " ").capitalize())
-        said = f"On {'it' if len(inputs) == 1 else 'them'} {name} lies on the pixels that decide"
+        said = f"On {'it' if len(inputs) == 1 else 'them'} {method_title(method)} lies on the pixels that decide"
         if better and len(better) < len(own):
             rest = [head for head in own if head not in better]
             found.append(f"{said} better than a mere edge map for {listed(better)}, no better for {listed(rest)}.")

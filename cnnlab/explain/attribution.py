@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 BATCH = 250  # images of which the attributions are computed at once
 
 
+def method_title(name: str) -> str:
+    """A method's name as it is read, and as its paper writes it."""
+    return {"grad_cam": "Grad-CAM", "guided_grad_cam": "guided Grad-CAM"}.get(name, name.replace("_", " "))
+
+
 @dataclass(frozen=True)
 class LayerMap:
     """Raw maps float32 (N, h, w) in the resolution of the layer of that name."""
@@ -65,7 +70,7 @@ class Attribution(Result):
             tiles += [picture, plots.heat(values), plots.overlay(picture, values)]
             answer = f"{head}{self.classes[target] if self.classes else target}"
             captions += [answer, f"largest {np.abs(values).max():.3g}", "over the image"]
-        title = f"Evidence by {self.method.replace('_', ' ')}"
+        title = f"Evidence by {method_title(self.method)}"
         return plots.images(np.stack(tiles), captions, title, columns=3, picture_width=1.7)
 
     def arrays(self) -> dict[str, Tensor]:

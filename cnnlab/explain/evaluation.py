@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.explain.attribution import BATCH, Method, attribute, grad_cam
+from cnnlab.explain.attribution import BATCH, Method, attribute, grad_cam, method_title
 from cnnlab.explain.attribution_metrics import (
     METRICS,
     bootstrap_ci,
@@ -94,7 +94,7 @@ def evaluate(
     for name, method in methods.items():
         maps: dict[str, Tensor] = {}
         for head in heads:
-            progress(f"{head.name}: {name.replace('_', ' ')}")
+            progress(f"{head.name}: {method_title(name)}")
             target = predicted[head.name]
             maps[head.name] = attribute(net, sample.images, target, method, head.name, name=name).maps
             scores += _against_truths(sample, head, name, maps[head.name], target)

@@ -14,7 +14,7 @@ from rich.console import Console
 from cnnlab import plots
 from cnnlab.build import build_methods, refused
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.explain.attribution import Method
+from cnnlab.explain.attribution import Method, method_title
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
 from cnnlab.explain.evaluation import (
     CHANCE,
@@ -86,7 +86,7 @@ class Scores(Result):
             if EDGES not in rank:
                 continue
             better = [name for name in self.methods if name in rank and rank[name].low > rank[EDGES].high]
-            said = [f"{words(name)} ({rank[name].mean:.2f} against {rank[EDGES].mean:.2f})" for name in better]
+            said = [f"{method_title(name)} ({rank[name].mean:.2f} against {rank[EDGES].mean:.2f})" for name in better]
             by_head.setdefault(listed(said), []).append(head)
         found = [
             f"For {listed(heads)}, {said} {'finds' if said.count(' against ') == 1 else 'find'} the pixels that decide "
@@ -111,17 +111,12 @@ class Scores(Result):
                 for head in self.heads
             )
         ]
-        told = listed([words(name) for name in better]) or "no method"
+        told = listed([method_title(name) for name in better]) or "no method"
         return f"By {kind}, {told} tells more than an edge map and a random one do."
 
     def __repr__(self) -> str:
         title, lines = next(iter(self.tables().items()))  # without the intervals
         return f"{title}\n{as_table([[cell.partition(' [')[0] for cell in line] for line in lines], left=2)}"
-
-
-def words(method: str) -> str:
-    """A method's name as it is read."""
-    return method.replace("_", " ")
 
 
 def score(
@@ -181,12 +176,12 @@ def _without_truth(
     drawn: dict[str, dict[str, Any]] = {}
     for head in heads:
         for name, method in {**methods, **WITHOUT_NETWORK}.items():
-            progress(f"{head.name}: {words(name)}")
+            progress(f"{head.name}: {method_title(name)}")
             for kind, curves in insertion_deletion(net, head, method, sample.images).items():
                 area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
                 scores.append(AttributionScore(head.name, name, "none", kind, "all", *bootstrap_ci(area)))
                 panel = kind if len(heads) == 1 else f"{head.name}: {kind}"
-                drawn.setdefault(panel, {})[words(name)] = curves.mean(dim=0).numpy()
+                drawn.setdefault(panel, {})[method_title(name)] = curves.mean(dim=0).numpy()
     return scores, [head.name for head in heads], list(methods), drawn
 
 
@@ -198,7 +193,7 @@ def _truth_figure(
         for head in heads:
             rows: dict[str, dict[str, tuple[float, float, float]]] = {}
             for method in (*methods, CHANCE, EDGES, UPPER_BOUND):  # a random map is as good as chance
-                rows[words(method)] = {
+                rows[method_title(method)] = {
                     found.truth: (found.mean, found.low, found.high)
                     for found in scores
                     if (found.head, found.method, found.metric, found.predictions) == (head, method, metric, "all")
@@ -239,5 +234,5 @@ def _pivot(scores: Sequence[AttributionScore], columns: tuple[str, ...]) -> Rows
         ]
         n = max(g.n for g in own.values())
         if n:
-            rows.append([head, words(method), *cells, f"{n:,}"])
+            rows.append([head, method_title(method), *cells, f"{n:,}"])
     return rows

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from cnnlab import plots
-from cnnlab.explain.attribution import Attribution
+from cnnlab.explain.attribution import Attribution, method_title
 from cnnlab.explain.heatmap_viewer import Maps
 from cnnlab.html import percent
 from cnnlab.models.heads import Head
@@ -59,7 +59,7 @@ def heatmap_figure(
         for row in rows:
             first = "heatmap" in row
             tiles.append(np.broadcast_to(image, blank.shape) if first else blank)
-            captions.append(f"{method.replace('_', ' ')}:\nevidence for {word}" if first else "")
+            captions.append(f"{method_title(method)}:\nevidence for {word}" if first else "")
             for head in heads:
                 for kind in row:
                     known = by_head.get(head.name)  # else this head has no such target

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnlab import plots
-from cnnlab.explain.attribution import Attribution
+from cnnlab.explain.attribution import Attribution, method_title
 from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
 from cnnlab.explain.inputs import Inputs
 from cnnlab.models.heads import Head
@@ -48,7 +48,7 @@ def viewer(
             known = {key: placed.get((name, word, head)) for key, name in (("rank", method), ("edges", EDGES))}
             shown.append(
                 {
-                    "method": method.replace("_", " "),
+                    "method": method_title(method),
                     "target": word,
                     "head": head,
                     "classes": [(found.classes or [])[k] for k in found.targets.tolist()],

@@ -75,8 +75,8 @@ def test_the_answer_says_which_methods_beat_an_edge_map_beyond_both_intervals() 
         for method, mean in zip(("edges (Sobel)", "grad_cam", "saliency"), means, strict=True)
     ]
     assert Scores(scores, list(numbers), ["grad_cam", "saliency"]).answer() == [
-        "For a, grad cam (0.80 against 0.50) finds the pixels that decide better than a mere edge map of the image.",
-        "For c, grad cam (0.40 against 0.20) and saliency (0.45 against 0.20) find the pixels that decide better than "
+        "For a, Grad-CAM (0.80 against 0.50) finds the pixels that decide better than a mere edge map of the image.",
+        "For c, Grad-CAM (0.40 against 0.20) and saliency (0.45 against 0.20) find the pixels that decide better than "
         "a mere edge map of the image.",
         "For b, no method does better than a mere edge map, by rank accuracy.",
     ]
@@ -86,7 +86,7 @@ def test_the_answer_is_about_whatever_truth_a_data_set_has() -> None:
     pairs = (("grad_cam", 0.95), ("edges (Sobel)", 0.3))
     scores = [AttributionScore("shape", name, "object", "rank", "all", x, x - 0.01, x + 0.01, 9) for name, x in pairs]
     assert Scores(scores, ["shape", "other"], ["grad_cam"]).answer() == [
-        "For shape, grad cam (0.95 against 0.30) finds the pixels that decide better than a mere edge map of the image."
+        "For shape, Grad-CAM (0.95 against 0.30) finds the pixels that decide better than a mere edge map of the image."
     ]
 
 
