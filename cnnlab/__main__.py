@@ -11,6 +11,7 @@ from cnnlab.errors import did_you_mean
 
 COMMANDS = {
     "train": "train and test a network, and write a run folder",
+    "play": "play with a trained network in the browser",
     "explain": "show what a trained network learned",
     "score": "grade its heatmaps against the exact truth",
     "robustness": "show it lines that others drew",

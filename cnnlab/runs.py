@@ -4,7 +4,7 @@ network and its weights."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -312,14 +312,20 @@ def load_initial_weights(classifier: Classifier, base: Run) -> None:
     classifier.net.load_state_dict({**state, **fitting})
 
 
-def newest(outputs: Path | str = "outputs") -> Run:
-    """The run below `outputs` that finished last, but for those to debug. Raises `UserError` where there is none."""
+def finished_runs(outputs: Path | str = "outputs") -> Iterator[Run]:
+    """The finished runs below `outputs`, but for those to debug, the newest first; broken ones are left out."""
     files = sorted(Path(outputs).rglob("summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
-        with suppress(UserError):  # a broken one among others
+        with suppress(UserError):
             run = Run(file.parent)
             if run.finished and not (run.config.get("options") or {}).get("debug"):
-                return run
+                yield run
+
+
+def newest(outputs: Path | str = "outputs") -> Run:
+    """The run below `outputs` that finished last, but for those to debug. Raises `UserError` where there is none."""
+    for run in finished_runs(outputs):
+        return run
     raise UserError(f"there is no finished run in {outputs}/: train one (python -m cnnlab.train) or set run=<folder>")
 
 

@@ -13,7 +13,9 @@ import cnnlab
 from cnnlab import __main__
 
 PACKAGE = Path(cnnlab.__file__).parent
-COMMANDS = [f"cnnlab.{name}.__main__" if name == "explain" else f"cnnlab.{name}" for name in __main__.COMMANDS]
+COMMANDS = [
+    f"cnnlab.{name}.__main__" if name in ("explain", "play") else f"cnnlab.{name}" for name in __main__.COMMANDS
+]
 METHODS = (
     "network",
     "activations",

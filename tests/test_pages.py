@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.browser import CHROMIUM, Browsed, browsed
 from tests.conftest import TINY_LINES, in_process, run_train
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")]
 
 WIDTHS = (1280, 390)
@@ -19,9 +17,9 @@ MOST_BYTES = 3_000_000
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+def browser() -> Iterator[Browsed]:
+    with browsed() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +33,11 @@ def class_run(folder: Path) -> Path:
     return run_train(folder / "class", "experiment=lines_deep", *TINY_LINES)
 
 
-def opened(browser: Browser, page: Path, width: int) -> tuple[Page, list[str]]:
-    """The page, and the errors that it makes from then on."""
-    errors: list[str] = []
-    tab = browser.new_page(viewport={"width": width, "height": 900})
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    tab.on("requestfailed", lambda request: errors.append(request.url))
-    tab.goto(page.as_uri())
-    return tab, errors
-
-
-def is_sound(browser: Browser, page: Path) -> None:
+def is_sound(browser: Browsed, page: Path) -> None:
     """Small, without errors, and no wider than the window; what it links to on itself is there."""
     assert page.stat().st_size < MOST_BYTES
     for width in WIDTHS:
-        tab, errors = opened(browser, page, width)
+        tab, errors = browser.open(page.as_uri(), width)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, (page, width)
         missing = """[...document.querySelectorAll('a[href^="#"]')].map(a => a.getAttribute('href').slice(1))
                      .filter(id => !document.getElementById(id))"""
@@ -61,9 +48,9 @@ def is_sound(browser: Browser, page: Path) -> None:
         tab.close()
 
 
-def test_the_page_of_a_run(browser: Browser, lines_run: Path) -> None:
+def test_the_page_of_a_run(browser: Browsed, lines_run: Path) -> None:
     is_sound(browser, lines_run / "report.html")
-    tab, _ = opened(browser, lines_run / "report.html", 1280)
+    tab, _ = browser.open((lines_run / "report.html").as_uri())
     assert tab.locator(".answer p").first.inner_text().startswith("Every head is right on ")
     assert tab.locator(".answer").inner_text().count("is taken for") >= 1
     tab.locator("summary", has_text="Layers").click()
@@ -71,20 +58,20 @@ def test_the_page_of_a_run(browser: Browser, lines_run: Path) -> None:
 
 
 def test_the_pages_of_one_head_with_ten_and_with_96_classes(
-    browser: Browser, digits_run: Path, class_run: Path
+    browser: Browsed, digits_run: Path, class_run: Path
 ) -> None:
     for run in (digits_run, class_run):
         is_sound(browser, run / "report.html")
-        tab, _ = opened(browser, run / "report.html", 1280)
+        tab, _ = browser.open((run / "report.html").as_uri())
         assert "every head" not in tab.locator("body").inner_text().lower()
 
 
-def test_the_page_of_an_explanation(browser: Browser, lines_run: Path, folder: Path) -> None:
+def test_the_page_of_an_explanation(browser: Browsed, lines_run: Path, folder: Path) -> None:
     words = ("ascent.steps=1", "method=[grad_cam,saliency,occlusion]", "targets=[predicted,45]", "indices=[3,14,20]")
     in_process("explain", f"run={lines_run}", f"out={folder}/explain", *words)
     page = folder / "explain" / "1" / "index.html"
     is_sound(browser, page)
-    tab, errors = opened(browser, page, 1280)
+    tab, errors = browser.open(page.as_uri())
     titles = tab.locator(".viewer .panel h4")
     assert titles.first.inner_text() == "test image 3"
     assert titles.count() == 5  # the image and four heads
@@ -109,7 +96,7 @@ def test_the_page_of_an_explanation(browser: Browser, lines_run: Path, folder: P
 
 
 def test_an_explanation_of_an_image_from_outside_outlines_no_truth(
-    browser: Browser, lines_run: Path, folder: Path
+    browser: Browsed, lines_run: Path, folder: Path
 ) -> None:
     in_process(
         "explain", f"run={lines_run}", f"out={folder}/outside", "ascent.steps=1", "layers=[stem.conv]",
@@ -117,12 +104,12 @@ def test_an_explanation_of_an_image_from_outside_outlines_no_truth(
     )  # fmt: skip
     page = folder / "outside" / "1" / "index.html"
     is_sound(browser, page)
-    tab, _ = opened(browser, page, 390)
+    tab, _ = browser.open(page.as_uri(), 390)
     assert not tab.get_by_label("outline what is true").is_visible()
     assert "Which pixels decide is not known" in tab.locator(".answer").inner_text()
 
 
-def test_the_other_pages(browser: Browser, lines_run: Path, digits_run: Path, folder: Path) -> None:
+def test_the_other_pages(browser: Browsed, lines_run: Path, digits_run: Path, folder: Path) -> None:
     in_process("score", f"run={lines_run}", f"out={folder}/score", "images=4", "method=[grad_cam,saliency]")
     in_process("score", f"run={digits_run}", f"out={folder}/curves", "images=4", "method=[grad_cam]")
     in_process("robustness", f"run={lines_run}", f"out={folder}/robustness", "per_kind=1")
@@ -132,9 +119,8 @@ def test_the_other_pages(browser: Browser, lines_run: Path, digits_run: Path, fo
         is_sound(browser, page)
 
 
-def test_they_are_legible_in_the_dark(browser: Browser, lines_run: Path) -> None:
-    tab = browser.new_page(color_scheme="dark")
-    tab.goto((lines_run / "report.html").as_uri())
+def test_they_are_legible_in_the_dark(browser: Browsed, lines_run: Path) -> None:
+    tab, _ = browser.open((lines_run / "report.html").as_uri(), scheme="dark")
     light = "getComputedStyle(document.body).{}.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + +part, 0)"
     assert tab.evaluate(light.format("backgroundColor")) < 150
     assert tab.evaluate(light.format("color")) > 600

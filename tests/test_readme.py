@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import TINY_LINES, in_process, run_train
 from tests.explain.test_explain import run_explain
 from tests.explain.test_score import run_score
+from tests.play.conftest import Served
 from tests.test_train import MNIST_SWEEPS
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,7 @@ def test_there_are_commands_to_try() -> None:
     assert _commands("cnnlab.predict")
     assert _commands("cnnlab.export")
     assert _commands("cnnlab.robustness")
+    assert _commands("cnnlab.play")
 
 
 @pytest.mark.parametrize("line", _commands("cnnlab.train"))
@@ -105,6 +107,15 @@ def test_the_other_commands_work(line: str, lines_run: Path, tmp_path: Path, mon
     name = line.split()[2].partition(".")[2]
     in_process(name, *_words(line, f"cnnlab.{name}", lines_run), f"out={tmp_path / 'out'}")
     assert list((tmp_path / "out" / "1").iterdir())
+
+
+@pytest.mark.parametrize("line", _commands("cnnlab.play"))
+def test_the_playing_commands_work(line: str, lines_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "outputs").symlink_to(lines_run.parent)
+    server = Served(*_words(line, "cnnlab.play", lines_run), folder=tmp_path)
+    assert server.status(server.address) == 200
+    assert server.ask("runs")["runs"]
+    assert server.end() == 0
 
 
 def test_the_tables_of_the_results_are_those_of_their_csv_files() -> None:

@@ -6,7 +6,9 @@ a box of 20 x 20, its centre of mass in the middle); "line", something coloured 
 
 from __future__ import annotations
 
+import base64
 import glob
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ from cnnlab.errors import UserError
 EXPECTS = ("image", "digit", "line")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp")
+STATE = ".json"  # of a state that play saved
+MOST_STATE = 10_000_000  # bytes of it
 LONGEST = 4096  # pixels of a side with which an image is worked on
 MOST_PIXELS = 50_000_000  # of an image file; a larger one is refused before it is unpacked
 BOX = 20 / 28  # of an image's side: in which MNIST's digits lie
@@ -76,10 +80,12 @@ def read_image(source: Any, image_shape: Sequence[int], expects: str = "image") 
     """An image of any size and mode as uint8 (C, H, W) = `image_shape`, C 1 or 3, with notes on what was done to it.
 
     `source` is a file, a PIL image, an array (H, W) or (H, W, C) or a tensor (C, H, W); floats are in [0, 1]. An array
-    or a tensor that has the shape already is taken as it is. Raises `UserError` where there is no such image, or it is
-    broken or absurdly large.
+    or a tensor that has the shape already is taken as it is, and so is the image in a state that play saved (JSON).
+    Raises `UserError` where there is no such image, or it is broken or absurdly large.
     """
     channels, height, width = image_shape
+    if isinstance(source, str | Path) and Path(source).suffix.lower() == STATE:
+        source = _state(Path(source))
     if isinstance(source, np.ndarray | Tensor):
         pixels = _eight_bit_array(source)
         if tuple(pixels.transpose(2, 0, 1).shape) == tuple(image_shape):
@@ -207,6 +213,23 @@ def _opened(path: Path) -> tuple[Image.Image, list[str]]:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {' or '.join(FORMATS)} ({error})") from error
+
+
+def _state(path: Path) -> NDArray[np.uint8]:
+    """The image (H, W, C) in a state that play saved."""
+    if not path.is_file():
+        raise UserError(f"there is no image {path}")
+    try:
+        if path.stat().st_size > MOST_STATE:
+            raise ValueError
+        image = json.loads(path.read_text(encoding="utf-8"))["image"]
+        pixels = np.frombuffer(base64.b64decode(image["pixels"], validate=True), np.uint8)
+        height, width, channels = image["shape"]
+        if min(height, width) < 1 or channels not in (1, 3):
+            raise ValueError
+        return pixels.reshape(height, width, channels)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is not a state that python -m cnnlab.play saved") from error
 
 
 def _eight_bit_array(source: NDArray[Any] | Tensor) -> NDArray[np.uint8]:

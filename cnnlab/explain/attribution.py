@@ -99,7 +99,18 @@ def attribute(
     is left as it was. The result of an image does not depend on the others. Raises `UserError` for maps of another
     shape than (N, H, W), or with values that are not finite.
     """
-    wrapper = HeadWrapper(frozen_copy(net), head)
+    return attribute_head(HeadWrapper(frozen_copy(net), head), images, target, method, classes, name)
+
+
+def attribute_head(
+    wrapper: HeadWrapper,
+    images: Tensor,
+    target: Tensor | int | str,
+    method: Method,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Attribution:
+    """As `attribute`, of a copy that the caller keeps: sooner, where one image follows another."""
     targets = _targets(wrapper, images, target)
     name = name or str(getattr(method, "__name__", "method"))
     maps, layer_maps = [], []
@@ -119,7 +130,7 @@ def attribute(
         if layer_maps
         else None
     )
-    return Attribution(torch.cat(maps), images.detach().cpu(), targets.cpu(), name, head, classes, layer_map)
+    return Attribution(torch.cat(maps), images.detach().cpu(), targets.cpu(), name, wrapper.head, classes, layer_map)
 
 
 def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Tensor:
@@ -131,8 +142,7 @@ def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Te
             raise UserError(f"target='{target}' is neither 'predicted' nor the number of a class")
         with torch.no_grad():
             return torch.cat([net(batch).argmax(dim=1) for batch in images.split(BATCH)])
-    with torch.no_grad():
-        count = net(images[:1]).shape[1]
+    count = net.classes(images)
     targets = torch.as_tensor(target, dtype=torch.int64, device=images.device).expand(len(images))
     if not ((targets >= 0) & (targets < count)).all():
         raise UserError(f"target={target}: the classes are 0..{count - 1}")

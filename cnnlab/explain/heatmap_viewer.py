@@ -37,9 +37,8 @@ def viewer(
     inputs: Inputs, heads: Sequence[Head], probabilities: Mapping[str, Tensor], maps: Maps, truths: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Everything that the script draws, for JSON: numbers as base64 of bytes, row by row."""
-    pixels = (inputs.images * 255).round().to(torch.uint8)
+    pixels = in_colour((inputs.images * 255).round().to(torch.uint8))
     height, width = pixels.shape[2:]
-    colour = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
     placed = ranks(maps, inputs.images, truths)
     shown = []
     for (method, word), by_head in maps.items():
@@ -54,7 +53,7 @@ def viewer(
                     "classes": [(found.classes or [])[k] for k in found.targets.tolist()],
                     "shares": shares.tolist(),
                     "most": found.maps.abs().amax(dim=(1, 2)).tolist(),
-                    "values": [_bytes(_levels(values)) for values in found.maps],
+                    "values": [as_base64(levels(values)) for values in found.maps],
                     "signed": bool((found.maps < 0).any()),
                     **{key: None if value is None else _or_none(value) for key, value in known.items()},
                 }
@@ -63,7 +62,7 @@ def viewer(
     return {
         "size": [height, width],
         "heads": [head.name for head in heads],
-        "images": [_bytes(image.permute(1, 2, 0)) for image in colour],
+        "images": [as_base64(image) for image in pixels.permute(0, 2, 3, 1)],
         "names": inputs.names,
         "wrong": [
             {} if inputs.truth is None else {
@@ -73,9 +72,14 @@ def viewer(
             for i in range(len(inputs))
         ],
         "maps": shown,
-        "truths": {head: [_bytes(mask.to(torch.uint8)) for mask in masks] for head, masks in truths.items()},
-        "colours": {name: base64.b64encode(table.tobytes()).decode() for name, table in plots.heat_tables().items()},
+        "truths": {head: [as_base64(mask.to(torch.uint8)) for mask in masks] for head, masks in truths.items()},
+        "colours": colour_tables(),
     }  # fmt: skip
+
+
+def in_colour(pixels: Tensor) -> Tensor:
+    """Images uint8 (N, C, H, W) as uint8 (N, 3, H, W)."""
+    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
 
 
 def _or_none(values: Tensor) -> list[float | None]:
@@ -83,11 +87,18 @@ def _or_none(values: Tensor) -> list[float | None]:
     return [None if value != value else value for value in values.tolist()]
 
 
-def _levels(values: Tensor) -> Tensor:
-    """A map as bytes: 128 is zero, 1 and 255 are minus and plus its largest magnitude."""
-    most = values.abs().amax().clamp(min=1e-30)
-    return (values / most * 127).round().add(128).to(torch.uint8)
+def levels(values: Tensor) -> Tensor:
+    """Numbers as bytes: 128 is zero, 1 and 255 are minus and plus the largest magnitude."""
+    low, high = values.aminmax()
+    most = torch.maximum(-low, high).clamp(min=1e-30)
+    return (values * (127 / most)).round_().add_(128).to(torch.uint8)
 
 
-def _bytes(values: Tensor) -> str:
+def colour_tables() -> dict[str, str]:
+    """The colours of `plots.heat_tables`, for a script."""
+    return {name: base64.b64encode(table.tobytes()).decode() for name, table in plots.heat_tables().items()}
+
+
+def as_base64(values: Tensor) -> str:
+    """The bytes of a tensor, row by row, for JSON."""
     return base64.b64encode(values.contiguous().numpy().tobytes()).decode()

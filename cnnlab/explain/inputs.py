@@ -50,13 +50,15 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
     )
 
 
-def pick(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int) -> list[int]:
-    """Indices of `count` images that differ most in their classes, in order; where the network errs on any,
-    the first is the mistake that it is surest of."""
+def pick(
+    net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int, searched: int | None = None
+) -> list[int]:
+    """Indices of `count` images that differ most in their classes, in order; where the network errs on any, of the
+    first `searched` or of all, the first is the mistake that it is surest of."""
     if not 1 <= count <= CANDIDATES:
         raise UserError(f"{count} images: ask for 1 to {CANDIDATES:,}")
     chosen: list[int] = []
-    mistake = _surest_mistake(net, heads, split)
+    mistake = _surest_mistake(net, heads, split, min(searched or len(split), len(split)))
     if mistake is not None:
         chosen.append(mistake)
     rows = torch.arange(min(len(split), CANDIDATES))
@@ -89,11 +91,11 @@ def _parts(heads: tuple[Head, ...], targets: dict[str, Tensor]) -> list[Tensor]:
     return found
 
 
-def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset) -> int | None:
+def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, searched: int) -> int | None:
     found: tuple[float, int] | None = None
     net = frozen_copy(net)
     with torch.no_grad():
-        for rows in torch.arange(len(split)).split(500):
+        for rows in torch.arange(searched).split(500):
             logits = net(split.inputs(rows))
             targets = split.targets(rows)
             for head in heads:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,16 @@ def frozen_copy(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class PathLayer:
+    """A layer that ran: its name, itself, and the sizes (H, W) of its input and output, () where they are no maps."""
+
+    name: str
+    module: nn.Module
+    size_in: tuple[int, ...]
+    size_out: tuple[int, ...]
+
+
 class HeadWrapper(nn.Module):
     """One head of a network as a single tensor: a score for each class, float32 (B, classes).
 
@@ -31,6 +42,8 @@ class HeadWrapper(nn.Module):
     def __init__(self, net: nn.Module, head: str | int | None = None) -> None:
         super().__init__()
         self.net, self.head = net, head
+        # Of an image's shape: how many classes the head has, and the layers before it.
+        self._known: dict[tuple[int, ...], tuple[int, list[PathLayer]]] = {}
         self.chooses = "heads" in inspect.signature(net.forward).parameters
 
     def logits(self, images: Tensor) -> Tensor:
@@ -52,6 +65,43 @@ class HeadWrapper(nn.Module):
             raise UserError(f"the network answers {tuple(logits.shape)}, not scores (N, classes)")
         return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
+    def classes(self, images: Tensor) -> int:
+        """How many classes the head has, asked with one of `images` (B, C, H, W) and only once for each shape."""
+        return self._seen(images)[0]
+
+    def path(self, images: Tensor) -> list[PathLayer]:
+        """The layers on which the head's answer to `images` (B, C, H, W) depends, in the order they run, whatever they
+        are called: found by asking for gradients, on one image, once for images of one shape. The network must be in
+        evaluation mode."""
+        return self._seen(images)[1]
+
+    def _seen(self, images: Tensor) -> tuple[int, list[PathLayer]]:
+        shape = tuple(images.shape[1:])
+        if shape not in self._known:
+            self._known[shape] = self._look(images[:1].detach().clone().requires_grad_())
+        return self._known[shape]
+
+    def _look(self, image: Tensor) -> tuple[int, list[PathLayer]]:
+        ran: list[tuple[PathLayer, Tensor]] = []
+
+        def record(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                sizes = (tuple(value.shape[2:]) for value in (inputs[0], output))
+                ran.append((PathLayer(name, module, *sizes), output))
+
+            return hook
+
+        handles = [layer.register_forward_hook(record(name)) for name, layer in leaf_modules(self.net).items()]
+        try:
+            with torch.enable_grad():
+                answer = self(image)
+                slopes = torch.autograd.grad(answer[:, -1].sum(), [output for _, output in ran], allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        path = [layer for (layer, _), slope in zip(ran, slopes, strict=True) if slope is not None]
+        return answer.shape[1], path
+
 
 def leaf_modules(net: nn.Module) -> dict[str, nn.Module]:
     """{name: layer} of every layer that has no layers inside, in the order of the network."""
@@ -60,46 +110,38 @@ def leaf_modules(net: nn.Module) -> dict[str, nn.Module]:
 
 def layer_named(net: nn.Module, name: str) -> nn.Module:
     """The layer of that name; `UserError` with the nearest or all names where there is none."""
-    layers = leaf_modules(net)
-    if name not in layers:
-        raise UserError(f"there is no layer '{name}'{did_you_mean(name, layers)}")
-    return layers[name]
+    with suppress(AttributeError):
+        layer = net.get_submodule(name)
+        if name and not list(layer.children()):
+            return layer
+    raise UserError(f"there is no layer '{name}'{did_you_mean(name, leaf_modules(net))}")
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer that ran: its name, itself, and the sizes (H, W) of its input and output, () where they are no maps."""
+@contextmanager
+def recorded(net: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Within, what the layers of those names answer in the network's last forward pass, {name: output}, in the order
+    they ran. The network is left as it was."""
+    outputs: dict[str, Tensor] = {}
 
-    name: str
-    module: nn.Module
-    size_in: tuple[int, ...]
-    size_out: tuple[int, ...]
-
-
-def _layers_before(net: HeadWrapper, images: Tensor) -> list[_Layer]:
-    """The layers on which a head's answer depends, in the order they run: found by running a copy of the network on
-    one image and asking for gradients, whatever its layers are called."""
-    copied = frozen_copy(net.net)
-    ran: list[tuple[_Layer, Tensor]] = []
-
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            sizes = (tuple(value.shape[2:]) for value in (inputs[0], output))
-            ran.append((_Layer(name, module, *sizes), output))
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
+            outputs.pop(name, None)
+            outputs[name] = output
 
         return hook
 
-    for name, layer in leaf_modules(copied).items():
-        layer.register_forward_hook(record(name))
-    with torch.enable_grad():
-        answer = HeadWrapper(copied, net.head).logits(images[:1].detach().clone().requires_grad_())
-        slopes = torch.autograd.grad(answer.sum(), [output for _, output in ran], allow_unused=True)
-    return [layer for (layer, _), slope in zip(ran, slopes, strict=True) if slope is not None]
+    layers = leaf_modules(net)
+    handles = [layers[name].register_forward_hook(keep(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def path_to_head(net: HeadWrapper, images: Tensor) -> list[str]:
     """The names of the layers on which a head's answer to `images` (B, C, H, W) depends, in the order they run."""
-    return [layer.name for layer in _layers_before(net, images)]
+    return [layer.name for layer in net.path(images)]
 
 
 def last_convolution(net: HeadWrapper, images: Tensor) -> str:
@@ -107,7 +149,7 @@ def last_convolution(net: HeadWrapper, images: Tensor) -> str:
     not count. Raises `UserError` where there is none."""
     names = [
         layer.name
-        for layer in _layers_before(net, images)
+        for layer in net.path(images)
         if isinstance(layer.module, nn.Conv2d) and layer.module.kernel_size != (1, 1)
     ]
     if not names:
@@ -145,11 +187,12 @@ def output_of(net: nn.Module, name: str, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Where a layer's places look along one axis: the first at `start` pixels from the image's edge, each next one
-    `step` pixels on."""
+    """Where a layer's places look along one axis: the first at the `size` pixels around `start`, in pixels from the
+    image's edge, each next one `step` pixels on."""
 
     start: float
     step: float
+    size: float = 1.0
 
     def interpolation(self, places: int, pixels: int) -> Tensor:
         """The linear map, float32 (pixels, places), from a layer's row to the image's: each of the layer's places
@@ -170,7 +213,7 @@ def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[Rece
     """Where the places of a layer before a head look, along the rows and the columns of the image: from the kernels,
     strides, paddings and dilations of the convolutions and poolings up to it. Raises `UserError` where the head
     does not depend on the layer."""
-    path = _layers_before(net, images)
+    path = net.path(images)
     names = [before.name for before in path]
     if layer not in names:
         raise UserError(f"head '{net.head}' does not depend on layer '{layer}'{did_you_mean(layer, names)}")
@@ -179,7 +222,7 @@ def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[Rece
     return rows, columns
 
 
-def _field(layers: list[_Layer], axis: int, size: tuple[int, ...]) -> ReceptiveField:
+def _field(layers: list[PathLayer], axis: int, size: tuple[int, ...]) -> ReceptiveField:
     """The field of the last of `layers`. What a layer sees is known by its size: where a network has parallel ways, as
     residual blocks do, maps of one size look at the same places."""
     fields = {size: ReceptiveField(0.5, 1.0)}
@@ -193,7 +236,7 @@ def _field(layers: list[_Layer], axis: int, size: tuple[int, ...]) -> ReceptiveF
             if isinstance(padding, str):
                 padding = {"same": reach // 2, "valid": 0}[padding]
             start = field.start + (reach / 2 - _along(padding, axis)) * field.step
-            field = ReceptiveField(start, field.step * _along(module.stride, axis))
+            field = ReceptiveField(start, field.step * _along(module.stride, axis), field.size + reach * field.step)
         fields[layer.size_out] = field
     return fields[layers[-1].size_out]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
-from cnnlab.explain.network import frozen_copy, leaf_modules
+from cnnlab.explain.network import frozen_copy, leaf_modules, recorded
 
 REFERENCE = 2000  # training images that are kept
 CALIBRATION = 5000  # held-out images, at most, from which the limit is found
@@ -70,17 +70,18 @@ def _features(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     float32 (N, D), and how many of the D are of the same layer, float32 (D,). A 1 x 1 convolution, a dense layer at
     every pixel, does not count."""
     net = frozen_copy(net).cpu()
-    found: dict[str, Tensor] = {}
-    for name, layer in leaf_modules(net).items():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
-            layer.register_forward_hook(lambda _layer, _inputs, output, name=name: found.update({name: output}))
+    convolutions = [
+        name
+        for name, layer in leaf_modules(net).items()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+    ]
     parts = []
-    for batch in images.split(BATCH):
-        with torch.no_grad():
+    with recorded(net, convolutions) as found, torch.no_grad():
+        for batch in images.split(BATCH):
             net(batch)
-        outputs = [batch, *(found[name] for name in sorted(found))]
-        layers = [torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1).float() for maps in outputs]
-        parts.append(torch.cat(layers, dim=1))
+            outputs = [batch, *(found[name] for name in sorted(found))]
+            layers = [torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1).float() for maps in outputs]
+            parts.append(torch.cat(layers, dim=1))
     return torch.cat(parts), torch.cat([torch.full((layer.shape[1],), float(layer.shape[1])) for layer in layers])
 
 

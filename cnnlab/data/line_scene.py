@@ -1,0 +1,102 @@
+"""One line that a person moves: of any length, width, angle and colour, also between and beyond the classes, with the
+true pixels of each of its attributes and the way to its nearest other class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cnnlab.data.rendering import ATTRIBUTES, COLOURS, LENGTHS, WIDTHS, Lines, centre_bounds, coverage
+
+STEP = 180 / len(ATTRIBUTES["angle"])  # degrees from one angle to the next
+
+
+@dataclass(frozen=True)
+class LineScene:
+    """A line of `length` and `width` in pixels at an `angle` in degrees with the x-axis, counter-clockwise; its
+    `colour` (red, green, blue) in [0, 255], and its centre (`x`, `y`) in pixels from the top left corner, y down."""
+
+    length: float
+    width: float
+    angle: float
+    colour: tuple[int, int, int]
+    x: float
+    y: float
+
+    def others(self, attribute: str) -> list[LineScene]:
+        """The line with another value of one attribute: of the length, the width and the colour every class but the
+        nearest; of the angle, as in `rendering.counterfactual_mask`, the two neighbours alone, 15° to either side."""
+        if attribute == "angle":
+            return [replace(self, angle=self.angle + step) for step in (-STEP, STEP)]
+        if attribute == "colour":
+            near = min(COLOURS.values(), key=lambda colour: math.dist(colour, self.colour))
+            return [replace(self, colour=colour) for colour in COLOURS.values() if colour != near]
+        if attribute == "length":
+            return [replace(self, length=length) for length in _but_the_nearest(LENGTHS.values(), self.length)]
+        return [replace(self, width=width) for width in _but_the_nearest(WIDTHS.values(), self.width)]
+
+    def truth(self, attributes: Sequence[str], style: str = "antialiased") -> Tensor:
+        """The pixels, bool (28, 28), that change when one of the attributes takes another value: what carries the
+        answer to these questions."""
+        others = [other for attribute in attributes for other in self.others(attribute)]
+        image, *changed = draw([self, *others], style)
+        truth: Tensor = (torch.stack(changed) != image).any(dim=1).any(dim=0)
+        return truth
+
+    def way(self, attributes: Sequence[str], colours: Sequence[str], steps: int) -> tuple[str, list[LineScene]]:
+        """The attribute, of those asked for, whose nearest other class changes the fewest pixels, and `steps` lines
+        from this one to that class. `colours` are those that the network knows. Where the other line would not be whole
+        in the image, it moves on the way as far as it must."""
+        ends = {attribute: self._nearest(attribute, colours) for attribute in attributes}
+        drawn = draw([self, *ends.values()])
+        changed = (drawn[1:] != drawn[0]).any(dim=1).sum(dim=(1, 2)).tolist()
+        attribute, _ = min(zip(ends, changed, strict=True), key=lambda pair: pair[1])
+        end = ends[attribute]._inside()
+        return attribute, [self._towards(end, step / (steps - 1)) for step in range(steps)]
+
+    def _nearest(self, attribute: str, colours: Sequence[str]) -> LineScene:
+        if attribute == "angle":
+            own = round(self.angle / STEP) * STEP
+            return replace(self, angle=own + (STEP if self.angle >= own else -STEP))
+        others = self.others(attribute)
+        if attribute != "colour":
+            return others[0]
+        known = [other for other in others if other.colour in [COLOURS[name] for name in colours]]
+        return min(known, key=lambda other: math.dist(other.colour, self.colour))
+
+    def _inside(self) -> LineScene:
+        (low,), (high,) = centre_bounds(_lines([self]))
+        x, y = torch.tensor([self.x, self.y]).clamp(torch.minimum(low, high), high).tolist()
+        return replace(self, x=x, y=y)
+
+    def _towards(self, end: LineScene, share: float) -> LineScene:
+        def between(first: float, last: float) -> float:
+            return first + share * (last - first)
+
+        red, green, blue = (round(between(*pair)) for pair in zip(self.colour, end.colour, strict=True))
+        numbers = {
+            name: between(getattr(self, name), getattr(end, name)) for name in ("length", "width", "angle", "x", "y")
+        }
+        return LineScene(colour=(red, green, blue), **numbers)
+
+
+def _but_the_nearest(values: Iterable[float], own: float) -> list[float]:
+    return sorted(values, key=lambda value: abs(value - own))[1:]
+
+
+def draw(scenes: Sequence[LineScene], style: str = "antialiased") -> Tensor:
+    """The 8-bit images of lines, uint8 (N, 3, 28, 28): of a line of a class what `rendering.render` draws of it."""
+    centres = torch.tensor([[scene.x, scene.y] for scene in scenes])
+    grey = coverage(_lines(scenes), centres, style).mul_(255).round_()
+    colours = torch.tensor([scene.colour for scene in scenes]).float() / 255
+    return (grey[:, None] * colours[:, :, None, None]).round_().to(torch.uint8)
+
+
+def _lines(scenes: Sequence[LineScene]) -> Lines:
+    length, width, angle = torch.tensor([[scene.length, scene.width, scene.angle] for scene in scenes]).double().T
+    turn = angle.deg2rad()
+    return Lines(length.float(), width.float(), turn.cos().float(), turn.sin().float())

@@ -1,0 +1,306 @@
+"""One run, kept open: what it answers to one image after another, soon enough to follow a hand.
+
+Every answer is a mapping for JSON: pixels and maps are bytes as base64 (see `heatmap_viewer.levels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnlab.build import named_method, refused
+from cnnlab.cli import CONF
+from cnnlab.data.line_scene import LineScene, draw
+from cnnlab.data.rendering import ANGLES, ATTRIBUTES, COLOURS, LENGTHS, STYLES, WIDTHS
+from cnnlab.errors import UserError, did_you_mean
+from cnnlab.explain.attribution import Method, attribute_head, method_title
+from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
+from cnnlab.explain.heatmap_viewer import as_base64, colour_tables, in_colour, levels
+from cnnlab.explain.inputs import from_split, pick
+from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, recorded
+from cnnlab.models.heads import Head
+from cnnlab.play.questions import Question, Source
+from cnnlab.runs import Run
+
+MOST_CHANNELS = 64  # of a layer that are shown, the first
+NEIGHBOURS = 2000  # test images among which a mistake, or the nearest of another class, is looked for
+FRAMES = 21  # of a way from one class to another
+EXAMPLES = 8
+BATCH = 250
+
+
+class LiveRun:
+    """A run and a copy of its network that nothing else uses."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.task, self.net = run, run.task, frozen_copy(run.net)
+        self.heads = {head.name: head for head in run.task.heads}
+        self.wrappers = {name: HeadWrapper(self.net, name) for name in self.heads}
+        style = run.config.data.get("style")
+        self.style = style if style in STYLES else STYLES[0]
+        self.of_lines = self.task.expects == "line" and self.task.image_shape == (3, 28, 28)
+        self.maximised = lru_cache(maxsize=256)(self._maximised)
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        names = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
+        return {name: named_method(name)[1] for name in sorted(names, key=lambda name: name != "grad_cam")}
+
+    @cached_property
+    def layers(self) -> list[dict[str, Any]]:
+        """What is shown of the network, in the order it runs: of each layer its name, kind, branch ("" for what all
+        heads share), channels, how many of them are shown, size [h, w], and where its places look in the image."""
+        skipped = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
+        modules = {name: layer for name, layer in leaf_modules(self.net).items() if not isinstance(layer, skipped)}
+        image = torch.zeros(1, *self.task.image_shape)
+        with recorded(self.net, modules) as outputs, torch.no_grad():
+            self.net(image)
+        known = {head: {layer.name for layer in wrapper.path(image)} for head, wrapper in self.wrappers.items()}
+        found = []
+        for name, output in outputs.items():
+            users = [head for head, path in known.items() if name in path]
+            branch = name.partition(".")[0]
+            if not users or output.ndim not in (2, 4) or name == f"{branch}.out":
+                continue
+            size = list(output.shape[2:])
+            facts = {
+                "name": name,
+                "kind": _kind(modules[name]),
+                "branch": branch if branch in self.heads else "",
+                "channels": output.shape[1],
+                "shown": min(output.shape[1], MOST_CHANNELS),
+                "size": size or [1, 1],
+                "looks": None,
+            }
+            if size:
+                fields = receptive_fields(self.wrappers[users[0]], name, image)
+                facts["looks"] = [{"start": f.start, "step": f.step, "size": f.size} for f in fields]
+            found.append(facts)
+        return found
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What the page needs to know of the run before it asks."""
+        channels, height, width = self.task.image_shape
+        first = next((name for name, layer in leaf_modules(self.net).items() if isinstance(layer, nn.Conv2d)), None)
+        return {
+            "title": self.run.title,
+            "folder": str(self.run.path),
+            "expects": self.task.expects,
+            "size": [height, width],
+            "channels": channels,
+            "heads": [{"name": head.name, "classes": head.classes} for head in self.heads.values()],
+            "methods": [{"name": name, "title": method_title(name)} for name in self.methods],
+            "layers": self.layers,
+            "first": first,
+            "line": self._line_facts() if self.of_lines else None,
+            "examples": list(self._examples()),
+            "colours": colour_tables(),
+        }
+
+    def _line_facts(self) -> dict[str, Any]:
+        colour = next((head for head in self._attributes() if head.name == "colour"), None)
+        names = colour.classes if colour else tuple(COLOURS)
+        return {
+            "length": list(LENGTHS.values()),
+            "width": list(WIDTHS.values()),
+            "angle": [180 / len(ANGLES) * number for number in range(len(ANGLES))],
+            "colour": {name: COLOURS[name] for name in names if name in COLOURS},
+        }
+
+    def _attributes(self) -> list[Head]:
+        """The heads, or the parts of them, that ask for an attribute of a line."""
+        heads = [part for head in self.heads.values() for part in (head.parts or (head,))]
+        return [head for head in heads if head.name in ATTRIBUTES]
+
+    def _examples(self) -> Iterator[dict[str, Any]]:
+        split = self.run.test_split
+        indices = pick(self.net, self.run.test_data.heads, split, min(EXAMPLES, len(split)), NEIGHBOURS)
+        examples = from_split(split, indices)
+        pixels = in_colour((examples.images * 255).round().to(torch.uint8)).permute(0, 2, 3, 1)
+        for place, index in enumerate(indices):
+            truth = {name: self.heads[name].classes[number[place]] for name, number in (examples.truth or {}).items()}
+            yield {"index": index, "pixels": as_base64(pixels[place]), "truth": truth}
+
+    def image(self, source: Source, of: LiveRun) -> tuple[Tensor, list[str]]:
+        """The image uint8 (C, H, W) that this network is given, and notes on what was done for that. Test images are
+        those of the run `of`. Raises `UserError`."""
+        if source.index is not None:
+            of._check_index(source.index)
+            pixels = of.run.test_split.images(torch.tensor([source.index]))[0]
+            if of is self or tuple(pixels.shape) == self.task.image_shape:
+                return pixels, []
+            return self._from_outside(in_colour(pixels[None])[0].permute(1, 2, 0).contiguous().numpy())
+        if source.line is not None:
+            pixels = draw([source.line], self.style)[0]
+            return (pixels, []) if self.of_lines else self._from_outside(pixels.permute(1, 2, 0).contiguous().numpy())
+        return self._from_outside(source.drawing)
+
+    def _from_outside(self, pixels: Any) -> tuple[Tensor, list[str]]:
+        inputs = self.run.inputs(pixels)
+        return (inputs.images[0] * 255).round().to(torch.uint8), inputs.notes[0]
+
+    def _check_index(self, index: int) -> None:
+        if index >= len(self.run.test_split):
+            raise UserError(f"input.test.index: there are 0..{len(self.run.test_split) - 1}")
+
+    def answer(self, question: Question, of: LiveRun) -> dict[str, Any]:
+        """What the network says to the image, and why. Raises `UserError`."""
+        if question.method is not None and question.method not in self.methods:
+            raise UserError(f"there is no method '{question.method}'{did_you_mean(question.method, self.methods)}")
+        before, notes = self.image(question.source, of)
+        image = question.painted(before)
+        inputs = torch.stack([image, before] if question.paint else [image]).float() / 255
+        shown = [layer["name"] for layer in self.layers] if question.inside else []
+        with recorded(self.net, shown) as outputs, torch.no_grad():
+            logits = self.net(inputs)
+        heads, edges = {}, sobel(inputs[:1])
+        for name, head in self.heads.items():
+            own, *old = head.probabilities(logits[name]).tolist()
+            evidence = self._evidence(head, question, of, inputs[:1], own, edges)
+            heads[name] = {"probabilities": own, "before": old[0] if old else None, **evidence}
+        return {
+            "pixels": as_base64(in_colour(image[None])[0].permute(1, 2, 0)),
+            "notes": notes,
+            "heads": heads,
+            "layers": {name: _scaled(outputs[name][0, :MOST_CHANNELS]) for name in shown},
+        }
+
+    def ood(self, question: Question, of: LiveRun) -> float | None:
+        """How unlike the training images the image is (see `Run.ood_detector`)."""
+        if self.run.ood_detector is None:
+            return None
+        image = question.painted(self.image(question.source, of)[0])
+        return self.run.ood_detector.scores(self.net, image[None].float() / 255).item()
+
+    def _evidence(
+        self, head: Head, question: Question, of: LiveRun, image: Tensor, shares: list[float], edges: Tensor
+    ) -> dict[str, Any]:
+        """The heatmap for one class of a head, the true pixels, and how many of them the map hits."""
+        name, found = head.name, dict[str, Any]()
+        target = question.targets.get(name, max(range(len(shares)), key=shares.__getitem__))
+        if target >= len(head.classes):
+            raise UserError(f"targets.{name}: the classes are 0..{len(head.classes) - 1}")
+        maps = None
+        if question.method is not None:
+            try:
+                with refused(f"method.{question.method}"):
+                    maps = attribute_head(
+                        self.wrappers[name], image, target, self.methods[question.method], head.classes, question.method
+                    ).maps
+                found |= {"target": target, "map": _scaled(maps[0])}
+            except UserError as error:
+                found |= {"target": target, "map": None, "why": str(error)}
+        truth = self._truth(head, question, of)
+        if truth is not None:
+            found["truth"] = as_base64(truth.to(torch.uint8))
+            found["chance"] = truth.float().mean().item()
+            if maps is not None and truth.any():
+                both = rank_accuracy(torch.cat([maps, edges]), truth.expand(2, -1, -1))
+                found["rank"], found["edges"] = both.tolist()
+        return found
+
+    def _truth(self, head: Head, question: Question, of: LiveRun) -> Tensor | None:
+        """The true pixels of a head's answer, bool (H, W); None where nobody knows them."""
+        parts = [part.name for part in head.parts or (head,)]
+        if question.source.line is not None and self.of_lines and set(parts) <= set(ATTRIBUTES):
+            return question.source.line.truth(parts, self.style)
+        if question.source.index is not None and of is self:
+            truths = self.run.test_split.truths(torch.tensor([question.source.index]), head)
+            return truths["counterfactual"][0] if "counterfactual" in truths else None
+        return None
+
+    def way(self, question: Question, name: str, of: LiveRun) -> dict[str, Any]:
+        """The image on its way to the nearest other class of a head, and what all heads say along it: of a line the
+        nearest other line, else the nearest test image that the network takes for another class, blended in."""
+        if name not in self.heads:
+            raise UserError(f"there is no head '{name}'{did_you_mean(name, self.heads)}")
+        line, parts = question.source.line, [part.name for part in self.heads[name].parts or (self.heads[name],)]
+        if line is not None and self.of_lines and set(parts) <= set(ATTRIBUTES):
+            attribute, scenes = line.way(parts, list(self._line_facts()["colour"]), FRAMES)
+            frames = torch.stack([question.painted(image) for image in draw(scenes, self.style)])
+            lines, words = [_as_facts(scene) for scene in scenes], f"another {attribute}"
+        else:
+            first = question.painted(self.image(question.source, of)[0])
+            last, index = self._nearest_of_another_class(first, name)
+            shares = torch.linspace(0, 1, FRAMES)[:, None, None, None]
+            frames = (first + shares * (last.float() - first)).round().to(torch.uint8)
+            lines, words = None, f"test image {index}, blended in"
+        with torch.no_grad():
+            logits = self.net(frames.float() / 255)
+        said = {key: head.probabilities(logits[key]).tolist() for key, head in self.heads.items()}
+        pixels = in_colour(frames).permute(0, 2, 3, 1)
+        return {"frames": [as_base64(frame) for frame in pixels], "said": said, "lines": lines, "words": words}
+
+    def _nearest_of_another_class(self, image: Tensor, name: str) -> tuple[Tensor, int]:
+        head = self.heads[name]
+        with torch.no_grad():
+            own = head.predict(self.wrappers[name].logits(image[None].float() / 255))
+        others = (self._neighbours[1][name] != own).nonzero()[:, 0]
+        if not len(others):
+            raise UserError(f"the network takes every test image for {head.classes[int(own)]}")
+        apart = (self._neighbours[0][others].float() - image).square().flatten(1).sum(dim=1)
+        index = int(others[apart.argmin()])
+        return self._neighbours[0][index], index
+
+    @cached_property
+    def _neighbours(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Test images uint8 (N, C, H, W), and {head: what the network takes each for}."""
+        rows = torch.arange(min(NEIGHBOURS, len(self.run.test_split)))
+        images = self.run.test_split.images(rows)
+        said: dict[str, list[Tensor]] = {name: [] for name in self.heads}
+        for batch in images.split(BATCH):
+            with torch.no_grad():
+                logits = self.net(batch.float() / 255)
+            for name, head in self.heads.items():
+                said[name].append(head.predict(logits[name]))
+        return images, {name: torch.cat(parts) for name, parts in said.items()}
+
+    def unit(self, layer: str, channel: int) -> dict[str, Any]:
+        """One channel: its kernel, where it has one, and the image that maximises it. Raises `UserError`."""
+        known = {facts["name"]: facts for facts in self.layers}
+        if layer not in known:
+            raise UserError(f"there is no layer '{layer}'{did_you_mean(layer, known)}")
+        if not 0 <= channel < known[layer]["channels"]:
+            raise UserError(f"channel: layer '{layer}' has 0..{known[layer]['channels'] - 1}")
+        module = self.net.get_submodule(layer)
+        kernel, bias = None, 0.0
+        if isinstance(module, nn.Conv2d):
+            kernel = module.weight[channel].tolist()
+            bias = 0.0 if module.bias is None else module.bias[channel].item()
+        return {"kernel": kernel, "bias": bias, **self.maximised(layer, channel)}
+
+    def _maximised(self, layer: str, channel: int) -> Mapping[str, Any]:
+        found = self.run.maximise(layer, [channel])
+        pixels = (found.images[0] * 255).round().to(torch.uint8)
+        return {
+            "pixels": as_base64(in_colour(pixels[None])[0].permute(1, 2, 0)),
+            "activation": found.activation.item(),
+            "dead": bool(found.dead.item()),
+        }
+
+
+def _scaled(values: Tensor) -> dict[str, Any]:
+    """A map, or the answers of a layer's channels, all by one scale."""
+    low, high = (extreme.item() for extreme in values.aminmax())
+    return {"values": as_base64(levels(values)), "most": max(-low, high), "signed": low < 0}
+
+
+def _as_facts(scene: LineScene) -> dict[str, Any]:
+    return {**vars(scene), "colour": list(scene.colour)}
+
+
+def _kind(layer: nn.Module) -> str:
+    """What a layer is, in words."""
+    size = getattr(layer, "kernel_size", None)
+    if isinstance(layer, nn.Conv2d):
+        return f"convolution {layer.kernel_size[0]} × {layer.kernel_size[1]}"
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return f"{'max' if isinstance(layer, nn.MaxPool2d) else 'mean'}-pooling {height} × {width}"
+    names = {nn.BatchNorm2d: "batch norm", nn.Linear: "dense", nn.AdaptiveAvgPool2d: "mean over places"}
+    return next((name for kind, name in names.items() if isinstance(layer, kind)), type(layer).__name__)

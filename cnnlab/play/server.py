@@ -1,0 +1,252 @@
+"""The page's server: one page, its files, and questions as JSON, on this machine alone unless a host is named."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import webbrowser
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import uvicorn
+from omegaconf import DictConfig
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cnnlab.errors import UserError, did_you_mean
+from cnnlab.hardware import disable_malloc_trim
+from cnnlab.html import render
+from cnnlab.log import say
+from cnnlab.play.live_run import LiveRun
+from cnnlab.play.questions import Question
+from cnnlab.runs import Run, finished_runs, open_run
+
+PACKAGE = Path(__file__).parent.parent
+TYPES = {".js": "text/javascript", ".css": "text/css"}
+FILES = {  # what is served besides the page; nothing else is
+    file.name: file
+    for file in (*sorted((PACKAGE / "play" / "static").iterdir()), *sorted((PACKAGE / "templates").iterdir()))
+    if file.suffix in TYPES
+}
+MOST_BYTES = 400_000  # of a question
+MOST_WAITING = 4  # questions at once, of several tabs: a page asks the next when it has its answer
+MOST_OPEN = 4  # runs kept in memory
+PORTS = 20  # that are tried, one after another
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'",
+}
+
+
+class OpenRuns:
+    """The runs that the page may name: `first` and the finished ones below `outputs`; those used last stay open."""
+
+    def __init__(self, first: Run, outputs: Path) -> None:
+        self.first, self.outputs = first, outputs
+        self._open: OrderedDict[str, LiveRun] = OrderedDict()
+        self._known: dict[str, Run] = {}
+        self.listed()
+
+    def listed(self) -> dict[str, Any]:
+        """{"runs": [{name, title}], "first": name}, the newest first."""
+        runs = [self.first, *(run for run in finished_runs(self.outputs) if run.path != self.first.path)]
+        self._known = {self._name(run): run for run in runs}
+        return {
+            "runs": [{"name": name, "title": f"{run.title} · {name}"} for name, run in self._known.items()],
+            "first": self._name(self.first),
+        }
+
+    def _name(self, run: Run) -> str:
+        outputs = self.outputs.resolve()
+        return str(run.path.relative_to(outputs) if run.path.is_relative_to(outputs) else run.path.name)
+
+    def __getitem__(self, name: Any) -> LiveRun:
+        """The run of that name. Raises `UserError` where none was listed: no path from outside is opened."""
+        if not isinstance(name, str) or name not in self._known:
+            raise UserError("there is no such run here")
+        if name not in self._open:
+            self._open[name] = LiveRun(self._known[name])
+        self._open.move_to_end(name)
+        while len(self._open) > MOST_OPEN:
+            self._open.popitem(last=False)
+        return self._open[name]
+
+
+def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """{what may be asked: the function of the question}. Each raises `UserError` for what is wrong with it."""
+
+    def about(asked: Mapping[str, Any]) -> tuple[LiveRun, Question, LiveRun]:
+        """The run that is asked, the question, and the run whose test image it is about."""
+        question = Question.read(asked)
+        run = runs[asked.get("run")]
+        return run, question, run if question.source.run is None else runs[question.source.run]
+
+    def answer(asked: Mapping[str, Any]) -> Any:
+        run, question, of = about(asked)
+        return run.answer(question, of)
+
+    def ood(asked: Mapping[str, Any]) -> Any:
+        run, question, of = about(asked)
+        return {"ood": run.ood(question, of)}
+
+    def way(asked: Mapping[str, Any]) -> Any:
+        run, question, of = about(asked)
+        return run.way(question, str(asked.get("head")), of)
+
+    def unit(asked: Mapping[str, Any]) -> Any:
+        channel = asked.get("channel")
+        if not isinstance(channel, int) or isinstance(channel, bool):
+            raise UserError("channel: give a whole number")
+        return runs[asked.get("run")].unit(str(asked.get("layer")), channel)
+
+    return {
+        "runs": lambda _: runs.listed(),
+        "run": lambda asked: runs[asked.get("run")].facts,
+        "answer": answer,
+        "ood": ood,
+        "way": way,
+        "unit": unit,
+    }
+
+
+def application(runs: OpenRuns, token: str | None = None) -> Starlette:
+    """The server. Without a `token` it answers requests to this machine by its local names alone; with one, those that
+    bring it."""
+    asks, lock, waiting = questions(runs), threading.Lock(), 0
+
+    def work(name: str, asked: Mapping[str, Any]) -> Response:
+        with lock:
+            return _json(asks[name](asked))
+
+    async def ask(request: Request) -> Response:
+        nonlocal waiting
+        name = request.path_params["name"]
+        if name not in asks:
+            return _refusal(404, f"there is no question '{name}'{did_you_mean(name, asks)}")
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            return _refusal(403, "only the page's own origin may ask")
+        if token is not None and not secrets.compare_digest(request.headers.get("x-token", ""), token):
+            return _refusal(403, "the token is missing or wrong: open the address that the console says")
+        try:
+            asked = json.loads(await _body(request))
+            if not isinstance(asked, dict):
+                raise UserError("a question is a JSON object")
+            if waiting >= MOST_WAITING:
+                return _refusal(429, "busy: ask again")
+            waiting += 1
+            try:
+                return await asyncio.to_thread(work, name, asked)
+            finally:
+                waiting -= 1
+        except UserError as error:
+            return _refusal(413 if str(error) == _TOO_LONG else 400, str(error))
+        except (ValueError, RecursionError):
+            return _refusal(400, "a question is a JSON object")
+        except ClientDisconnect:
+            return Response()
+
+    async def page(request: Request) -> Response:
+        if token is not None and not secrets.compare_digest(request.query_params.get("token", ""), token):
+            return Response("open the address that the console says, with its token\n", 403, HEADERS)
+        return Response(render("play.html"), 200, HEADERS, "text/html")
+
+    def served(path: Path) -> Callable[[Request], Response]:
+        return lambda _: Response(path.read_bytes(), 200, HEADERS, TYPES[path.suffix])
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            *(Route(f"/{name}", served(path)) for name, path in FILES.items()),
+            Route("/api/{name}", ask, methods=["POST"]),
+        ],
+        middleware=[] if token else [Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL, www_redirect=False)],
+    )
+
+
+_TOO_LONG = f"a question has at most {MOST_BYTES:,} bytes"
+
+
+async def _body(request: Request) -> bytes:
+    """The body. Raises `UserError` for one that is too long, before it is read."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise UserError(_TOO_LONG)
+    return body
+
+
+def _json(content: Any) -> Response:
+    return JSONResponse(content, headers=HEADERS)
+
+
+def _refusal(status: int, why: str) -> Response:
+    return JSONResponse({"error": " ".join(why.splitlines())}, status, HEADERS)
+
+
+def play_run(cfg: DictConfig) -> None:
+    """Serve the page of what `cfg` (conf/play.yaml) names until Ctrl-C. Raises `UserError` for what the user can
+    mend."""
+    disable_malloc_trim()
+    torch.set_num_threads(1)  # one image is soon done, and the browser has the other cores
+    run = open_run(cfg.run)
+    listening = _listen(str(cfg.host), cfg.port)
+    runs = OpenRuns(run, Path("outputs"))
+    runs[runs.listed()["first"]].facts  # noqa: B018  # what is wrong with the run is said now, not on the page
+    token = None if _is_local(str(cfg.host)) else secrets.token_urlsafe(16)
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'?token={token}' if token else ''}"
+    config = uvicorn.Config(application(runs, token), log_level="warning", timeout_graceful_shutdown=1)
+    try:
+        say(f"run   {run.path}")
+        say(f"page  {address}")
+        say("Ctrl-C ends it")
+        if cfg.browser and _has_screen():
+            webbrowser.open(address)
+        uvicorn.Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        say("ended")
+
+
+def _has_screen() -> bool:
+    """Whether a person looks on who has a browser."""
+    return sys.stdout.isatty() and (sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)))
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: Any) -> socket.socket:
+    """A socket that listens at the port, or at the next one that is free. Raises `UserError`."""
+    if not isinstance(port, int) or not 0 <= port < 2**16:
+        raise UserError(f"port={port} is not in 0..65535")
+    for number in range(port, min(port + PORTS, 2**16)):
+        try:
+            return socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(f"host={host} port={number}: {error.strerror or error}") from error
+    raise UserError(f"port={port}: it and the {PORTS - 1} after it are taken")

@@ -1,0 +1,167 @@
+// What every head says: its classes, its heatmap beside the truth, and what would change its mind.
+import { change, factsOf, onAnswer, post, question, say, shownRuns, state } from "./lab.js";
+import { showImage } from "./pad.js";
+
+const { element, percent } = Pixels;
+const MOST_BARS = 12; // classes that are shown; of a head with more, the likeliest
+const cards = new Map(); // "run/head" to the parts of its card
+
+export function showRuns() {
+  cards.clear();
+  const runs = shownRuns();
+  document.getElementById("runs").replaceChildren(...runs.map(run => element("section", { className: "run" },
+    ...(runs.length > 1 ? [element("h2", {}, factsOf(run).title + " · " + run)] : []),
+    element("div", { className: "cards" }, ...factsOf(run).heads.map(head => card(run, head))))));
+  document.getElementById("runs").classList.toggle("two", runs.length > 1);
+}
+
+function card(run, head) {
+  const parts = {
+    said: element("h3"), before: element("p", { className: "before" }), bars: element("div", { className: "bars" }),
+    heat: element("canvas"), truth: element("canvas"), scale: element("div"), grade: element("p", { className: "note" }),
+    way: element("div", { className: "way", hidden: true }),
+  };
+  parts.buttons = Array.from({ length: Math.min(MOST_BARS, head.classes.length) }, () => {
+    const bar = { name: element("span"), track: element("i"), old: element("b"), value: element("output") };
+    bar.button = element("button", { type: "button", className: "bar-row", onclick: () => explain(head, bar.number) },
+      bar.name, element("span", { className: "track" }, bar.track, bar.old), bar.value);
+    return bar;
+  });
+  parts.bars.append(...parts.buttons.map(bar => bar.button));
+  const ask = element("button", { type: "button", onclick: () => begin(run, head) }, "What would change its mind?");
+  parts.truthFigure = element("figure", {}, parts.truth, element("figcaption", {}, "the truth"));
+  cards.set(`${run}/${head.name}`, parts);
+  return element("article", { className: "card" + (head.classes.length > 6 ? " tall" : "") },
+    parts.said, parts.before, parts.bars,
+    element("div", { className: "maps" }, element("figure", {}, parts.heat, parts.scale), parts.truthFigure),
+    parts.grade, ask, parts.way);
+}
+
+function explain(head, number) {
+  const targets = { ...state.targets };
+  if (targets[head.name] === number) delete targets[head.name]; else targets[head.name] = number;
+  change({ targets });
+}
+
+function drawBars(run, head, probabilities, before, target) {
+  const parts = cards.get(`${run}/${head.name}`), places = [...probabilities.keys()];
+  const best = places.reduce((most, k) => probabilities[k] > probabilities[most] ? k : most);
+  const listed = places.length > MOST_BARS ? places.sort((a, b) => probabilities[b] - probabilities[a]) : places;
+  parts.buttons.forEach((bar, place) => {
+    const number = listed[place];
+    bar.number = number;
+    bar.name.textContent = head.classes[number];
+    bar.track.style.width = 100 * probabilities[number] + "%";
+    bar.old.hidden = !before;
+    if (before) bar.old.style.left = 100 * before[number] + "%";
+    bar.value.textContent = percent(probabilities[number]);
+    bar.button.classList.toggle("best", number === best);
+    bar.button.setAttribute("aria-pressed", number === target && state.targets[head.name] === number);
+  });
+  parts.said.replaceChildren(`${head.name}: ${head.classes[best]} `,
+    element("small", {}, percent(probabilities[best])));
+  if (!before) { parts.before.textContent = ""; return; }
+  const old = before.reduce((most, share, k) => share > before[most] ? k : most, 0);
+  const move = (probabilities[old] - before[old]) * 100;
+  parts.before.textContent = `before the poke ${head.classes[old]} ${percent(before[old])}`
+    + (old === best ? `, ${move < 0 ? "−" : "+"}${Math.abs(move).toFixed(2)} points` : ": it changed its mind");
+}
+
+function drawHead(run, head, found, bytes) {
+  const parts = cards.get(`${run}/${head.name}`), { size: [height, width], tables } = factsOf(run);
+  drawBars(run, head, found.probabilities, found.before, found.target);
+  const pixel = place => [bytes[3 * place], bytes[3 * place + 1], bytes[3 * place + 2]];
+  const truth = found.truth && Pixels.bytes(found.truth);
+  parts.heat.hidden = !found.map;
+  parts.truthFigure.hidden = !truth;
+  parts.scale.replaceChildren();
+  if (found.map) {
+    const values = Pixels.bytes(found.map.values);
+    Pixels.paint(parts.heat, width, height, place => Pixels.level(tables, found.map.signed, values[place]));
+    parts.scale.append(...Pixels.scale(tables, found.map.signed, found.map.most),
+      element("figcaption", {}, `for ${head.classes[found.target]}`));
+  }
+  if (truth) Pixels.paint(parts.truth, width, height, place => {
+    const own = pixel(place);
+    return truth[place] ? own.map((part, k) => part * .45 + [0, 229, 168][k] * .55) : own.map(part => part * .6);
+  });
+  parts.grade.textContent = grade(found);
+}
+
+function grade(found) {
+  if (found.why) return `No heatmap: ${found.why}.`;
+  if (!found.map) return "";
+  if (!found.map.most) return "Zero everywhere: the method finds no evidence for this class.";
+  if (found.rank === undefined) return found.truth === undefined ? "Which pixels decide is not known here." : "";
+  const better = found.rank > found.edges ? "" : ", which knows nothing of the network,";
+  return `Of its highest pixels ${percent(found.rank)} are true ones; of an edge map's${better} `
+    + `${percent(found.edges)}; by chance ${percent(found.chance)}.`;
+}
+
+// --- What would change its mind?
+
+async function begin(run, head) {
+  try {
+    const found = await post("way", { ...question(), run, head: head.name });
+    showWay(run, head, found);
+  } catch (error) { say(error.message); }
+}
+
+function showWay(run, head, found) {
+  const parts = cards.get(`${run}/${head.name}`), said = found.said[head.name], frames = found.frames.map(Pixels.bytes);
+  const best = shares => shares.reduce((most, share, k) => share > shares[most] ? k : most, 0);
+  const first = best(said[0]), last = best(said.at(-1)), flips = said.findIndex(shares => best(shares) !== first);
+  const chart = element("canvas", { width: 280, height: 70 }), slider = element("input", { type: "range", min: 0,
+    max: frames.length - 1, value: 0, ariaLabel: "how far on the way" });
+  const words = flips < 0 ? `Towards ${found.words} it keeps to ${head.classes[first]} all the way.`
+    : `Towards ${found.words} it changes its mind at ${Math.round(100 * flips / (frames.length - 1))} % of the way: `
+      + `${head.classes[first]} becomes ${head.classes[best(said[flips])]}.`;
+  const show = place => {
+    slider.value = place;
+    if (run === state.run) showImage(frames[place]);
+    for (const each of factsOf(run).heads) drawBars(run, each, found.said[each.name][place]);
+    drawChart(chart, said, first, last, place, head);
+    document.getElementById("runs").classList.add("under-way");
+  };
+  slider.addEventListener("input", () => { clearInterval(timer); show(+slider.value); });
+  const end = element("button", { type: "button", onclick: () => { clearInterval(timer); close(); change(); } }, "Back");
+  const keep = element("button", { type: "button", hidden: !found.lines || state.mode !== "line", onclick: () => {
+    clearInterval(timer);
+    close();
+    document.dispatchEvent(new CustomEvent("line", { detail: found.lines[+slider.value] }));
+  } }, "Keep this line");
+  const close = () => { parts.way.hidden = true; };
+  parts.way.replaceChildren(chart, slider, element("p", { className: "note" }, words), keep, end);
+  parts.way.hidden = false;
+  let place = 0;
+  const timer = setInterval(() => { if (place >= frames.length) clearInterval(timer); else show(place++); }, 90);
+}
+
+function drawChart(canvas, said, first, last, place, head) {
+  const context = canvas.getContext("2d"), style = getComputedStyle(canvas);
+  const x = step => 4 + step / (said.length - 1) * (canvas.width - 8), y = share => 62 - share * 48;
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  context.font = "11px system-ui, sans-serif";
+  const lines = first === last ? [[first, style.getPropertyValue("--link")]]
+    : [[first, style.getPropertyValue("--link")], [last, style.getPropertyValue("--other")]];
+  for (const [k, colour] of lines) {
+    context.strokeStyle = context.fillStyle = colour;
+    context.lineWidth = 2;
+    context.beginPath();
+    said.forEach((shares, step) => context.lineTo(x(step), y(shares[k])));
+    context.stroke();
+    context.textAlign = k === first ? "left" : "right";
+    context.fillText(head.classes[k], k === first ? 4 : canvas.width - 4, 11);
+  }
+  context.fillStyle = style.getPropertyValue("--dim");
+  context.fillRect(x(place), 12, 1, 52);
+}
+
+onAnswer(() => document.getElementById("runs").classList.remove("under-way"));
+onAnswer(answers => shownRuns().forEach((run, place) => {
+  const bytes = Pixels.bytes(answers[place].pixels);
+  for (const head of factsOf(run).heads) {
+    cards.get(`${run}/${head.name}`).way.hidden = true;
+    drawHead(run, head, answers[place].heads[head.name], bytes);
+  }
+}));

@@ -1,0 +1,154 @@
+// The image: a line that is dragged, a drawing, a test image; and pixels that are painted over.
+import { change, drawStrokes, factsOf, onAnswer, state } from "./lab.js";
+
+const at = id => document.getElementById(id), pad = at("pad"), image = at("image"), sheet = at("sheet");
+const hex = colour => "#" + colour.map(part => part.toString(16).padStart(2, "0")).join("");
+const rgb = text => [1, 3, 5].map(place => parseInt(text.slice(place, place + 2), 16));
+let pixels = null, drag = null;
+
+export const shownPixels = () => pixels;
+const facts = () => factsOf(state.run);
+const poking = () => at("poking").checked;
+
+export function showImage(bytes) {
+  const [height, width] = facts().size;
+  pixels = bytes;
+  Pixels.paint(image, width, height, place => bytes.subarray(3 * place, 3 * place + 3));
+  if (state.mode === "drawing") Pixels.paint(at("given").firstChild, width, height,
+    place => bytes.subarray(3 * place, 3 * place + 3));
+}
+
+export function showControls() {
+  const { line, examples, channels, size: [height, width] } = facts();
+  if (state.mode === "line" && !line) state.mode = "test";
+  for (const button of document.querySelectorAll(".tabs button")) {
+    button.hidden = button.dataset.mode === "line" && !line;
+    button.setAttribute("aria-pressed", button.dataset.mode === state.mode);
+  }
+  for (const mode of ["line", "drawing", "test"]) at(mode + "-controls").hidden = mode !== state.mode;
+  pad.dataset.mode = state.mode;
+  pad.style.aspectRatio = `${width} / ${height}`;
+  const drawing = state.mode === "drawing" && !poking();
+  sheet.hidden = !drawing;
+  image.hidden = drawing;
+  at("ink-label").hidden = channels === 1;
+  for (const name of ["length", "width", "angle"]) {
+    at(name).value = state.line[name];
+    at(name).nextElementSibling.textContent = +state.line[name].toFixed(1) + (name === "angle" ? "°" : " px");
+  }
+  at("colour").value = hex(state.line.colour);
+  at("colours").replaceChildren(...Object.entries(line ? line.colour : {}).map(([name, colour]) => Pixels.element(
+    "button", { type: "button", textContent: name, onclick: () => changeLine({ colour }) })));
+  at("index").value = state.index;
+  const chosen = examples.find(({ index }) => index === state.index);
+  at("true-classes").textContent = chosen
+    ? "In truth " + Object.entries(chosen.truth).map(([head, name]) => `${head}: ${name}`).join(", ") + "." : "";
+  at("test-controls").firstElementChild.replaceChildren(...examples.map(example => {
+    const button = Pixels.element("button", { type: "button", title: `test image ${example.index}`,
+      onclick: () => show({ index: example.index }) }, Pixels.element("canvas"));
+    button.setAttribute("aria-pressed", example.index === state.index);
+    const bytes = Pixels.bytes(example.pixels);
+    Pixels.paint(button.firstChild, width, height, place => bytes.subarray(3 * place, 3 * place + 3));
+    return button;
+  }));
+  if (drawing) drawStrokes();
+  at("unpoke").disabled = !Object.keys(state.paint).length;
+}
+
+function show(part) {
+  change(part);
+  showControls();
+}
+
+const changeLine = part => show({ line: { ...state.line, ...part } });
+
+function place(event) {
+  const box = pad.getBoundingClientRect(), [height, width] = facts().size;
+  return [(event.clientX - box.left) / box.width * width, (event.clientY - box.top) / box.height * height];
+}
+
+function poke([x, y]) {
+  const [height, width] = facts().size, size = +at("poke-size").value, paint = { ...state.paint };
+  for (let row = 0; row < size; row++) for (let column = 0; column < size; column++) {
+    const left = Math.floor(x - (size - 1) / 2) + column, top = Math.floor(y - (size - 1) / 2) + row;
+    if (left >= 0 && top >= 0 && left < width && top < height) paint[`${left},${top}`] = rgb(at("poke-colour").value);
+  }
+  show({ paint });
+}
+
+function began(event) {
+  pad.setPointerCapture(event.pointerId);
+  const [x, y] = place(event);
+  if (poking()) poke([x, y]);
+  else if (state.mode === "drawing") {
+    const colour = facts().channels === 1 ? [255, 255, 255] : rgb(at("ink").value);
+    show({ strokes: [...state.strokes, { colour, size: +at("brush").value, points: [[x, y]] }] });
+  }
+  drag = { x, y, line: state.line };
+}
+
+function moved(event) {
+  const [x, y] = place(event), [height, width] = facts().size;
+  if (pixels && x >= 0 && y >= 0 && x < width && y < height) {
+    const spot = Math.floor(y) * width + Math.floor(x), own = [...pixels.subarray(3 * spot, 3 * spot + 3)];
+    const words = facts().channels === 1 ? `${own[0]} of 255` : own.map((part, k) => `${"RGB"[k]} ${part}`).join(" ");
+    at("readout").textContent = `column ${Math.floor(x)}, row ${Math.floor(y)}: ${words}`;
+  }
+  if (!drag) return;
+  if (poking()) poke([x, y]);
+  else if (state.mode === "drawing") {
+    const last = state.strokes.at(-1);
+    show({ strokes: [...state.strokes.slice(0, -1), { ...last, points: [...last.points, [x, y]] }] });
+  } else if (state.mode === "line") changeLine(within(drag.line.x + x - drag.x, drag.line.y + y - drag.y));
+}
+
+const within = (x, y) => {
+  const [height, width] = facts().size;
+  return { x: Math.min(width, Math.max(0, x)), y: Math.min(height, Math.max(0, y)) };
+};
+
+function typed(event) {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (!step || state.mode === "drawing") return;
+  event.preventDefault();
+  const far = event.shiftKey ? 2 : .5;
+  if (state.mode === "line") changeLine(within(state.line.x + far * step[0], state.line.y + far * step[1]));
+  else show({ index: Math.max(0, state.index + step[0] + step[1]) });
+}
+
+export function begin() {
+  pad.addEventListener("pointerdown", began);
+  pad.addEventListener("pointermove", moved);
+  for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, () => { drag = null; });
+  pad.addEventListener("pointerleave", () => { at("readout").textContent = " "; });
+  pad.addEventListener("keydown", typed);
+  for (const name of ["length", "width", "angle"]) at(name).addEventListener("input", event =>
+    changeLine({ [name]: +event.target.value }));
+  at("colour").addEventListener("input", event => changeLine({ colour: rgb(event.target.value) }));
+  at("undo").addEventListener("click", () => show({ strokes: state.strokes.slice(0, -1) }));
+  at("clear").addEventListener("click", () => show({ strokes: [] }));
+  at("index").addEventListener("change", event => show({ index: Math.max(0, Math.floor(+event.target.value) || 0) }));
+  at("unpoke").addEventListener("click", () => show({ paint: {} }));
+  at("poking").addEventListener("change", showControls);
+  for (const name of ["brush", "poke-size"]) at(name).addEventListener("input", event => {
+    event.target.nextElementSibling.textContent = event.target.value;
+  });
+  at("ink").value = "#ff0000";
+  for (const button of document.querySelectorAll(".tabs button")) button.addEventListener("click", () =>
+    show({ mode: button.dataset.mode, paint: {} }));
+  onAnswer(([first]) => {
+    showImage(Pixels.bytes(first.pixels));
+    at("summary").textContent = facts().heads.map(({ name, classes }) => {
+      const { probabilities } = first.heads[name];
+      return classes[probabilities.indexOf(Math.max(...probabilities))];
+    }).join(", ");
+    at("given").querySelector("span").textContent = first.notes.length ? `Done to it: ${first.notes.join("; ")}.` : "";
+  });
+}
+
+// A brush that suits the size of the network's image.
+export function setBrush() {
+  const [height, width] = facts().size;
+  at("brush").value = Math.max(height, width) / 28 * (facts().expects === "digit" ? 2.4 : 1.4);
+  at("brush").nextElementSibling.textContent = at("brush").value;
+}

@@ -1,0 +1,71 @@
+// A guided tour: each step is a state of the page, a few words on it, and the part of the page that they speak of.
+import { factsOf, state } from "./lab.js";
+
+const line = part => ({ mode: "line", line: { length: 7, width: 1, angle: 45, colour: [255, 0, 0], x: 14, y: 14, ...part },
+  paint: {}, targets: {}, method: "grad_cam", unit: null });
+const black = (left, top, wide, high) => Object.fromEntries(Array.from({ length: wide * high }, (_, k) =>
+  [`${left + k % wide},${top + Math.floor(k / wide)}`, [0, 0, 0]]));
+
+const ofLines = () => [
+  ["An image is numbers", "The network sees 28 × 28 pixels, each a number for red, green and blue. Point at a pixel to "
+    + "read them. Drag the line, or move the sliders, and watch everything answer.", line()],
+  ["A kernel looks at a patch", "The first convolution has small squares of weights, its kernels. Point at the large "
+    + "answer of channel 0 below: the frame on the image is the patch that the place sees, and the sum is written out.",
+    { ...line(), unit: { layer: factsOf(state.run).first, channel: 0 } }, "inside"],
+  ["A channel is one kernel's answer, everywhere", "Each tile is one kernel, laid on every place of the image: bright "
+    + "where the patch fits. Turn the line above and see which channels prefer which direction.",
+    line({ length: 15, angle: 90 }), "inside"],
+  ["A head is one question", "All heads read the same first layers, and each answers its own question: length, width, "
+    + "angle, colour. Change the colour: the angle's answer hardly moves.", line({ length: 15, angle: 90, colour: [0, 0, 255] })],
+  ["Between the classes", "Nothing in training lay halfway between 45° and 60°. The network must choose, and its "
+    + "probabilities say how torn it is. Move the angle slowly to either side.", line({ length: 15, width: 3, angle: 52.5 })],
+  ["The truth beside the heatmap", "Green are the pixels that would change if the answer were another one. For “short” "
+    + "they lie where the line is not: black pixels beyond its ends. An honest heatmap must light up there.", line()],
+  ["Why a heatmap can be wrong", "This is saliency, another method, for the same answers. Compare both with the truth, "
+    + "and with the edge map named in the sentence below each, which knows nothing of the network.",
+    { ...line(), method: "saliency" }],
+  ["Poke it", "A long line, its ends painted black. Which heads change their minds, and by how much? Paint on: tick Poke "
+    + "and draw on the image. Then ask a head what would change its mind.",
+    { ...line({ length: 15, width: 1, angle: 0, y: 14.5 }), paint: { ...black(5, 12, 5, 5), ...black(18, 12, 5, 5) } }],
+];
+
+const ofOthers = () => {
+  const test = place => ({ mode: "test", index: factsOf(state.run).examples[place].index, paint: {}, targets: {}, unit: null,
+    method: "grad_cam" });
+  const count = factsOf(state.run).examples.length, [height, width] = factsOf(state.run).size;
+  return [
+    ["An image is numbers", "A test image, which the network has not learned from. Point at a pixel to read it.", test(0)],
+    ["A kernel looks at a patch", "The first convolution has small squares of weights, its kernels. Point at the large "
+      + "answer of channel 0 below: the frame on the image is the patch that the place sees, and the sum is written out.",
+      { ...test(0), unit: { layer: factsOf(state.run).first, channel: 0 } }, "inside"],
+    ["A channel is one kernel's answer, everywhere", "Each tile is one kernel, laid on every place of the image: bright "
+      + "where the patch fits.", test(Math.min(1, count - 1)), "inside"],
+    ["The classes", "The bars are the network's probabilities. Click on another class to see the evidence for that one.",
+      test(Math.min(2, count - 1))],
+    ["Evidence", "The heatmap says where the evidence for the class lies. It is a claim of a method, not a fact: no one "
+      + "knows here which pixels decide.", test(Math.min(3, count - 1))],
+    ["Another method, another claim", "This is saliency for the same answer. Where two methods disagree, at most one is "
+      + "right.", { ...test(Math.min(3, count - 1)), method: "saliency" }],
+    ["Poke it", "A part of the image is painted black. Tick Poke and paint on: where does the answer turn?",
+      { ...test(Math.min(1, count - 1)), paint: black(width >> 2, height >> 1, width >> 1, 3) }],
+    ["Draw", "Draw something of your own. Below the sheet is what the network is given: the same form as its data.",
+      { mode: "drawing", strokes: [], paint: {}, targets: {}, unit: null, method: "grad_cam" }],
+  ];
+};
+
+export function begin(apply) {
+  const guide = document.getElementById("guide");
+  const show = async place => {
+    const steps = factsOf(state.run).line ? ofLines() : ofOthers(), [title, words, part, section] = steps[place];
+    await apply(part);
+    const button = (text, action, disabled = false) =>
+      Pixels.element("button", { type: "button", textContent: text, onclick: action, disabled });
+    guide.replaceChildren(
+      Pixels.element("h2", {}, `${place + 1} of ${steps.length}: ${title}`), Pixels.element("p", {}, words),
+      Pixels.element("div", { className: "buttons" }, button("Back", () => show(place - 1), place === 0),
+        button("Next", () => show(place + 1), place === steps.length - 1), button("End", () => { guide.hidden = true; })));
+    guide.hidden = false;
+    document.getElementById(section || "stage").scrollIntoView({ block: "start", behavior: "smooth" });
+  };
+  document.getElementById("tour").addEventListener("click", () => show(0));
+}

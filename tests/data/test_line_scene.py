@@ -1,0 +1,71 @@
+"""A line that a person moves is the line that the data set draws, where it is of a class."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cnnlab.data.line_scene import LineScene, draw
+from cnnlab.data.rendering import (
+    ANGLES,
+    ATTRIBUTES,
+    COLOURS,
+    KINDS,
+    LENGTHS,
+    STYLES,
+    WIDTHS,
+    attributes_of,
+    counterfactual_mask,
+    render,
+)
+
+SHORT_RED = LineScene(7, 1, 45, (255, 0, 0), 14, 14)
+
+
+def of_kind(kind: int, x: float, y: float) -> LineScene:
+    at = {name: int(value) for name, value in attributes_of(torch.tensor([kind])).items()}
+    values = [
+        list(table.values())[at[name]] for name, table in zip(ATTRIBUTES, (LENGTHS, WIDTHS, ANGLES), strict=False)
+    ]
+    return LineScene(values[0], values[1], math.degrees(values[2]), list(COLOURS.values())[at["colour"]], x, y)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_line_of_a_class_is_drawn_as_the_data_set_draws_it(style: str) -> None:
+    kinds = torch.arange(0, KINDS, 5)
+    centres = 10 + 8 * torch.rand(len(kinds), 2, generator=torch.Generator().manual_seed(0))
+    scenes = [of_kind(kind, *centre) for kind, centre in zip(kinds.tolist(), centres.tolist(), strict=True)]
+    apart = (draw(scenes, style).int() - render(kinds, centres, style).int()).abs()
+    assert apart.max() <= 1 if style in ("antialiased", "capped") else (apart > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_its_truth_is_that_of_the_data_set(attribute: str) -> None:
+    for kind in (0, 17, 70, 99, 140):
+        expected = counterfactual_mask(attribute, torch.tensor([kind]), torch.tensor([[13.3, 14.8]]))[0]
+        found = of_kind(kind, 13.3, 14.8).truth([attribute])
+        assert (found != expected).sum() <= 1  # a grey level that lies between two steps
+
+
+def test_the_way_leads_to_the_nearest_other_class() -> None:
+    attribute, way = SHORT_RED.way(["length"], ["red", "blue"], 5)
+    assert attribute == "length"
+    assert [scene.length for scene in way] == [7, 9, 11, 13, 15]
+    assert {scene.angle for scene in way} == {45}
+    _, way = LineScene(7, 1, 50, (255, 0, 0), 14, 14).way(["angle"], ["red", "blue"], 2)
+    assert [scene.angle for scene in way] == [50, 60]  # beyond 45° towards the nearer neighbour
+    _, way = SHORT_RED.way(["colour"], ["red", "green"], 3)
+    assert [scene.colour for scene in way] == [(255, 0, 0), (128, 128, 0), (0, 255, 0)]
+
+
+def test_the_cheapest_of_several_attributes_is_taken() -> None:
+    """Of a long thin horizontal line at 0.5 of a row: 7 against 15 px long is 8 pixels, red against blue 15."""
+    line = LineScene(15, 1, 0, (255, 0, 0), 14.5, 14.5)
+    assert line.way(["length", "colour"], ["red", "blue"], 2)[0] == "length"
+
+
+def test_a_line_that_would_leave_the_image_moves_as_far_as_it_must() -> None:
+    _, way = LineScene(7, 1, 0, (255, 0, 0), 4, 14).way(["length"], ["red", "blue"], 3)
+    assert [(scene.x, scene.y) for scene in way] == [(4, 14), (5.75, 14), (7.5, 14)]
