@@ -1,7 +1,8 @@
 # make train: set everything up, then train and test the multi-head network (a few minutes).
 # make play:  set everything up, train the multi-head network where there is no run yet, then play with it in the browser.
 # make test:  set everything up, then run all tests.   make test-fast: the quick ones.   make check: lint and types.
-# make test-versions: the quick tests with the oldest versions that pyproject.toml allows, and with Python 3.13.
+# make test-oldest: the quick tests with the oldest versions that pyproject.toml allows. With another Python:
+# make test VENV=.venv-3.13 PYTHON=python3.13.
 # make docs:  set everything up, then build the site in site/, notebooks included (ten minutes).
 PYTHON ?= python3
 VENV := .venv
@@ -9,9 +10,8 @@ READY := $(VENV)/.ready
 PARALLEL := -m pytest -n 2 --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python $(PARALLEL)
 OLDEST := $(VENV)-oldest
-NEWEST := $(VENV)-3.13
 
-.PHONY: train play test test-fast test-versions check docs clean
+.PHONY: train play test test-fast test-oldest check docs clean
 
 train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
@@ -27,13 +27,10 @@ test-fast: $(READY)
 	$(PYTEST) -m "not slow"
 
 # Old libraries warn of what is new in those that they use.
-test-versions: $(READY)
-	$(VENV)/bin/uv venv --quiet --clear --seed --python 3.11 $(OLDEST)
+test-oldest: $(READY)
+	$(VENV)/bin/uv venv --quiet --clear --seed --python $(VENV)/bin/python $(OLDEST)
 	$(VENV)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PARALLEL) -m "not slow" -W ignore::DeprecationWarning
-	$(VENV)/bin/uv venv --quiet --clear --seed --python 3.13 $(NEWEST)
-	$(VENV)/bin/uv pip install --quiet --python $(NEWEST) --constraint constraints.txt --editable '.[dev]'
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PARALLEL) -m "not slow"
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
@@ -50,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

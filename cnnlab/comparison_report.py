@@ -61,8 +61,18 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     curves = {group.name(): [accuracies(record.rows) for record in group.records if record.rows] for group in found}
     picture = folder / "compare.png"
     plots.save(plots.comparison({name: lines for name, lines in curves.items() if lines}), picture)
+    every = {group.name(): [record.accuracies(on)["joint"] for record in group.finished] for group in found}
+    plots.save(plots.seeds({name: values for name, values in every.items() if values}), folder / "compare_seeds.png")
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
-    page = html.render("compare.html", tables=tables, picture=picture, groups=found, note=NOTE, subject=subject)
+    page = html.render(
+        "compare.html",
+        tables=tables,
+        picture=picture,
+        seeds=folder / "compare_seeds.png",
+        groups=found,
+        note=NOTE,
+        subject=subject,
+    )
     write_atomically(folder / "compare.html", page)
     for name, table in tables.items():
         title = f"{name}: accuracies" if len(tables) > 1 else "Accuracies"

@@ -30,7 +30,7 @@ from cnnlab.models.heads import Head
 from cnnlab.models.layers import parameter_counts
 from cnnlab.models.metrics import Predictions, Scores
 from cnnlab.provenance import commit, versions
-from cnnlab.run_page import accuracies_by_class, write_figures, write_tables
+from cnnlab.run_page import accuracies_by_class, class_rows, write_figures, write_tables
 from cnnlab.runs import OOD, Run, title
 from cnnlab.task import Task
 
@@ -135,6 +135,7 @@ class RunReport:
             ),
             figures=self.folder / "figures",
             drawn=lambda name: (self.folder / "figures" / f"{name}.png").is_file(),
+            classes=class_rows(heads, self.classifier.scores),
             command=command_line("explain", "run", self.folder),
             model=(self.folder / "model.txt").read_text(encoding="utf-8"),
             config=(self.folder / "config.yaml").read_text(encoding="utf-8"),

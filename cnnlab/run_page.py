@@ -76,10 +76,8 @@ def _by_epoch(rows: list[Row], heads: Sequence[Head]) -> dict[str, plots.Figure]
 
 def write_tables(folder: Path, heads: Sequence[Head], values: Scores) -> None:
     """Write `classes.csv`, the scores of every class, and `confusion_<head>.csv`."""
-    classes: list[dict[str, Any]] = []
     for head in heads:
-        value = values[head.name]
-        confusion = value["confusion"].tolist()
+        confusion = values[head.name]["confusion"].tolist()
         write_atomically(
             folder / f"confusion_{head.name}.csv",
             to_csv(
@@ -89,10 +87,22 @@ def write_tables(folder: Path, heads: Sequence[Head], values: Scores) -> None:
                 ]
             ),
         )
+    write_atomically(folder / "classes.csv", to_csv(class_rows(heads, values)))
+
+
+def class_rows(heads: Sequence[Head], values: Scores) -> list[dict[str, Any]]:
+    """A row a class: its head, its name, precision, recall and F1 in [0, 1], how many images it has (`support`), and
+    for which class it is most often taken, where it ever is (`taken_for`)."""
+    rows: list[dict[str, Any]] = []
+    for head in heads:
+        value, confusion = values[head.name], values[head.name]["confusion"]
+        others = confusion.clone().fill_diagonal_(0)
         for i, name in enumerate(head.classes):
             scores = {score: value[f"class_{score}"][i].item() for score in ("precision", "recall", "f1")}
-            classes.append({"head": head.name, "class": name, **scores, "support": sum(confusion[i])})
-    write_atomically(folder / "classes.csv", to_csv(classes))
+            taken_for = head.classes[int(others[i].argmax())] if others[i].any() else ""
+            support = int(confusion[i].sum())
+            rows.append({"head": head.name, "class": name, **scores, "support": support, "taken_for": taken_for})
+    return rows
 
 
 def _samples(data: ImageDataModule) -> plots.Figure:

@@ -57,6 +57,34 @@ def test_the_page_of_a_run(browser: Browsed, lines_run: Path) -> None:
     assert tab.get_by_text("98,927 parameters").is_visible()
 
 
+def test_the_classes_of_a_run_are_searched(browser: Browsed, class_run: Path) -> None:
+    tab, errors = browser.open((class_run / "report.html").as_uri())
+    tab.locator("summary", has_text="Every class").click()
+    rows = tab.locator("#classes tr:visible")
+    assert rows.count() == 97
+    tab.get_by_label("Show classes with").fill("Short 45° red")
+    assert rows.all_inner_texts()[0].split()[:2] == ["head", "class"]
+    found = [row.split("\t")[1] for row in rows.all_inner_texts()[1:]]  # also what is taken for one of them
+    assert {"short thin 45° red", "short thick 45° red"} <= set(found)
+    assert len(found) < 60
+    tab.get_by_label("Show classes with").fill("")
+    assert rows.count() == 97
+    assert errors == []
+
+
+def test_the_images_of_an_explanation_are_searched(browser: Browsed, lines_run: Path, folder: Path) -> None:
+    words = ("ascent.steps=1", "layers=[stem.conv]", "indices=[0,1,2,3,4,5,6,7]")
+    in_process("explain", f"run={lines_run}", f"out={folder}/searched", *words)
+    tab, errors = browser.open((folder / "searched" / "1" / "index.html").as_uri())
+    images = tab.locator(".strip button:visible")
+    assert images.count() == 8
+    tab.get_by_label("images with").fill("15° blue")  # what image 3 is, and what others may be taken for
+    assert "test image 3" in images.evaluate_all("all => all.map(each => each.title)")
+    tab.get_by_label("images with").fill("green")
+    assert images.count() == 0
+    assert errors == []
+
+
 def test_the_pages_of_one_head_with_ten_and_with_96_classes(
     browser: Browsed, digits_run: Path, class_run: Path
 ) -> None:

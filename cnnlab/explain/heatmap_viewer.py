@@ -64,6 +64,12 @@ def viewer(
         "heads": [head.name for head in heads],
         "images": [as_base64(image) for image in pixels.permute(0, 2, 3, 1)],
         "names": inputs.names,
+        "words": [
+            " ".join(
+                [inputs.names[i], *(head.classes[k] for head in heads for k in _classes_of(inputs, answers, head, i))]
+            )
+            for i in range(len(inputs))
+        ],
         "wrong": [
             {} if inputs.truth is None else {
                 head.name: head.classes[inputs.truth[head.name][i]]
@@ -75,6 +81,12 @@ def viewer(
         "truths": {head: [as_base64(mask.to(torch.uint8)) for mask in masks] for head, masks in truths.items()},
         "colours": colour_tables(),
     }  # fmt: skip
+
+
+def _classes_of(inputs: Inputs, answers: Mapping[str, Tensor], head: Head, i: int) -> list[int]:
+    """What a head says to image `i`, and its true class, where it is known."""
+    truth = [] if inputs.truth is None else [int(inputs.truth[head.name][i])]
+    return [int(answers[head.name][i]), *truth]
 
 
 def in_colour(pixels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ of the rest."""
 
 from matplotlib.figure import Figure
 
-from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, readings, shares
+from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, readings, seeds, shares
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
 from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, small_images
@@ -26,6 +26,7 @@ __all__ = [
     "overlay",
     "readings",
     "save",
+    "seeds",
     "shares",
     "small_images",
 ]

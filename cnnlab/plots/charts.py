@@ -86,6 +86,24 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     return figure
 
 
+def seeds(groups: Mapping[str, Sequence[float]]) -> Figure:
+    """Accuracies in [0, 1] of groups of runs, {name: [one value a run]}: a line a group, a dot a run, a bar its
+    mean."""
+    figure = Figure(figsize=(10.5, 0.34 * len(groups) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(groups.values()):
+        percents = 100 * np.array(values)
+        axes.plot(percents, np.full(len(percents), place), "o", color=BLUE, alpha=0.6, markersize=6)
+        axes.plot(percents.mean(), place, "|", color=BLUE, markersize=16, markeredgewidth=2)
+    axes.set_yticks(range(len(groups)), [fill(name, 42) for name in groups], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.05, y=0.6 / max(1, len(groups)))
+    axes.ticklabel_format(axis="x", useOffset=False)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("test images with every head right (%)")
+    return figure
+
+
 def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: bool = False) -> Figure:
     """A number of each head by epoch, {head: [one value an epoch]}, in [0, 1] where it is not `logarithmic`."""
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
