@@ -17,7 +17,7 @@ train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
 
 play: $(READY)
-	test -n "$$(find outputs -name summary.json)" || $(MAKE) train
+	grep -rqs --include=summary.json '"status": "finished"' outputs || $(MAKE) train
 	$(VENV)/bin/python -m cnnlab.play
 
 test: $(READY)

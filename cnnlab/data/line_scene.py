@@ -66,7 +66,7 @@ class LineScene:
         if attribute != "colour":
             return others[0]
         known = [other for other in others if other.colour in [COLOURS[name] for name in colours]]
-        return min(known, key=lambda other: math.dist(other.colour, self.colour))
+        return min(known or others, key=lambda other: math.dist(other.colour, self.colour))
 
     def _inside(self) -> LineScene:
         (low,), (high,) = centre_bounds(_lines([self]))

@@ -110,7 +110,8 @@ def attribute_head(
     classes: Sequence[str] | None = None,
     name: str | None = None,
 ) -> Attribution:
-    """As `attribute`, of a copy that the caller keeps: sooner, where one image follows another."""
+    """As `attribute`, of a copy that the caller keeps, sooner where one image follows another: the method must leave it
+    as it was, as those of `conf/method/` do."""
     targets = _targets(wrapper, images, target)
     name = name or str(getattr(method, "__name__", "method"))
     maps, layer_maps = [], []

@@ -43,7 +43,7 @@ class HeadWrapper(nn.Module):
         super().__init__()
         self.net, self.head = net, head
         # Of an image's shape: how many classes the head has, and the layers before it.
-        self._known: dict[tuple[int, ...], tuple[int, list[PathLayer]]] = {}
+        self._traced: dict[tuple[int, ...], tuple[int, list[PathLayer]]] = {}
         self.chooses = "heads" in inspect.signature(net.forward).parameters
 
     def logits(self, images: Tensor) -> Tensor:
@@ -67,21 +67,19 @@ class HeadWrapper(nn.Module):
 
     def classes(self, images: Tensor) -> int:
         """How many classes the head has, asked with one of `images` (B, C, H, W) and only once for each shape."""
-        return self._seen(images)[0]
+        return self._trace(images)[0]
 
     def path(self, images: Tensor) -> list[PathLayer]:
         """The layers on which the head's answer to `images` (B, C, H, W) depends, in the order they run, whatever they
-        are called: found by asking for gradients, on one image, once for images of one shape. The network must be in
-        evaluation mode."""
-        return self._seen(images)[1]
+        are called: found by running a copy of the network on one image and asking for gradients, once for images of one
+        shape."""
+        return self._trace(images)[1]
 
-    def _seen(self, images: Tensor) -> tuple[int, list[PathLayer]]:
+    def _trace(self, images: Tensor) -> tuple[int, list[PathLayer]]:
         shape = tuple(images.shape[1:])
-        if shape not in self._known:
-            self._known[shape] = self._look(images[:1].detach().clone().requires_grad_())
-        return self._known[shape]
-
-    def _look(self, image: Tensor) -> tuple[int, list[PathLayer]]:
+        if shape in self._traced:
+            return self._traced[shape]
+        copied = frozen_copy(self.net)
         ran: list[tuple[PathLayer, Tensor]] = []
 
         def record(name: str) -> Callable[..., None]:
@@ -91,16 +89,14 @@ class HeadWrapper(nn.Module):
 
             return hook
 
-        handles = [layer.register_forward_hook(record(name)) for name, layer in leaf_modules(self.net).items()]
-        try:
-            with torch.enable_grad():
-                answer = self(image)
-                slopes = torch.autograd.grad(answer[:, -1].sum(), [output for _, output in ran], allow_unused=True)
-        finally:
-            for handle in handles:
-                handle.remove()
+        for name, layer in leaf_modules(copied).items():
+            layer.register_forward_hook(record(name))
+        with torch.enable_grad():
+            answer = HeadWrapper(copied, self.head)(images[:1].detach().clone().requires_grad_())
+            slopes = torch.autograd.grad(answer[:, -1].sum(), [output for _, output in ran], allow_unused=True)
         path = [layer for (layer, _), slope in zip(ran, slopes, strict=True) if slope is not None]
-        return answer.shape[1], path
+        self._traced[shape] = answer.shape[1], path
+        return self._traced[shape]
 
 
 def leaf_modules(net: nn.Module) -> dict[str, nn.Module]:

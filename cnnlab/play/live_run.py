@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from cnnlab.build import named_method, refused
 from cnnlab.cli import CONF
 from cnnlab.data.line_scene import LineScene, draw
-from cnnlab.data.rendering import ANGLES, ATTRIBUTES, COLOURS, LENGTHS, STYLES, WIDTHS
+from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.attribution import Method, attribute_head, method_title
 from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
 from cnnlab.explain.heatmap_viewer import as_base64, colour_tables, in_colour, levels
 from cnnlab.explain.inputs import from_split, pick
 from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, recorded
+from cnnlab.log import command_line
 from cnnlab.models.heads import Head
 from cnnlab.play.questions import Question, Source
 from cnnlab.runs import Run
 
 MOST_CHANNELS = 64  # of a layer that are shown, the first
-NEIGHBOURS = 2000  # test images among which a mistake, or the nearest of another class, is looked for
+SEARCHED = 2000  # test images among which the surest mistake, or the nearest of another class, is looked for
 FRAMES = 21  # of a way from one class to another
 EXAMPLES = 8
 BATCH = 250
@@ -90,6 +91,7 @@ class LiveRun:
         return {
             "title": self.run.title,
             "folder": str(self.run.path),
+            "explain": command_line("explain", "run", self.run.path),
             "expects": self.task.expects,
             "size": [height, width],
             "channels": channels,
@@ -97,29 +99,24 @@ class LiveRun:
             "methods": [{"name": name, "title": method_title(name)} for name in self.methods],
             "layers": self.layers,
             "first": first,
-            "line": self._line_facts() if self.of_lines else None,
+            "colours": self._colours() if self.of_lines else None,  # of lines
             "examples": list(self._examples()),
-            "colours": colour_tables(),
+            "tables": colour_tables(),
         }
 
-    def _line_facts(self) -> dict[str, Any]:
-        colour = next((head for head in self._attributes() if head.name == "colour"), None)
-        names = colour.classes if colour else tuple(COLOURS)
-        return {
-            "length": list(LENGTHS.values()),
-            "width": list(WIDTHS.values()),
-            "angle": [180 / len(ANGLES) * number for number in range(len(ANGLES))],
-            "colour": {name: COLOURS[name] for name in names if name in COLOURS},
-        }
-
-    def _attributes(self) -> list[Head]:
-        """The heads, or the parts of them, that ask for an attribute of a line."""
+    def _colours(self) -> dict[str, tuple[int, int, int]]:
+        """The colours of lines that the network knows, by name."""
         heads = [part for head in self.heads.values() for part in (head.parts or (head,))]
-        return [head for head in heads if head.name in ATTRIBUTES]
+        known = next((head.classes for head in heads if head.name == "colour"), tuple(COLOURS))
+        return {name: COLOURS[name] for name in known if name in COLOURS}
 
     def _examples(self) -> Iterator[dict[str, Any]]:
-        split = self.run.test_split
-        indices = pick(self.net, self.run.test_data.heads, split, min(EXAMPLES, len(split)), NEIGHBOURS)
+        """Test images that differ most; none where the data set cannot be had."""
+        try:
+            split = self.run.test_split
+        except UserError:
+            return
+        indices = pick(self.net, self.run.test_data.heads, split, min(EXAMPLES, len(split)), SEARCHED)
         examples = from_split(split, indices)
         pixels = in_colour((examples.images * 255).round().to(torch.uint8)).permute(0, 2, 3, 1)
         for place, index in enumerate(indices):
@@ -197,6 +194,7 @@ class LiveRun:
                 found |= {"target": target, "map": None, "why": str(error)}
         truth = self._truth(head, question, of)
         if truth is not None:
+            truth = question.unpainted(truth)
             found["truth"] = as_base64(truth.to(torch.uint8))
             found["chance"] = truth.float().mean().item()
             if maps is not None and truth.any():
@@ -221,7 +219,7 @@ class LiveRun:
             raise UserError(f"there is no head '{name}'{did_you_mean(name, self.heads)}")
         line, parts = question.source.line, [part.name for part in self.heads[name].parts or (self.heads[name],)]
         if line is not None and self.of_lines and set(parts) <= set(ATTRIBUTES):
-            attribute, scenes = line.way(parts, list(self._line_facts()["colour"]), FRAMES)
+            attribute, scenes = line.way(parts, list(self._colours()), FRAMES)
             frames = torch.stack([question.painted(image) for image in draw(scenes, self.style)])
             lines, words = [_as_facts(scene) for scene in scenes], f"another {attribute}"
         else:
@@ -250,7 +248,7 @@ class LiveRun:
     @cached_property
     def _neighbours(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Test images uint8 (N, C, H, W), and {head: what the network takes each for}."""
-        rows = torch.arange(min(NEIGHBOURS, len(self.run.test_split)))
+        rows = torch.arange(min(SEARCHED, len(self.run.test_split)))
         images = self.run.test_split.images(rows)
         said: dict[str, list[Tensor]] = {name: [] for name in self.heads}
         for batch in images.split(BATCH):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +65,15 @@ class Question:
                 image[:, y, x] = (values if channels == 3 else values.mean()).round().to(torch.uint8)
         return image
 
+    def unpainted(self, truth: Tensor) -> Tensor:
+        """`truth` bool (H, W) without the pixels that are painted over: these are the same whatever the answer."""
+        height, width = truth.shape
+        truth = truth.clone()
+        for x, y, _ in self.paint:
+            if x < width and y < height:
+                truth[y, x] = False
+        return truth
+
 
 def source_of(asked: Mapping[str, Any]) -> Source:
     """What `asked["input"]` says. Raises `UserError`."""
@@ -94,8 +102,7 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
 
 
 def _number(value: Any, name: str, low: float, high: float) -> float:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not known or not low <= value <= high:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise UserError(f"{name}: give a number in {low:g}..{high:g}")
     return float(value)
 

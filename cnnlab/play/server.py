@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 import uvicorn
@@ -47,7 +46,7 @@ MOST_BYTES = 400_000  # of a question
 MOST_WAITING = 4  # questions at once, of several tabs: a page asks the next when it has its answer
 MOST_OPEN = 4  # runs kept in memory
 PORTS = 20  # that are tried, one after another
-LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -62,28 +61,30 @@ class OpenRuns:
     def __init__(self, first: Run, outputs: Path) -> None:
         self.first, self.outputs = first, outputs
         self._open: OrderedDict[str, LiveRun] = OrderedDict()
-        self._known: dict[str, Run] = {}
-        self.listed()
+        self._known: dict[str, Path] = {}
 
     def listed(self) -> dict[str, Any]:
-        """{"runs": [{name, title}], "first": name}, the newest first."""
-        runs = [self.first, *(run for run in finished_runs(self.outputs) if run.path != self.first.path)]
-        self._known = {self._name(run): run for run in runs}
-        return {
-            "runs": [{"name": name, "title": f"{run.title} · {name}"} for name, run in self._known.items()],
-            "first": self._name(self.first),
-        }
-
-    def _name(self, run: Run) -> str:
+        """{"runs": [{name, title}], "first": name}: the first, then the newest. A run below `outputs` is named by its
+        path there; the first one, where it lies elsewhere, by its folder, or where that is taken by its whole path."""
         outputs = self.outputs.resolve()
-        return str(run.path.relative_to(outputs) if run.path.is_relative_to(outputs) else run.path.name)
+        found = {str(run.path.relative_to(outputs)): run for run in finished_runs(outputs)}
+        names = {run.path: name for name, run in found.items()}
+        first = names.get(self.first.path) or self.first.path.name
+        if found.get(first, self.first).path != self.first.path:
+            first = str(self.first.path)
+        found = {first: self.first, **found}
+        self._known = {name: run.path for name, run in found.items()}
+        return {
+            "runs": [{"name": name, "title": f"{run.title} · {name}"} for name, run in found.items()],
+            "first": first,
+        }
 
     def __getitem__(self, name: Any) -> LiveRun:
         """The run of that name. Raises `UserError` where none was listed: no path from outside is opened."""
         if not isinstance(name, str) or name not in self._known:
             raise UserError("there is no such run here")
         if name not in self._open:
-            self._open[name] = LiveRun(self._known[name])
+            self._open[name] = LiveRun(Run(self._known[name]))
         self._open.move_to_end(name)
         while len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
@@ -127,9 +128,9 @@ def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
     }
 
 
-def application(runs: OpenRuns, token: str | None = None) -> Starlette:
-    """The server. Without a `token` it answers requests to this machine by its local names alone; with one, those that
-    bring it."""
+def application(runs: OpenRuns, token: str | None = None, host: str = LOCAL[0]) -> Starlette:
+    """The server. Without a `token` it answers requests to this machine by its local names and `host` alone; with one,
+    those that bring it."""
     asks, lock, waiting = questions(runs), threading.Lock(), 0
 
     def work(name: str, asked: Mapping[str, Any]) -> Response:
@@ -141,15 +142,12 @@ def application(runs: OpenRuns, token: str | None = None) -> Starlette:
         name = request.path_params["name"]
         if name not in asks:
             return _refusal(404, f"there is no question '{name}'{did_you_mean(name, asks)}")
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        if request.headers.get("origin", own := f"http://{request.headers.get('host')}") != own:
             return _refusal(403, "only the page's own origin may ask")
-        if token is not None and not secrets.compare_digest(request.headers.get("x-token", ""), token):
+        if not admitted(request.headers.get("x-token")):
             return _refusal(403, "the token is missing or wrong: open the address that the console says")
         try:
-            asked = json.loads(await _body(request))
-            if not isinstance(asked, dict):
-                raise UserError("a question is a JSON object")
+            asked = _question(await _body(request))
             if waiting >= MOST_WAITING:
                 return _refusal(429, "busy: ask again")
             waiting += 1
@@ -159,13 +157,14 @@ def application(runs: OpenRuns, token: str | None = None) -> Starlette:
                 waiting -= 1
         except UserError as error:
             return _refusal(413 if str(error) == _TOO_LONG else 400, str(error))
-        except (ValueError, RecursionError):
-            return _refusal(400, "a question is a JSON object")
         except ClientDisconnect:
             return Response()
 
+    def admitted(given: str | None) -> bool:
+        return token is None or secrets.compare_digest((given or "").encode(), token.encode())
+
     async def page(request: Request) -> Response:
-        if token is not None and not secrets.compare_digest(request.query_params.get("token", ""), token):
+        if not admitted(request.query_params.get("token")):
             return Response("open the address that the console says, with its token\n", 403, HEADERS)
         return Response(render("play.html"), 200, HEADERS, "text/html")
 
@@ -178,7 +177,9 @@ def application(runs: OpenRuns, token: str | None = None) -> Starlette:
             *(Route(f"/{name}", served(path)) for name, path in FILES.items()),
             Route("/api/{name}", ask, methods=["POST"]),
         ],
-        middleware=[] if token else [Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL, www_redirect=False)],
+        middleware=[]
+        if token
+        else [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, host], www_redirect=False)],
     )
 
 
@@ -195,12 +196,24 @@ async def _body(request: Request) -> bytes:
     return body
 
 
+def _question(body: bytes) -> dict[str, Any]:
+    """What a body asks. Raises `UserError` where it is no JSON object."""
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        asked = None
+    if not isinstance(asked, dict):
+        raise UserError("a question is a JSON object")
+    return asked
+
+
 def _json(content: Any) -> Response:
     return JSONResponse(content, headers=HEADERS)
 
 
 def _refusal(status: int, why: str) -> Response:
-    return JSONResponse({"error": " ".join(why.splitlines())}, status, HEADERS)
+    line = " ".join(why.splitlines()).encode(errors="replace").decode()  # half a character in a name is none
+    return JSONResponse({"error": line}, status, HEADERS)
 
 
 def play_run(cfg: DictConfig) -> None:
@@ -214,8 +227,9 @@ def play_run(cfg: DictConfig) -> None:
     runs[runs.listed()["first"]].facts  # noqa: B018  # what is wrong with the run is said now, not on the page
     token = None if _is_local(str(cfg.host)) else secrets.token_urlsafe(16)
     host, port = listening.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'?token={token}' if token else ''}"
-    config = uvicorn.Config(application(runs, token), log_level="warning", timeout_graceful_shutdown=1)
+    name = socket.gethostname() if ipaddress.ip_address(host).is_unspecified else f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{port}/{f'?token={token}' if token else ''}"
+    config = uvicorn.Config(application(runs, token, host), log_level="warning", timeout_graceful_shutdown=1)
     try:
         say(f"run   {run.path}")
         say(f"page  {address}")

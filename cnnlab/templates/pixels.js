@@ -2,9 +2,12 @@
 const Pixels = {
   bytes: text => Uint8Array.fromBase64 ? Uint8Array.fromBase64(text)
     : Uint8Array.from(atob(text), letter => letter.charCodeAt(0)),
+  base64: bytes => btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join("")),
   percent: share => (Math.round(share * 1e4) / 100).toFixed(2) + " %",
   number: value => (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 || !value
     ? String(+value.toPrecision(3)) : value.toExponential(1)).replaceAll("-", "−"),
+  // The place of the largest of numbers.
+  largest: values => values.reduce((most, value, place) => value > values[most] ? place : most, 0),
   element(name, set = {}, ...inside) {
     const made = Object.assign(document.createElement(name), set);
     made.append(...inside);

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +83,7 @@ def test_a_slider_moves_the_angle_and_the_answer_with_it(browser: Browsed, serve
     assert tab.locator(".card h3").nth(2).inner_text().startswith("angle: 0°")
     set_slider(tab, "angle", 45)
     assert tab.locator(".card h3").nth(2).inner_text().startswith("angle: 45°")
-    assert tab.locator("#summary").text_content() is not None
+    assert tab.locator("#summary").text_content().split(", ")[2] == "45°"
     assert errors == []
 
 
@@ -213,6 +215,130 @@ def test_what_would_change_its_mind(browser: Browsed, server: Served) -> None:
     answered(tab, count)
     assert tab.locator("#length").input_value() == "15"
     assert not card.locator(".way").is_visible()
+    assert errors == []
+
+
+def test_a_way_ends_where_something_else_is_asked(browser: Browsed, server: Served) -> None:
+    tab, errors = browser.open(server.page)
+    count = answered(tab)
+    tab.locator(".card").nth(2).get_by_role("button", name="What would change its mind?").click()
+    expect(tab.locator(".card").nth(2).locator(".way")).to_be_visible()
+    set_slider(tab, "angle", 90)
+    said = tab.locator(".card h3").nth(2).inner_text()
+    tab.wait_for_timeout(2500)  # longer than the whole way takes
+    assert tab.locator(".card h3").nth(2).inner_text() == said
+    assert not tab.locator(".way").nth(2).is_visible()
+    assert "under-way" not in (tab.locator("#runs").get_attribute("class") or "")
+    expected = draw([LineScene(7, 1, 90, (255, 0, 0), 14, 14)])[0].permute(1, 2, 0)
+    assert torch.equal(pixels(tab, "#image"), expected.long())
+    assert count >= 1
+    assert errors == []
+
+
+def test_moves_that_come_too_fast_are_gathered(browser: Browsed, server: Served) -> None:
+    tab, _ = browser.open(server.page)
+    count = answered(tab)
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url) if request.url.endswith("api/answer") else None)
+    tab.locator("#angle").evaluate(
+        """slider => {
+          for (let angle = 1; angle <= 100; angle++) {
+            slider.value = angle;
+            slider.dispatchEvent(new Event("input", { bubbles: true }));
+          }
+        }"""
+    )
+    answered(tab, count)
+    assert len(asked) <= 2
+    expected = draw([LineScene(7, 1, 100, (255, 0, 0), 14, 14)])[0].permute(1, 2, 0)
+    assert torch.equal(pixels(tab, "#image"), expected.long())
+
+
+def state_hash(**part: Any) -> str:
+    state = {
+        "run": "multihead", "beside": "", "mode": "line", "strokes": [], "index": None, "paint": {},
+        "line": {"length": 7, "width": 1, "angle": 45, "colour": [255, 0, 0], "x": 14, "y": 14},
+        "method": "grad_cam", "targets": {}, "unit": None,
+    }  # fmt: skip
+    return "#" + base64.b64encode(json.dumps({**state, **part}).encode()).decode()
+
+
+def test_an_address_restores_everything(browser: Browsed, server: Served, learned: Path) -> None:
+    part = {
+        "mode": "test", "index": 123, "paint": {"3,5": [0, 255, 0]}, "method": "saliency", "beside": "digits",
+        "targets": {"angle": "90°"}, "unit": {"layer": "stem.conv", "channel": 3},
+    }  # fmt: skip
+    tab, errors = browser.open(server.page + state_hash(**part))
+    answered(tab)
+    expected = cnnlab.load(learned).test_split.images(torch.tensor([123]))[0].permute(1, 2, 0).long()
+    expected[5, 3] = torch.tensor([0, 255, 0])
+    assert torch.equal(pixels(tab, "#image"), expected)
+    assert "for 90°" in tab.locator(".card").nth(2).inner_text()
+    assert tab.locator("#unit h3").inner_text().startswith("stem.conv, channel 3")
+    assert tab.locator("#method").input_value() == "saliency"
+    assert tab.locator(".run").count() == 2
+    assert errors == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"line": None}, {"targets": None}, {"mode": "foo"}, {"strokes": None}, {"paint": {"x": 5}}, {"unit": "<b>"},
+        {"line": {"length": "7"}}, {"index": -1},
+    ],
+)  # fmt: skip
+def test_an_address_that_holds_nonsense_begins_at_the_beginning(
+    browser: Browsed, server: Served, part: dict[str, Any]
+) -> None:
+    tab, errors = browser.open(server.page + state_hash(**part))
+    answered(tab)
+    assert "holds no state of this page" in tab.locator("#status").inner_text()
+    set_slider(tab, "angle", 60)
+    assert tab.locator("#status").inner_text() == ""
+    assert errors == []
+
+
+def test_a_run_that_cannot_be_opened_leaves_the_page_as_it_was(browser: Browsed, learned: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    for name in ("good", "broken"):
+        shutil.copytree(learned, outputs / name)
+    (outputs / "broken" / "checkpoints" / "best.ckpt").write_bytes(b"nothing")
+    server = Served(f"run={outputs}/good", "port=0", folder=tmp_path)
+    try:
+        tab, _ = browser.open(server.page)
+        answered(tab)
+        for select in ("#beside", "#run"):
+            tab.locator(select).select_option("broken")
+            expect(tab.locator("#status")).to_contain_text("best.ckpt")
+            assert tab.locator("#run").input_value() == "good"
+            assert tab.locator("#beside").input_value() == ""
+            set_slider(tab, "angle", 60)
+            assert tab.locator("#status").inner_text() == ""
+        again, _ = browser.open(server.page + state_hash(run="broken"))
+        answered(again)
+        assert again.locator(".card").count() == 4
+    finally:
+        server.end()
+
+
+def test_the_keyboard_alone_is_enough(browser: Browsed, server: Served) -> None:
+    tab, errors = browser.open(server.page)
+    count = answered(tab)
+    tab.get_by_role("button", name="Test images").focus()
+    tab.keyboard.press("Enter")
+    count = answered(tab, count)
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    count = answered(tab, count)
+    assert tab.evaluate("document.activeElement.title").startswith("test image ")  # the focus stays
+    tab.locator("#channel").fill("7")
+    tab.keyboard.press("Tab")
+    answered(tab, count)
+    assert tab.locator("#unit h3").inner_text().startswith("stem.conv, channel 7")
+    tab.get_by_role("button", name="Guided tour").press("Enter")
+    expect(tab.locator("#guide")).to_be_focused()
     assert errors == []
 
 

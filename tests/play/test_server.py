@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,15 @@ def test_painted_pixels_are_what_the_network_sees_and_the_answer_before_stands_b
     assert plain["heads"]["angle"]["before"] is None
     assert painted["heads"]["angle"]["before"] == pytest.approx(plain["heads"]["angle"]["probabilities"], abs=1e-5)
     assert painted["heads"]["angle"]["probabilities"] != plain["heads"]["angle"]["probabilities"]
+
+
+def test_a_painted_pixel_is_true_of_no_answer(played: Served) -> None:
+    everything = [[x, y, 0, 0, 0] for x in range(28) for y in range(14)]
+    heads = played.ask("answer", run="run", input={"line": LINE}, paint=everything)["heads"]
+    for name in ("length", "angle"):
+        expected = SCENE.truth([name])
+        expected[:14] = False
+        assert torch.equal(pixels_of(heads[name]["truth"], 28, 28) > 0, expected)
 
 
 def test_evidence_for_another_class_and_by_another_method(played: Served, lines_run: Path) -> None:
@@ -150,6 +160,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": {"line": LINE}, "targets": {"angle": 12}}, "targets.angle: the classes are 0..11"),
     ({"input": {"line": LINE}, "inside": 1}, "inside: give true or false"),
     ({"input": {"line": LINE}, "run": "/etc/passwd"}, "there is no such run here"),
+    ({"input": {"line": {**LINE, "length": 10**400}}}, "line.length: give a number in 1..40"),
+    ({"input": {"line": {**LINE, "length": float("nan")}}}, "line.length: give a number in 1..40"),
+    ({"input": {"line": LINE}, "method": "\ud800"}, "there is no method '?'"),
+    ({"input": {"\ud800": {}}}, "there is no input '?'"),
 ]
 
 
@@ -175,7 +189,8 @@ def test_what_is_no_question_at_all(played: Served) -> None:
 
 
 def test_only_its_own_page_may_ask(played: Served) -> None:
-    assert played.raw("runs", b"{}", Origin="http://evil.example")[0] == 403
+    for origin in ("http://evil.example", "http://[::1", "null", ""):
+        assert played.raw("runs", b"{}", Origin=origin)[0] == 403
     assert played.raw("runs", b"{}", Origin=played.address.rstrip("/"))[0] == 200
     assert played.raw("runs", b"{}", Host="evil.example")[0] == 400  # a name that leads to this machine
 
@@ -186,10 +201,19 @@ def test_another_host_asks_for_a_token(lines_run: Path) -> None:
     try:
         assert server.raw("runs", b"{}")[0] == 403
         assert server.raw("runs", b"{}", **{"X-Token": token})[0] == 200
+        assert server.raw("runs", b"{}", **{"X-Token": "\u00e9"})[0] == 403
         assert server.status(server.address) == 403
-        assert server.status(server.page.replace("0.0.0.0", "127.0.0.1")) == 200
+        assert server.status(server.address + "?token=%C3%A9") == 403
+        assert server.status(server.page) == 200
     finally:
         assert server.end() == 0
+
+
+def test_another_address_of_this_machine_is_its_own(lines_run: Path) -> None:
+    server = Served(f"run={lines_run}", "port=0", "host=127.0.0.2", folder=lines_run)
+    assert server.address.startswith("http://127.0.0.2:")
+    assert server.ask("runs")["first"] == "run"
+    assert server.end() == 0
 
 
 def test_a_taken_port_and_the_end(played: Served, lines_run: Path) -> None:
@@ -225,20 +249,43 @@ def test_what_it_cannot_serve_is_said_in_one_line(words: list[str], why: str, li
     assert not list(tmp_path.iterdir())
 
 
-def test_every_kind_of_network_and_image(tmp_path: Path) -> None:
-    """96 classes, whose truth is that of all four attributes; brightness alone for three heads; 32 x 32 x 3."""
-    outputs = tmp_path / "outputs"
+FAKE = "{_target_: torchvision.datasets.FakeData, _partial_: true, size: 60, image_size: [3, 32, 32], num_classes: 4}"
+NOISE = f"""_target_: cnnlab.data.vision.TorchvisionDataModule
+seed: ${{seed}}
+val_size: 10
+batch_size: 20
+train: {FAKE}
+test: {FAKE}
+"""
+
+
+def test_every_kind_of_network_and_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """96 classes, whose truth is that of all four attributes; brightness alone for three heads; 32 x 32 in colour; and
+    a run of the same name somewhere else."""
+    monkeypatch.setenv("CNNLAB_TRUST", "torchvision")
+    outputs, clash, conf = tmp_path / "outputs", tmp_path / "a", tmp_path / "conf" / "data"
     run_train(outputs / "a", "experiment=lines_deep", *TINY_LINES)
     run_train(outputs / "b", "experiment=multihead_hue_blind", *TINY_LINES)
-    server = Served(f"run={outputs}/a", "port=0", folder=tmp_path)
+    conf.mkdir(parents=True)
+    (conf / "noise.yaml").write_text(NOISE)
+    run_train(
+        outputs / "c", "--config-dir", str(conf.parent), "experiment=mnist", "data=noise", "data.batch_size=20",
+        "trainer.max_epochs=1",
+    )  # fmt: skip
+    shutil.copytree(outputs / "c", clash)
+    server = Served(f"run={clash}", "port=0", folder=tmp_path)
     try:
         listed = server.ask("runs")
-        assert [run["name"] for run in listed["runs"]] == ["a", "b"]
-        for name in ("a", "b"):
+        assert listed["first"] == str(clash)  # not the one in outputs
+        assert [run["name"] for run in listed["runs"]] == [str(clash), "c", "b", "a"]
+        assert server.ask("run", run=str(clash))["folder"] == str(clash)
+        assert server.ask("run", run="a")["folder"] == str(outputs / "a")
+        for name in ("a", "b", "c"):  # the line also where colour images of another size are known
             layers = [layer["name"] for layer in server.ask("run", run=name)["layers"]]
             answer = server.ask("answer", run=name, input={"line": LINE}, method="grad_cam", inside=True)
             assert list(answer["layers"]) == layers
-        assert "b" not in server.ask("answer", run="b", input={"test": {"run": "a", "index": 1}})
+        assert server.ask("answer", run="c", input={"test": {"run": "a", "index": 1}})["notes"]
+        assert "truth" not in server.ask("answer", run="c", input={"line": LINE})["heads"]["class"]
         whole = server.ask("answer", run="a", input={"line": LINE}, method="grad_cam")["heads"]["class"]
         truth = SCENE.truth(["length", "width", "angle", "colour"])
         assert torch.equal(pixels_of(whole["truth"], 28, 28) > 0, truth)

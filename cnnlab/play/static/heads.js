@@ -1,12 +1,14 @@
 // What every head says: its classes, its heatmap beside the truth, and what would change its mind.
-import { change, factsOf, onAnswer, post, question, say, shownRuns, state } from "./lab.js";
+import { age, change, factsOf, onAnswer, post, question, say, shownRuns, state } from "./lab.js";
 import { showImage } from "./pad.js";
 
-const { element, percent } = Pixels;
+const { element, largest, percent } = Pixels;
 const MOST_BARS = 12; // classes that are shown; of a head with more, the likeliest
 const cards = new Map(); // "run/head" to the parts of its card
+let timer = 0; // of the way that is shown
 
 export function showRuns() {
+  clearInterval(timer);
   cards.clear();
   const runs = shownRuns();
   document.getElementById("runs").replaceChildren(...runs.map(run => element("section", { className: "run" },
@@ -18,12 +20,13 @@ export function showRuns() {
 function card(run, head) {
   const parts = {
     said: element("h3"), before: element("p", { className: "before" }), bars: element("div", { className: "bars" }),
-    heat: element("canvas"), truth: element("canvas"), scale: element("div"), grade: element("p", { className: "note" }),
+    heat: element("canvas", { role: "img", ariaLabel: `heatmap of ${head.name}` }),
+    truth: element("canvas", { role: "img", ariaLabel: `the true pixels of ${head.name}` }), scale: element("div"), grade: element("p", { className: "note" }),
     way: element("div", { className: "way", hidden: true }),
   };
   parts.buttons = Array.from({ length: Math.min(MOST_BARS, head.classes.length) }, () => {
     const bar = { name: element("span"), track: element("i"), old: element("b"), value: element("output") };
-    bar.button = element("button", { type: "button", className: "bar-row", onclick: () => explain(head, bar.number) },
+    bar.button = element("button", { type: "button", className: "bar-row", onclick: () => explain(head, head.classes[bar.number]) },
       bar.name, element("span", { className: "track" }, bar.track, bar.old), bar.value);
     return bar;
   });
@@ -37,15 +40,15 @@ function card(run, head) {
     parts.grade, ask, parts.way);
 }
 
-function explain(head, number) {
+function explain(head, name) {
   const targets = { ...state.targets };
-  if (targets[head.name] === number) delete targets[head.name]; else targets[head.name] = number;
+  if (targets[head.name] === name) delete targets[head.name]; else targets[head.name] = name;
   change({ targets });
 }
 
-function drawBars(run, head, probabilities, before, target) {
+function drawBars(run, head, probabilities, before) {
   const parts = cards.get(`${run}/${head.name}`), places = [...probabilities.keys()];
-  const best = places.reduce((most, k) => probabilities[k] > probabilities[most] ? k : most);
+  const best = largest(probabilities);
   const listed = places.length > MOST_BARS ? places.sort((a, b) => probabilities[b] - probabilities[a]) : places;
   parts.buttons.forEach((bar, place) => {
     const number = listed[place];
@@ -56,12 +59,12 @@ function drawBars(run, head, probabilities, before, target) {
     if (before) bar.old.style.left = 100 * before[number] + "%";
     bar.value.textContent = percent(probabilities[number]);
     bar.button.classList.toggle("best", number === best);
-    bar.button.setAttribute("aria-pressed", number === target && state.targets[head.name] === number);
+    bar.button.setAttribute("aria-pressed", state.targets[head.name] === head.classes[number]);
   });
   parts.said.replaceChildren(`${head.name}: ${head.classes[best]} `,
     element("small", {}, percent(probabilities[best])));
   if (!before) { parts.before.textContent = ""; return; }
-  const old = before.reduce((most, share, k) => share > before[most] ? k : most, 0);
+  const old = largest(before);
   const move = (probabilities[old] - before[old]) * 100;
   parts.before.textContent = `before the poke ${head.classes[old]} ${percent(before[old])}`
     + (old === best ? `, ${move < 0 ? "−" : "+"}${Math.abs(move).toFixed(2)} points` : ": it changed its mind");
@@ -69,7 +72,7 @@ function drawBars(run, head, probabilities, before, target) {
 
 function drawHead(run, head, found, bytes) {
   const parts = cards.get(`${run}/${head.name}`), { size: [height, width], tables } = factsOf(run);
-  drawBars(run, head, found.probabilities, found.before, found.target);
+  drawBars(run, head, found.probabilities, found.before);
   const pixel = place => [bytes[3 * place], bytes[3 * place + 1], bytes[3 * place + 2]];
   const truth = found.truth && Pixels.bytes(found.truth);
   parts.heat.hidden = !found.map;
@@ -101,21 +104,22 @@ function grade(found) {
 // --- What would change its mind?
 
 async function begin(run, head) {
+  const asked = age();
   try {
     const found = await post("way", { ...question(), run, head: head.name });
-    showWay(run, head, found);
+    if (age() === asked) showWay(run, head, found);
   } catch (error) { say(error.message); }
 }
 
 function showWay(run, head, found) {
   const parts = cards.get(`${run}/${head.name}`), said = found.said[head.name], frames = found.frames.map(Pixels.bytes);
-  const best = shares => shares.reduce((most, share, k) => share > shares[most] ? k : most, 0);
-  const first = best(said[0]), last = best(said.at(-1)), flips = said.findIndex(shares => best(shares) !== first);
+  const first = largest(said[0]), last = largest(said.at(-1));
+  const flips = said.findIndex(shares => largest(shares) !== first);
   const chart = element("canvas", { width: 280, height: 70 }), slider = element("input", { type: "range", min: 0,
     max: frames.length - 1, value: 0, ariaLabel: "how far on the way" });
   const words = flips < 0 ? `Towards ${found.words} it keeps to ${head.classes[first]} all the way.`
     : `Towards ${found.words} it changes its mind at ${Math.round(100 * flips / (frames.length - 1))} % of the way: `
-      + `${head.classes[first]} becomes ${head.classes[best(said[flips])]}.`;
+      + `${head.classes[first]} becomes ${head.classes[largest(said[flips])]}.`;
   const show = place => {
     slider.value = place;
     if (run === state.run) showImage(frames[place]);
@@ -124,17 +128,14 @@ function showWay(run, head, found) {
     document.getElementById("runs").classList.add("under-way");
   };
   slider.addEventListener("input", () => { clearInterval(timer); show(+slider.value); });
-  const end = element("button", { type: "button", onclick: () => { clearInterval(timer); close(); change(); } }, "Back");
-  const keep = element("button", { type: "button", hidden: !found.lines || state.mode !== "line", onclick: () => {
-    clearInterval(timer);
-    close();
-    document.dispatchEvent(new CustomEvent("line", { detail: found.lines[+slider.value] }));
-  } }, "Keep this line");
-  const close = () => { parts.way.hidden = true; };
+  const end = element("button", { type: "button", onclick: () => change() }, "Back");
+  const keep = element("button", { type: "button", hidden: !found.lines || state.mode !== "line", onclick: () =>
+    document.dispatchEvent(new CustomEvent("line", { detail: found.lines[+slider.value] })) }, "Keep this line");
+  endWay();
   parts.way.replaceChildren(chart, slider, element("p", { className: "note" }, words), keep, end);
   parts.way.hidden = false;
   let place = 0;
-  const timer = setInterval(() => { if (place >= frames.length) clearInterval(timer); else show(place++); }, 90);
+  timer = setInterval(() => { if (place >= frames.length) clearInterval(timer); else show(place++); }, 90);
 }
 
 function drawChart(canvas, said, first, last, place, head) {
@@ -157,11 +158,16 @@ function drawChart(canvas, said, first, last, place, head) {
   context.fillRect(x(place), 12, 1, 52);
 }
 
-onAnswer(() => document.getElementById("runs").classList.remove("under-way"));
-onAnswer(answers => shownRuns().forEach((run, place) => {
-  const bytes = Pixels.bytes(answers[place].pixels);
-  for (const head of factsOf(run).heads) {
-    cards.get(`${run}/${head.name}`).way.hidden = true;
-    drawHead(run, head, answers[place].heads[head.name], bytes);
-  }
-}));
+function endWay() {
+  clearInterval(timer);
+  document.getElementById("runs").classList.remove("under-way");
+  for (const parts of cards.values()) parts.way.hidden = true;
+}
+
+onAnswer(answers => {
+  endWay();
+  shownRuns().forEach((run, place) => {
+    const bytes = Pixels.bytes(answers[place].pixels);
+    for (const head of factsOf(run).heads) drawHead(run, head, answers[place].heads[head.name], bytes);
+  });
+});

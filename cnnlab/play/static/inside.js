@@ -1,10 +1,9 @@
 // Inside the network: every layer's channels as tiles, and one of them large, with its kernel and what it looks at.
 import { change, factsOf, onAnswer, post, say, state } from "./lab.js";
-import { shownPixels } from "./pad.js";
 
 const { element, number } = Pixels, at = id => document.getElementById(id);
 const atlases = new Map(); // a layer's name to its canvas and how its tiles lie
-let answers = {}, unit = null;
+let answers = {}, pixels = null, unit = null;
 
 const facts = () => factsOf(state.run);
 const layerOf = name => facts().layers.find(layer => layer.name === name);
@@ -18,6 +17,7 @@ export function showColumns() {
     return branch ? element("div", { className: "branch" }, element("h3", {}, branch), row) : row;
   });
   const [trunk, ...heads] = branches[0][0] === "" ? rows : [element("div"), ...rows];
+  at("layer").replaceChildren(...facts().layers.map(({ name }) => element("option", {}, name)));
   at("columns").replaceChildren(trunk, element("div", { className: "branches" }, ...heads));
 }
 
@@ -75,14 +75,15 @@ export async function showUnit() {
   const panel = at("unit");
   unit = null;
   panel.hidden = !state.unit;
+  if (state.unit) [at("layer").value, at("channel").value] = [state.unit.layer, state.unit.channel];
   if (!state.unit) return;
   const { layer, channel } = state.unit, known = layerOf(layer);
   if (!known || channel >= known.shown) { panel.hidden = true; state.unit = null; return; }
   let found;
   try { found = await post("unit", { run: state.run, layer, channel }); } catch (error) { say(error.message); return; }
-  const { size: [height, width] } = facts(), canvas = element("canvas"), pixels = Pixels.bytes(found.pixels);
+  const { size: [height, width] } = facts(), canvas = element("canvas"), best = Pixels.bytes(found.pixels);
   const maximised = element("canvas"), words = element("p", { className: "note", id: "arithmetic" });
-  Pixels.paint(maximised, width, height, place => pixels.subarray(3 * place, 3 * place + 3));
+  Pixels.paint(maximised, width, height, place => best.subarray(3 * place, 3 * place + 3));
   const image = element("canvas"), frame = element("div", { id: "patch", hidden: true });
   unit = { ...found, layer: known, channel, canvas, image, frame, scale: element("div"), words };
   canvas.addEventListener("pointermove", event => look(event));
@@ -115,7 +116,7 @@ function kernels(kernel) {
 }
 
 function drawUnit() {
-  const [height, width] = facts().size, pixels = shownPixels();
+  const [height, width] = facts().size;
   Pixels.paint(unit.image, width, height, place => pixels.subarray(3 * place, 3 * place + 3));
   const { layer, channel, canvas } = unit, found = answers[layer.name], [high, wide] = layer.size;
   const own = Pixels.bytes(found.values).subarray(channel * high * wide, (channel + 1) * high * wide);
@@ -148,7 +149,7 @@ function look(event) {
 }
 
 function arithmetic(top, left) {
-  const [height, width] = facts().size, pixels = shownPixels(), terms = [];
+  const [height, width] = facts().size, terms = [];
   let sum = unit.bias;
   unit.kernel.forEach((plane, k) => plane.forEach((row, i) => row.forEach((weight, j) => {
     const y = top + i, x = left + j, inside = y >= 0 && x >= 0 && y < height && x < width;
@@ -160,8 +161,18 @@ function arithmetic(top, left) {
   return `Pixels times weights, where there is light: ${shown ? shown + " + " : ""}${number(unit.bias)} (bias) = ${number(sum)}.`;
 }
 
+// By the keyboard: a layer and a channel by name and number.
+export function begin() {
+  const chosen = () => {
+    const { shown } = layerOf(at("layer").value);
+    choose(at("layer").value, Math.min(shown - 1, Math.max(0, Math.floor(+at("channel").value) || 0)));
+  };
+  for (const name of ["layer", "channel"]) at(name).addEventListener("change", chosen);
+}
+
 onAnswer(([first]) => {
   answers = first.layers;
+  pixels = Pixels.bytes(first.pixels);
   for (const layer of facts().layers) drawTiles(layer, answers[layer.name]);
   if (unit) drawUnit();
 });

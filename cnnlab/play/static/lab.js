@@ -1,19 +1,18 @@
-// What is shown, and the questions to the server. One question at a time: while it is on its way, changes are gathered
-// and asked together, so nothing queues.
+// What is shown, and the questions to the server. One image is asked about at a time: while the answer is on its way,
+// changes are gathered and asked together, so nothing queues.
+export const LINE = { length: 7, width: 1, angle: 45, colour: [255, 0, 0], x: 14, y: 14 };
 export const state = {
-  run: "", beside: "", mode: "line",
-  line: { length: 7, width: 1, angle: 45, colour: [255, 0, 0], x: 14, y: 14 },
-  strokes: [], index: 0, paint: {}, method: "grad_cam", targets: {}, unit: null,
+  run: "", beside: "", mode: "line", line: LINE, strokes: [], index: null, paint: {}, method: "", targets: {}, unit: null,
 };
-const SAVED = Object.keys(state);
 const facts = {}, drawers = [];
 const token = new URLSearchParams(location.search).get("token") || "";
-let busy = false, changed = 0, settle = 0;
+let busy = false, changed = 0, changes = 0, settle = 0, notice = "";
 
 export const factsOf = name => facts[name];
-export const shownRuns = () => [state.run, state.beside].filter(Boolean);
+export const shownRuns = () => [...new Set([state.run, state.beside])].filter(Boolean);
 export const onAnswer = drawer => drawers.push(drawer);
 export const say = text => { document.getElementById("status").textContent = text; };
+export const age = () => changes; // how often the state was changed: an answer of another age is of another state
 
 export async function post(question, body = {}) {
   let response;
@@ -30,19 +29,17 @@ export async function post(question, body = {}) {
 }
 
 export async function openRun(name) {
-  facts[name] ||= await post("run", { run: name });
-  const colours = facts[name].tables ||= {};
-  for (const [key, text] of Object.entries(facts[name].colours)) colours[key] ||= Pixels.bytes(text);
-  return facts[name];
+  if (facts[name]) return;
+  const found = await post("run", { run: name });
+  for (const [key, text] of Object.entries(found.tables)) found.tables[key] = Pixels.bytes(text);
+  facts[name] = found;
 }
 
 // The drawing, as bytes red, green, blue by row, four times as fine as the network's image.
 export function rasterised(canvas) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
-  let text = "";
-  for (let i = 0; i < data.length; i += 4) text += String.fromCharCode(data[i], data[i + 1], data[i + 2]);
-  return { width: canvas.width, height: canvas.height, pixels: btoa(text) };
+  return { width: canvas.width, height: canvas.height, pixels: Pixels.base64(data.filter((_, place) => place % 4 < 3)) };
 }
 
 export function drawStrokes() {
@@ -64,7 +61,7 @@ export function drawStrokes() {
 
 export function question() {
   const input = { line: () => ({ line: state.line }), drawing: () => ({ drawing: rasterised(drawStrokes()) }),
-    test: () => ({ test: { run: state.run, index: state.index } }) }[state.mode]();
+    test: () => ({ test: { run: state.run, index: state.index ?? 0 } }) }[state.mode]();
   const paint = Object.entries(state.paint).map(([place, colour]) => [...place.split(",").map(Number), ...colour]);
   return { input, paint };
 }
@@ -72,6 +69,7 @@ export function question() {
 // Take a change over, and show what the network says then.
 export function change(part = {}) {
   Object.assign(state, part);
+  changes++;
   changed ||= performance.now();
   refresh();
 }
@@ -85,17 +83,25 @@ async function refresh() {
   try {
     const asked = question(), answers = [];
     for (const [place, run] of shownRuns().entries()) {
-      const targets = Object.fromEntries(Object.entries(state.targets).filter(([head]) =>
-        facts[run].heads.some(({ name }) => name === head)));
+      const targets = {};
+      for (const { name, classes } of facts[run].heads) {
+        if (classes.includes(state.targets[name])) targets[name] = classes.indexOf(state.targets[name]);
+      }
       answers.push(await post("answer", { ...asked, run, method: state.method, targets, inside: place === 0 }));
     }
     for (const drawer of drawers) drawer(answers);
-    say("");
+    say(notice);
+    notice = "";
+    if (performance.getEntriesByName("answer").length > 1000) performance.clearMeasures("answer");
     requestAnimationFrame(() => performance.measure("answer", { start: since }));
     clearTimeout(settle);
     settle = setTimeout(settled, 250);
   } catch (error) {
-    if (error.status === 429) changed ||= since; else say(error.message);
+    say(error.message);
+    if (error.status === 429) {
+      await new Promise(done => setTimeout(done, 200));
+      changed ||= since;
+    }
   }
   busy = false;
   if (changed) setTimeout(refresh); else delete document.body.dataset.asking;
@@ -110,14 +116,34 @@ async function settled() {
     : "This image is like those that the network was trained on.";
 }
 
-export const saved = () => btoa(unescape(encodeURIComponent(JSON.stringify(
-  Object.fromEntries(SAVED.map(name => [name, state[name]]))))));
+export const saved = () => btoa(unescape(encodeURIComponent(JSON.stringify(state))));
 
+const isText = value => typeof value === "string";
+const isCount = value => Number.isInteger(value) && value >= 0;
+const isColour = value => Array.isArray(value) && value.length === 3 && value.every(part => isCount(part) && part < 256);
+const isPlain = value => value !== null && typeof value === "object" && !Array.isArray(value);
+const VALID = {
+  run: isText, beside: isText, method: isText,
+  mode: value => ["line", "drawing", "test"].includes(value),
+  line: value => isPlain(value) && isColour(value.colour)
+    && ["length", "width", "angle", "x", "y"].every(name => Number.isFinite(value[name])),
+  strokes: value => Array.isArray(value) && value.every(stroke => isPlain(stroke) && isColour(stroke.colour)
+    && Number.isFinite(stroke.size) && Array.isArray(stroke.points)
+    && stroke.points.every(point => Array.isArray(point) && point.length === 2 && point.every(Number.isFinite))),
+  index: value => value === null || isCount(value),
+  paint: value => isPlain(value) && Object.entries(value).every(([place, colour]) =>
+    /^\d+,\d+$/.test(place) && isColour(colour)),
+  targets: value => isPlain(value) && Object.values(value).every(isText),
+  unit: value => value === null || (isPlain(value) && isText(value.layer) && isCount(value.channel)),
+};
+
+// Take over the state that an address holds: all of it, or nothing.
 export function restore(text) {
   try {
     const found = JSON.parse(decodeURIComponent(escape(atob(text))));
-    for (const name of SAVED) if (typeof found[name] === typeof state[name]) state[name] = found[name];
+    if (!Object.entries(VALID).every(([name, valid]) => valid(found[name]))) throw new Error();
+    for (const name of Object.keys(VALID)) state[name] = found[name];
   } catch {
-    say("The address holds no state of this page; shown is the beginning.");
+    notice = "The address holds no state of this page: here is the beginning.";
   }
 }

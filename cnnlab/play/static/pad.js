@@ -6,7 +6,6 @@ const hex = colour => "#" + colour.map(part => part.toString(16).padStart(2, "0"
 const rgb = text => [1, 3, 5].map(place => parseInt(text.slice(place, place + 2), 16));
 let pixels = null, drag = null;
 
-export const shownPixels = () => pixels;
 const facts = () => factsOf(state.run);
 const poking = () => at("poking").checked;
 
@@ -18,11 +17,26 @@ export function showImage(bytes) {
     place => bytes.subarray(3 * place, 3 * place + 3));
 }
 
+// What depends on the run alone.
+export function showRun() {
+  const { colours, examples, size: [height, width] } = facts();
+  at("colours").replaceChildren(...Object.entries(colours || {}).map(([name, colour]) => Pixels.element(
+    "button", { type: "button", textContent: name, onclick: () => changeLine({ colour }) })));
+  at("test-controls").firstElementChild.replaceChildren(...examples.map(example => {
+    const button = Pixels.element("button", { type: "button", title: `test image ${example.index}`,
+      onclick: () => show({ index: example.index }) }, Pixels.element("canvas"));
+    const bytes = Pixels.bytes(example.pixels);
+    Pixels.paint(button.firstChild, width, height, place => bytes.subarray(3 * place, 3 * place + 3));
+    return button;
+  }));
+  at("brush").value = Math.max(height, width) / 28 * (facts().expects === "digit" ? 2.4 : 1.4);
+  at("brush").nextElementSibling.textContent = at("brush").value;
+}
+
 export function showControls() {
-  const { line, examples, channels, size: [height, width] } = facts();
-  if (state.mode === "line" && !line) state.mode = "test";
+  const { colours, examples, channels, size: [height, width] } = facts();
   for (const button of document.querySelectorAll(".tabs button")) {
-    button.hidden = button.dataset.mode === "line" && !line;
+    button.hidden = { line: !colours, test: !examples.length }[button.dataset.mode] || false;
     button.setAttribute("aria-pressed", button.dataset.mode === state.mode);
   }
   for (const mode of ["line", "drawing", "test"]) at(mode + "-controls").hidden = mode !== state.mode;
@@ -37,20 +51,14 @@ export function showControls() {
     at(name).nextElementSibling.textContent = +state.line[name].toFixed(1) + (name === "angle" ? "°" : " px");
   }
   at("colour").value = hex(state.line.colour);
-  at("colours").replaceChildren(...Object.entries(line ? line.colour : {}).map(([name, colour]) => Pixels.element(
-    "button", { type: "button", textContent: name, onclick: () => changeLine({ colour }) })));
   at("index").value = state.index;
   const chosen = examples.find(({ index }) => index === state.index);
   at("true-classes").textContent = chosen
     ? "In truth " + Object.entries(chosen.truth).map(([head, name]) => `${head}: ${name}`).join(", ") + "." : "";
-  at("test-controls").firstElementChild.replaceChildren(...examples.map(example => {
-    const button = Pixels.element("button", { type: "button", title: `test image ${example.index}`,
-      onclick: () => show({ index: example.index }) }, Pixels.element("canvas"));
-    button.setAttribute("aria-pressed", example.index === state.index);
-    const bytes = Pixels.bytes(example.pixels);
-    Pixels.paint(button.firstChild, width, height, place => bytes.subarray(3 * place, 3 * place + 3));
-    return button;
-  }));
+  [...at("test-controls").firstElementChild.children].forEach((button, place) =>
+    button.setAttribute("aria-pressed", examples[place].index === state.index));
+  pad.setAttribute("aria-label", "The image that the network sees. " + { line: "Arrow keys move the line.",
+    test: "Arrow keys go to the next one.", drawing: "Draw on it." }[state.mode]);
   if (drawing) drawStrokes();
   at("unpoke").disabled = !Object.keys(state.paint).length;
 }
@@ -113,7 +121,7 @@ function typed(event) {
   event.preventDefault();
   const far = event.shiftKey ? 2 : .5;
   if (state.mode === "line") changeLine(within(state.line.x + far * step[0], state.line.y + far * step[1]));
-  else show({ index: Math.max(0, state.index + step[0] + step[1]) });
+  else show({ index: Math.max(0, (state.index ?? 0) + step[0] + step[1]) });
 }
 
 export function begin() {
@@ -138,17 +146,8 @@ export function begin() {
     show({ mode: button.dataset.mode, paint: {} }));
   onAnswer(([first]) => {
     showImage(Pixels.bytes(first.pixels));
-    at("summary").textContent = facts().heads.map(({ name, classes }) => {
-      const { probabilities } = first.heads[name];
-      return classes[probabilities.indexOf(Math.max(...probabilities))];
-    }).join(", ");
+    at("summary").textContent = facts().heads.map(({ name, classes }) =>
+      classes[Pixels.largest(first.heads[name].probabilities)]).join(", ");
     at("given").querySelector("span").textContent = first.notes.length ? `Done to it: ${first.notes.join("; ")}.` : "";
   });
-}
-
-// A brush that suits the size of the network's image.
-export function setBrush() {
-  const [height, width] = facts().size;
-  at("brush").value = Math.max(height, width) / 28 * (facts().expects === "digit" ? 2.4 : 1.4);
-  at("brush").nextElementSibling.textContent = at("brush").value;
 }

@@ -12,23 +12,22 @@ function options(select, entries, chosen) {
   select.replaceChildren(...entries.map(([value, text]) => Pixels.element("option", { value, selected: value === chosen }, text)));
 }
 
-// Show another state: everything that depends on the run is made anew where the run is another.
+// Show another state, once its runs are open; what depends on them is made anew where they are others.
 async function apply(part) {
-  const runs = [state.run, state.beside].join();
-  Object.assign(state, part);
+  const { run, beside } = { ...state, ...part }, before = [state.run, state.beside].join();
   say("Opening the run …");
-  await openRun(state.run);
-  if (state.beside) await openRun(state.beside);
-  if (part.run || part.beside !== undefined || [state.run, state.beside].join() !== runs) {
-    const { methods, examples } = factsOf(state.run);
-    if (!methods.some(({ name }) => name === state.method)) state.method = methods[0].name;
+  for (const name of [run, beside].filter(Boolean)) await openRun(name);
+  Object.assign(state, part);
+  const { colours, examples, first, methods } = factsOf(run), names = methods.map(({ name }) => name);
+  if (state.mode === "line" && !colours) state.mode = "test";
+  if (state.mode === "test" && !examples.length) state.mode = "drawing";
+  state.index ??= examples[0]?.index ?? 0;
+  if (!names.includes(state.method)) state.method = first ? names[0] : "saliency"; // Grad-CAM needs a convolution
+  if (part.run || [run, beside].join() !== before) {
     options(at("method"), methods.map(({ name, title }) => [name, title]), state.method);
-    if (part.run && state.mode === "test" && !examples.some(({ index }) => index === state.index)) {
-      state.index = examples[0].index;
-    }
     heads.showRuns();
     inside.showColumns();
-    pad.setBrush();
+    pad.showRun();
   }
   at("method").value = state.method;
   pad.showControls();
@@ -46,15 +45,17 @@ guarded(async () => {
   const entries = runs.map(({ name, title }) => [name, title]);
   options(at("run"), entries, state.run);
   options(at("beside"), [["", "none"], ...entries], state.beside);
-  at("run").addEventListener("change", () => guarded(() => apply({ run: at("run").value, targets: {}, unit: null, paint: {} })));
-  at("beside").addEventListener("change", () => guarded(() => apply({ beside: at("beside").value })));
+  const chosen = part => guarded(() => apply(part).finally(() => {
+    [at("run").value, at("beside").value] = [state.run, state.beside];
+  }));
+  at("run").addEventListener("change", () =>
+    chosen({ run: at("run").value, index: null, targets: {}, unit: null, paint: {} }));
+  at("beside").addEventListener("change", () => chosen({ beside: at("beside").value }));
   at("method").addEventListener("change", () => change({ method: at("method").value }));
   document.addEventListener("line", ({ detail }) => guarded(() => apply({ line: detail })));
   pad.begin();
+  inside.begin();
   take.begin();
   tour.begin(part => guarded(() => apply(part)));
-  await openRun(state.run);
-  if (!location.hash && !factsOf(state.run).line) state.mode = "test";
-  if (!location.hash) state.index = factsOf(state.run).examples[0].index;
-  await apply({ run: state.run });
+  await apply({ run: state.run }).catch(error => apply({ run: first, beside: "", index: null }).then(() => say(error.message)));
 });

@@ -1,9 +1,11 @@
 // Take away: what is shown as a picture, as JSON that `python -m cnnlab.explain` reads, and as an address.
 import { factsOf, onAnswer, saved, say, state } from "./lab.js";
-import { shownPixels } from "./pad.js";
 
-let answer = null;
-onAnswer(([first]) => { answer = first; });
+let answer = null, run = ""; // the last answer, and whose it is
+onAnswer(([first]) => {
+  answer = first;
+  run = state.run;
+});
 
 function download(blob, name) {
   const link = Pixels.element("a", { href: URL.createObjectURL(blob), download: name });
@@ -11,22 +13,20 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-const likeliest = ({ probabilities }) => probabilities.reduce((most, share, k) => share > probabilities[most] ? k : most, 0);
-
 function stateFile() {
-  const { channels, size, folder, heads } = factsOf(state.run), pixels = shownPixels();
+  const { channels, size, folder, explain, heads } = factsOf(run), pixels = Pixels.bytes(answer.pixels);
   const own = channels === 1 ? pixels.filter((_, place) => place % 3 === 0) : pixels;
   const said = Object.fromEntries(heads.map(({ name, classes }) => [name,
     Object.fromEntries(classes.map((word, k) => [word, answer.heads[name].probabilities[k]]))]));
   const content = {
-    run: folder, explain: `python -m cnnlab.explain run='${folder}' image=play.json method=${state.method}`,
-    image: { shape: [...size, channels], pixels: btoa(String.fromCharCode(...own)) }, said, state: JSON.parse(atob(saved())),
+    run: folder, explain: `${explain} image=play.json method=${state.method}`,
+    image: { shape: [...size, channels], pixels: Pixels.base64(own) }, said, state,
   };
   download(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }), "play.json");
 }
 
 function picture() {
-  const { size: [height, width], heads, tables, title } = factsOf(state.run), side = 168, gap = 16, top = 76;
+  const { size: [height, width], heads, tables, title } = factsOf(run), side = 168, gap = 16, top = 76;
   const canvas = Pixels.element("canvas", { width: gap + (heads.length + 1) * (side + gap), height: top + 2 * (side + 34) });
   const context = canvas.getContext("2d"), small = Pixels.element("canvas");
   Object.assign(context, { fillStyle: "#fff", imageSmoothingEnabled: false });
@@ -39,14 +39,14 @@ function picture() {
     Pixels.paint(small, width, height, colour);
     context.drawImage(small, gap + column * (side + gap), top + row * (side + 34), side, side * height / width);
   };
-  const bytes = shownPixels(), pixel = place => [0, 1, 2].map(k => bytes[3 * place + k]);
+  const bytes = Pixels.bytes(answer.pixels), pixel = place => [0, 1, 2].map(k => bytes[3 * place + k]);
   context.font = "bold 16px system-ui, sans-serif";
   context.fillStyle = "#1a1a1a";
   context.fillText(`cnnlab Play: ${title}`, gap, 28);
   write("the image", gap, top - 8);
   draw(0, 0, pixel);
   heads.forEach((head, place) => {
-    const found = answer.heads[head.name], x = gap + (place + 1) * (side + gap), best = likeliest(found);
+    const found = answer.heads[head.name], x = gap + (place + 1) * (side + gap), best = Pixels.largest(found.probabilities);
     write(`${head.name}: ${head.classes[best]} ${Pixels.percent(found.probabilities[best])}`, x, top - 26, "bold 13px system-ui, sans-serif");
     if (found.map) {
       const values = Pixels.bytes(found.map.values);

@@ -1,8 +1,8 @@
 // A guided tour: each step is a state of the page, a few words on it, and the part of the page that they speak of.
-import { factsOf, state } from "./lab.js";
+import { factsOf, LINE, state } from "./lab.js";
 
-const line = part => ({ mode: "line", line: { length: 7, width: 1, angle: 45, colour: [255, 0, 0], x: 14, y: 14, ...part },
-  paint: {}, targets: {}, method: "grad_cam", unit: null });
+const method = () => factsOf(state.run).methods[0].name;
+const line = part => ({ mode: "line", line: { ...LINE, ...part }, paint: {}, targets: {}, method: method(), unit: null });
 const black = (left, top, wide, high) => Object.fromEntries(Array.from({ length: wide * high }, (_, k) =>
   [`${left + k % wide},${top + Math.floor(k / wide)}`, [0, 0, 0]]));
 
@@ -17,7 +17,7 @@ const ofLines = () => [
     line({ length: 15, angle: 90 }), "inside"],
   ["A head is one question", "All heads read the same first layers, and each answers its own question: length, width, "
     + "angle, colour. Change the colour: the angle's answer hardly moves.", line({ length: 15, angle: 90, colour: [0, 0, 255] })],
-  ["Between the classes", "Nothing in training lay halfway between 45° and 60°. The network must choose, and its "
+  ["Between the classes", "A line halfway between 45° and 60° is of no class. The network must choose, and its "
     + "probabilities say how torn it is. Move the angle slowly to either side.", line({ length: 15, width: 3, angle: 52.5 })],
   ["The truth beside the heatmap", "Green are the pixels that would change if the answer were another one. For “short” "
     + "they lie where the line is not: black pixels beyond its ends. An honest heatmap must light up there.", line()],
@@ -30,8 +30,8 @@ const ofLines = () => [
 ];
 
 const ofOthers = () => {
-  const test = place => ({ mode: "test", index: factsOf(state.run).examples[place].index, paint: {}, targets: {}, unit: null,
-    method: "grad_cam" });
+  const test = place => ({ mode: "test", index: factsOf(state.run).examples[place]?.index, paint: {}, targets: {}, unit: null,
+    method: method() });
   const count = factsOf(state.run).examples.length, [height, width] = factsOf(state.run).size;
   return [
     ["An image is numbers", "A test image, which the network has not learned from. Point at a pixel to read it.", test(0)],
@@ -49,14 +49,21 @@ const ofOthers = () => {
     ["Poke it", "A part of the image is painted black. Tick Poke and paint on: where does the answer turn?",
       { ...test(Math.min(1, count - 1)), paint: black(width >> 2, height >> 1, width >> 1, 3) }],
     ["Draw", "Draw something of your own. Below the sheet is what the network is given: the same form as its data.",
-      { mode: "drawing", strokes: [], paint: {}, targets: {}, unit: null, method: "grad_cam" }],
+      { mode: "drawing", strokes: [], paint: {}, targets: {}, unit: null, method: method() }],
   ];
 };
+
+// Those of lines where each attribute has a head; without the kernels where there is no convolution.
+function stepsOf({ colours, heads, first, examples }) {
+  const four = colours && ["length", "width", "angle", "colour"].every(name => heads.some(head => head.name === name));
+  const steps = four ? ofLines() : examples.length ? ofOthers() : ofOthers().slice(-1);
+  return steps.filter(([title]) => first || !/kernel/.test(title));
+}
 
 export function begin(apply) {
   const guide = document.getElementById("guide");
   const show = async place => {
-    const steps = factsOf(state.run).line ? ofLines() : ofOthers(), [title, words, part, section] = steps[place];
+    const steps = stepsOf(factsOf(state.run)), [title, words, part, section] = steps[place];
     await apply(part);
     const button = (text, action, disabled = false) =>
       Pixels.element("button", { type: "button", textContent: text, onclick: action, disabled });
@@ -65,6 +72,7 @@ export function begin(apply) {
       Pixels.element("div", { className: "buttons" }, button("Back", () => show(place - 1), place === 0),
         button("Next", () => show(place + 1), place === steps.length - 1), button("End", () => { guide.hidden = true; })));
     guide.hidden = false;
+    guide.focus({ preventScroll: true });
     document.getElementById(section || "stage").scrollIntoView({ block: "start", behavior: "smooth" });
   };
   document.getElementById("tour").addEventListener("click", () => show(0));
