@@ -27,6 +27,17 @@ def method_title(name: str) -> str:
     return {"grad_cam": "Grad-CAM", "guided_grad_cam": "guided Grad-CAM"}.get(name, name.replace("_", " "))
 
 
+def method_words(name: str) -> str:
+    """What a method measures, in one plain sentence; "" for one that is not ours."""
+    return {
+        "grad_cam": "Where those channels of the last convolution that speak for the class are bright.",
+        "guided_grad_cam": "Grad-CAM times a gradient that follows positive contributions alone.",
+        "integrated_gradients": "Each pixel's share in the difference of the score between the image and a black one.",
+        "occlusion": "How far the score falls where a small black square covers the image.",
+        "saliency": "How much a small change of the pixel would move the score, whichever way.",
+    }.get(name, "")
+
+
 @dataclass(frozen=True)
 class LayerMap:
     """Raw maps float32 (N, h, w) in the resolution of the layer of that name."""

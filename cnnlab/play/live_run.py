@@ -17,7 +17,7 @@ from cnnlab.cli import CONF
 from cnnlab.data.line_scene import LineScene, draw
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
 from cnnlab.errors import UserError, did_you_mean
-from cnnlab.explain.attribution import Method, attribute_head, method_title
+from cnnlab.explain.attribution import Method, attribute_head, method_title, method_words
 from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
 from cnnlab.explain.heatmap_viewer import as_base64, colour_tables, in_colour, levels
 from cnnlab.explain.inputs import from_split, pick
@@ -96,11 +96,14 @@ class LiveRun:
             "size": [height, width],
             "channels": channels,
             "heads": [{"name": head.name, "classes": head.classes} for head in self.heads.values()],
-            "methods": [{"name": name, "title": method_title(name)} for name in self.methods],
+            "methods": [
+                {"name": name, "title": method_title(name), "words": method_words(name)} for name in self.methods
+            ],
             "layers": self.layers,
             "first": first,
             "colours": self._colours() if self.of_lines else None,  # of lines
-            "examples": list(self._examples()),
+            "examples": (examples := list(self._examples())),
+            "tests": len(self.run.test_split) if examples else 0,
             "tables": colour_tables(),
         }
 
@@ -120,8 +123,7 @@ class LiveRun:
         examples = from_split(split, indices)
         pixels = in_colour((examples.images * 255).round().to(torch.uint8)).permute(0, 2, 3, 1)
         for place, index in enumerate(indices):
-            truth = {name: self.heads[name].classes[number[place]] for name, number in (examples.truth or {}).items()}
-            yield {"index": index, "pixels": as_base64(pixels[place]), "truth": truth}
+            yield {"index": index, "pixels": as_base64(pixels[place])}
 
     def image(self, source: Source, of: LiveRun) -> tuple[Tensor, list[str]]:
         """The image uint8 (C, H, W) that this network is given, and notes on what was done for that. Test images are
@@ -163,6 +165,7 @@ class LiveRun:
         return {
             "pixels": as_base64(in_colour(image[None])[0].permute(1, 2, 0)),
             "notes": notes,
+            "true": self._true_classes(question, of),
             "heads": heads,
             "layers": {name: _scaled(outputs[name][0, :MOST_CHANNELS]) for name in shown},
         }
@@ -201,6 +204,13 @@ class LiveRun:
                 both = rank_accuracy(torch.cat([maps, edges]), truth.expand(2, -1, -1))
                 found["rank"], found["edges"] = both.tolist()
         return found
+
+    def _true_classes(self, question: Question, of: LiveRun) -> dict[str, str]:
+        """{head: the true class of a test image of this run}; {} of any other image."""
+        if question.source.index is None or of is not self:
+            return {}
+        targets = self.run.test_split.targets(torch.tensor([question.source.index]))
+        return {name: head.classes[int(targets[name])] for name, head in self.heads.items()}
 
     def _truth(self, head: Head, question: Question, of: LiveRun) -> Tensor | None:
         """The true pixels of a head's answer, bool (H, W); None where nobody knows them."""

@@ -18,12 +18,12 @@ const Pixels = {
     const table = tables[signed ? "signed" : "positive"], row = signed ? byte : Math.max(0, byte - 128) * 2;
     return [table[3 * row], table[3 * row + 1], table[3 * row + 2]];
   },
-  // The colour bar of a map whose largest magnitude is `most`, and its words.
-  scale(tables, signed, most) {
+  // The colour bar of a map whose largest magnitude is `most`, and its numbers; `words` say what the signs mean.
+  scale(tables, signed, most, words = ["", ""]) {
     const bar = Pixels.element("canvas", { className: "bar" });
     Pixels.paint(bar, 128, 1, x => Pixels.level(tables, signed, signed ? 1 + 2 * x : 128 + x));
-    const end = Pixels.number(most), words = signed ? ["−" + end + " against", "0", "for " + end] : ["0", end];
-    return [bar, Pixels.element("div", { className: "scale" }, ...words.map(word => Pixels.element("span", {}, word)))];
+    const end = Pixels.number(most), ends = signed ? [`−${end} ${words[0]}`, "0", `${words[1]} ${end}`] : ["0", end];
+    return [bar, Pixels.element("div", { className: "scale" }, ...ends.map(word => Pixels.element("span", {}, word)))];
   },
   // One canvas pixel each, by a function of its number; the style sheet makes them large.
   paint(canvas, width, height, colour) {

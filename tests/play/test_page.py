@@ -90,7 +90,7 @@ def test_a_slider_moves_the_angle_and_the_answer_with_it(browser: Browsed, serve
 def test_what_is_drawn_is_what_python_says(browser: Browsed, server: Served, learned: Path) -> None:
     tab, _ = browser.open(server.page)
     answered(tab)
-    image = draw([LineScene(7, 1, 45, (255, 0, 0), 14, 14)])
+    image = draw([LineScene(7, 1, 45, (255, 0, 0), 14.5, 14.5)])
     assert torch.equal(pixels(tab, "#image"), image[0].permute(1, 2, 0).long())
     run = cnnlab.load(learned)
     for place, head in enumerate(run.task.heads):
@@ -101,7 +101,7 @@ def test_what_is_drawn_is_what_python_says(browser: Browsed, server: Served, lea
         said = run.predict(image.float() / 255)[head.name][0]
         assert tab.locator(f"{card} h3").inner_text().startswith(f"{head.name}: {said} ")
         green = pixels(tab, f"{card} figure:nth-child(2) canvas")[..., 1] > 80
-        assert torch.equal(green, LineScene(7, 1, 45, (255, 0, 0), 14, 14).truth([head.name]))
+        assert torch.equal(green, LineScene(7, 1, 45, (255, 0, 0), 14.5, 14.5).truth([head.name]))
 
 
 def test_the_line_is_dragged_and_moved_by_keys(browser: Browsed, server: Served) -> None:
@@ -112,7 +112,7 @@ def test_the_line_is_dragged_and_moved_by_keys(browser: Browsed, server: Served)
         light = pixels(tab, "#image")[..., 0].double()
         return [float((light.sum(dim=axis) * (torch.arange(28) + 0.5)).sum() / light.sum()) for axis in (0, 1)]
 
-    assert centre() == pytest.approx([14, 14], abs=0.1)
+    assert centre() == pytest.approx([14.5, 14.5], abs=0.1)
     box = tab.locator("#pad").bounding_box()
     assert box is not None
     scale = box["width"] / 28
@@ -121,11 +121,11 @@ def test_the_line_is_dragged_and_moved_by_keys(browser: Browsed, server: Served)
     tab.mouse.move(box["x"] + 8 * scale, box["y"] + 3 * scale, steps=4)
     tab.mouse.up()
     count = answered(tab, count)
-    assert centre() == pytest.approx([17, 12], abs=0.1)
+    assert centre() == pytest.approx([17.5, 12.5], abs=0.1)
     tab.locator("#pad").focus()
     tab.keyboard.press("ArrowLeft")
     answered(tab, count)
-    assert centre() == pytest.approx([16.5, 12], abs=0.1)
+    assert centre() == pytest.approx([17, 12.5], abs=0.1)
 
 
 def test_a_digit_is_drawn_undone_and_read(browser: Browsed, server: Served, learned: Path) -> None:
@@ -209,7 +209,7 @@ def test_what_would_change_its_mind(browser: Browsed, server: Served) -> None:
     card.get_by_role("button", name="What would change its mind?").click()
     expect(card.locator(".way")).to_contain_text("Towards another length")
     expect(card.locator(".way input")).to_have_value("20")  # the last frame
-    long = draw([LineScene(15, 1, 45, (255, 0, 0), 14, 14)])[0].permute(1, 2, 0)
+    long = draw([LineScene(15, 1, 45, (255, 0, 0), 14.5, 14.5)])[0].permute(1, 2, 0)
     assert torch.equal(pixels(tab, "#image"), long.long())
     card.get_by_role("button", name="Keep this line").click()
     answered(tab, count)
@@ -229,7 +229,7 @@ def test_a_way_ends_where_something_else_is_asked(browser: Browsed, server: Serv
     assert tab.locator(".card h3").nth(2).inner_text() == said
     assert not tab.locator(".way").nth(2).is_visible()
     assert "under-way" not in (tab.locator("#runs").get_attribute("class") or "")
-    expected = draw([LineScene(7, 1, 90, (255, 0, 0), 14, 14)])[0].permute(1, 2, 0)
+    expected = draw([LineScene(7, 1, 90, (255, 0, 0), 14.5, 14.5)])[0].permute(1, 2, 0)
     assert torch.equal(pixels(tab, "#image"), expected.long())
     assert count >= 1
     assert errors == []
@@ -250,7 +250,7 @@ def test_moves_that_come_too_fast_are_gathered(browser: Browsed, server: Served)
     )
     answered(tab, count)
     assert len(asked) <= 2
-    expected = draw([LineScene(7, 1, 100, (255, 0, 0), 14, 14)])[0].permute(1, 2, 0)
+    expected = draw([LineScene(7, 1, 100, (255, 0, 0), 14.5, 14.5)])[0].permute(1, 2, 0)
     assert torch.equal(pixels(tab, "#image"), expected.long())
 
 
@@ -426,7 +426,7 @@ def test_two_tabs_do_not_disturb_each_other(browser: Browsed, server: Served) ->
     set_slider(first, "angle", 30)
     set_slider(second, "angle", 120)
     for tab, angle in ((first, 30), (second, 120)):
-        expected = draw([LineScene(7, 1, angle, (255, 0, 0), 14, 14)])[0].permute(1, 2, 0)
+        expected = draw([LineScene(7, 1, angle, (255, 0, 0), 14.5, 14.5)])[0].permute(1, 2, 0)
         assert torch.equal(pixels(tab, "#image"), expected.long())
 
 

@@ -1,6 +1,6 @@
 // What every head says: its classes, its heatmap beside the truth, and what would change its mind.
 import { age, change, factsOf, onAnswer, post, question, say, shownRuns, state } from "./lab.js";
-import { showImage } from "./pad.js";
+import { showFrame } from "./pad.js";
 
 const { element, largest, percent } = Pixels;
 const MOST_BARS = 12; // classes that are shown; of a head with more, the likeliest
@@ -65,18 +65,21 @@ function drawBars(run, head, probabilities, before) {
     element("small", {}, percent(probabilities[best])));
   if (!before) { parts.before.textContent = ""; return; }
   const old = largest(before);
-  const move = (probabilities[old] - before[old]) * 100;
+  const move = Math.round((probabilities[old] - before[old]) * 1e4) / 100;
   parts.before.textContent = `before the poke ${head.classes[old]} ${percent(before[old])}`
-    + (old === best ? `, ${move < 0 ? "−" : "+"}${Math.abs(move).toFixed(2)} points` : ": it changed its mind");
+    + (old === best ? (move ? `, ${move < 0 ? "−" : "+"}${Math.abs(move).toFixed(2)} points` : ", unchanged") : ": it changed its mind");
 }
 
-function drawHead(run, head, found, bytes) {
+function drawHead(run, head, found, bytes, truth) {
   const parts = cards.get(`${run}/${head.name}`), { size: [height, width], tables } = factsOf(run);
   drawBars(run, head, found.probabilities, found.before);
+  if (truth && truth !== head.classes[largest(found.probabilities)]) {
+    parts.said.append(element("span", { className: "wrong" }, ` in truth ${truth}`));
+  }
   const pixel = place => [bytes[3 * place], bytes[3 * place + 1], bytes[3 * place + 2]];
-  const truth = found.truth && Pixels.bytes(found.truth);
+  const mask = found.truth && Pixels.bytes(found.truth);
   parts.heat.hidden = !found.map;
-  parts.truthFigure.hidden = !truth;
+  parts.truthFigure.hidden = !mask;
   parts.scale.replaceChildren();
   if (found.map) {
     const values = Pixels.bytes(found.map.values);
@@ -84,21 +87,21 @@ function drawHead(run, head, found, bytes) {
     parts.scale.append(...Pixels.scale(tables, found.map.signed, found.map.most),
       element("figcaption", {}, `for ${head.classes[found.target]}`));
   }
-  if (truth) Pixels.paint(parts.truth, width, height, place => {
+  if (mask) Pixels.paint(parts.truth, width, height, place => {
     const own = pixel(place);
-    return truth[place] ? own.map((part, k) => part * .45 + [0, 229, 168][k] * .55) : own.map(part => part * .6);
+    return mask[place] ? own.map((part, k) => part * .45 + [0, 229, 168][k] * .55) : own.map(part => part * .6);
   });
-  parts.grade.textContent = grade(found);
+  parts.grade.textContent = grade(found, mask);
 }
 
-function grade(found) {
+function grade(found, mask) {
   if (found.why) return `No heatmap: ${found.why}.`;
   if (!found.map) return "";
   if (!found.map.most) return "Zero everywhere: the method finds no evidence for this class.";
-  if (found.rank === undefined) return found.truth === undefined ? "Which pixels decide is not known here." : "";
-  const better = found.rank > found.edges ? "" : ", which knows nothing of the network,";
-  return `Of its highest pixels ${percent(found.rank)} are true ones; of an edge map's${better} `
-    + `${percent(found.edges)}; by chance ${percent(found.chance)}.`;
+  if (found.rank === undefined) return mask ? "" : "Which pixels should decide is not known here.";
+  const count = mask.reduce((sum, one) => sum + one, 0), hits = share => +(share * count).toFixed(1);
+  return `Of the map's ${count} brightest pixels ${hits(found.rank)} are green. An edge detector, which knows nothing of `
+    + `the network: ${hits(found.edges)}. Chance: ${hits(found.chance)}.`;
 }
 
 // --- What would change its mind?
@@ -115,14 +118,17 @@ function showWay(run, head, found) {
   const parts = cards.get(`${run}/${head.name}`), said = found.said[head.name], frames = found.frames.map(Pixels.bytes);
   const first = largest(said[0]), last = largest(said.at(-1));
   const flips = said.findIndex(shares => largest(shares) !== first);
+  const frame = element("canvas", { className: "frame", role: "img", ariaLabel: "the image on its way" });
   const chart = element("canvas", { width: 280, height: 70 }), slider = element("input", { type: "range", min: 0,
     max: frames.length - 1, value: 0, ariaLabel: "how far on the way" });
-  const words = flips < 0 ? `Towards ${found.words} it keeps to ${head.classes[first]} all the way.`
-    : `Towards ${found.words} it changes its mind at ${Math.round(100 * flips / (frames.length - 1))} % of the way: `
+  const words = flips < 0 ? `Towards ${found.words}, it keeps to ${head.classes[first]} all the way.`
+    : `Towards ${found.words}, it changes its mind at ${Math.round(100 * flips / (frames.length - 1))} % of the way: `
       + `${head.classes[first]} becomes ${head.classes[largest(said[flips])]}.`;
   const show = place => {
     slider.value = place;
-    if (run === state.run) showImage(frames[place]);
+    if (run === state.run) showFrame(frames[place]);
+    const [height, width] = factsOf(run).size;
+    Pixels.paint(frame, width, height, spot => frames[place].subarray(3 * spot, 3 * spot + 3));
     for (const each of factsOf(run).heads) drawBars(run, each, found.said[each.name][place]);
     drawChart(chart, said, first, last, place, head);
     document.getElementById("runs").classList.add("under-way");
@@ -132,7 +138,7 @@ function showWay(run, head, found) {
   const keep = element("button", { type: "button", hidden: !found.lines || state.mode !== "line", onclick: () =>
     document.dispatchEvent(new CustomEvent("line", { detail: found.lines[+slider.value] })) }, "Keep this line");
   endWay();
-  parts.way.replaceChildren(chart, slider, element("p", { className: "note" }, words), keep, end);
+  parts.way.replaceChildren(element("div", { className: "maps" }, frame, chart), slider, element("p", { className: "note" }, words), keep, end);
   parts.way.hidden = false;
   let place = 0;
   timer = setInterval(() => { if (place >= frames.length) clearInterval(timer); else show(place++); }, 90);
@@ -168,6 +174,7 @@ onAnswer(answers => {
   endWay();
   shownRuns().forEach((run, place) => {
     const bytes = Pixels.bytes(answers[place].pixels);
-    for (const head of factsOf(run).heads) drawHead(run, head, answers[place].heads[head.name], bytes);
+    for (const head of factsOf(run).heads) drawHead(run, head, answers[place].heads[head.name], bytes,
+      answers[place].true[head.name]);
   });
 });

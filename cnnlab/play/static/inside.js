@@ -5,6 +5,14 @@ const { element, number } = Pixels, at = id => document.getElementById(id);
 const atlases = new Map(); // a layer's name to its canvas and how its tiles lie
 let answers = {}, pixels = null, unit = null;
 
+const DOES = [
+  ["convolution", "A convolution lays its kernel on every place, multiplies and adds up."],
+  ["ReLU", "A ReLU cuts off what is below zero."],
+  ["batch norm", "A batch norm shifts and scales each channel, by what it has learned."],
+  ["max-pooling", "A max-pooling keeps the largest of each few places."],
+  ["mean", "It takes the mean over places."],
+  ["dense", "A dense layer multiplies everything by weights and adds up."],
+];
 const facts = () => factsOf(state.run);
 const layerOf = name => facts().layers.find(layer => layer.name === name);
 
@@ -52,6 +60,11 @@ function drawTiles(layer, found) {
     for (let row = 0; row < high; row++, to += stride) for (let x = 0; x < wide; x++) pixels[to + x] = table[values[from++]];
   }
   context.putImageData(image, 0, 0);
+  if (state.unit?.layer !== layer.name) return;
+  const left = state.unit.channel % columns * (wide + 1), top = Math.floor(state.unit.channel / columns) * (high + 1);
+  context.fillStyle = getComputedStyle(canvas).getPropertyValue("--link"); // a frame around the one that is shown large
+  for (const [x, y, w, h] of [[left - 1, top - 1, wide + 2, 1], [left - 1, top + high, wide + 2, 1],
+    [left - 1, top, 1, high], [left + wide, top, 1, high]]) context.fillRect(x, y, w, h);
 }
 
 // The colours of all bytes as pixels of a canvas.
@@ -84,22 +97,28 @@ export async function showUnit() {
   const { size: [height, width] } = facts(), canvas = element("canvas"), best = Pixels.bytes(found.pixels);
   const maximised = element("canvas"), words = element("p", { className: "note", id: "arithmetic" });
   Pixels.paint(maximised, width, height, place => best.subarray(3 * place, 3 * place + 3));
+  canvas.tabIndex = 0;
+  canvas.setAttribute("aria-label", "its answer: arrow keys move the place that is looked at");
   const image = element("canvas"), frame = element("div", { id: "patch", hidden: true });
   unit = { ...found, layer: known, channel, canvas, image, frame, scale: element("div"), words };
-  canvas.addEventListener("pointermove", event => look(event));
-  canvas.addEventListener("pointerleave", () => { frame.hidden = true; });
+  for (const kind of ["pointerdown", "pointermove"]) canvas.addEventListener(kind, pointed);
+  canvas.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") frame.hidden = true; });
+  canvas.addEventListener("keydown", typed);
   panel.replaceChildren(
     element("h3", {}, `${layer}, channel ${channel} `, element("small", {}, known.kind)),
     element("figure", {}, canvas, unit.scale, element("figcaption", {}, "its answer, by its own scale")),
     element("figure", { hidden: !known.looks }, element("div", { className: "framed" }, image, frame),
       element("figcaption", {}, "what the place sees of the image")),
     ...(found.kernel ? [element("figure", { className: "kernels" }, ...kernels(found.kernel))] : []),
-    element("figure", {}, maximised, element("figcaption", {}, found.dead ? "dead: no image moves it"
-      : `the image that maximises it, to ${number(found.activation)}`)),
+    element("figure", {}, maximised, element("figcaption", {}, found.dead
+      ? "gradient ascent from a grey image did not move it" : known.looks
+        ? `what maximises its mean over all places, to ${number(found.activation)}`
+        : `what maximises it, to ${number(found.activation)}`)),
     element("button", { type: "button", onclick: () => { state.unit = null; showUnit(); change(); } }, "Close"), words);
-  words.textContent = known.looks
-    ? `Point at its answer: a place of it sees ${seen(known)} of the image.` : "A dense layer sees all places at once.";
+  words.textContent = `${DOES.find(([kind]) => known.kind.includes(kind))?.[1] || ""} ` + (known.looks
+    ? `Point at its answer: a place of it sees ${seen(known)} of the image.` : "It sees all places at once.");
   if (answers[layer]) drawUnit();
+  panel.scrollIntoView({ block: "nearest" });
 }
 
 const seen = layer => `${Math.min(layer.looks[0].size, facts().size[0])} × ${Math.min(layer.looks[1].size, facts().size[1])} pixels`;
@@ -112,7 +131,8 @@ function kernels(kernel) {
     return canvas;
   });
   return [element("div", { className: "planes" }, ...drawn), ...Pixels.scale(tables, true, most),
-    element("figcaption", {}, kernel.length === 1 ? "its kernel" : `its kernel, a square for each of ${kernel.length} channels`)];
+    element("figcaption", {}, kernel.length === 1 ? "its kernel" : kernel.length === 3 && facts().channels === 3
+      ? "its kernel for red, green and blue" : `its kernel, a square for each of ${kernel.length} channels`)];
 }
 
 function drawUnit() {
@@ -135,12 +155,25 @@ function showFrame(left, top, wide, high) {
     height: share(high, height) });
 }
 
-// What the place under the pointer sees, and of the first convolution how its answer is made.
-function look(event) {
-  const { canvas, layer } = unit, box = canvas.getBoundingClientRect(), [high, wide] = layer.size;
-  const x = Math.min(wide - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * wide)));
-  const y = Math.min(high - 1, Math.max(0, Math.floor((event.clientY - box.top) / box.height * high)));
-  if (!layer.looks) return;
+function pointed(event) {
+  const box = unit.canvas.getBoundingClientRect(), [high, wide] = unit.layer.size;
+  look(Math.floor((event.clientX - box.left) / box.width * wide), Math.floor((event.clientY - box.top) / box.height * high));
+}
+
+function typed(event) {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const [x, y] = unit.place || [unit.layer.size[1] >> 1, unit.layer.size[0] >> 1];
+  look(x + step[0], y + step[1]);
+}
+
+// What a place of the answer sees, and of the first convolution how its value is made.
+function look(column, row) {
+  const { layer } = unit, [high, wide] = layer.size;
+  if (!layer.looks || !unit.values) return;
+  const x = Math.min(wide - 1, Math.max(0, column)), y = Math.min(high - 1, Math.max(0, row));
+  unit.place = [x, y];
   const [top, left] = layer.looks.map(({ start, step, size }, axis) => start + step * (axis ? x : y) - size / 2);
   showFrame(left, top, layer.looks[1].size, layer.looks[0].size);
   const value = `row ${y}, column ${x}: about ${number(unit.values[y * wide + x])}`;

@@ -1,6 +1,6 @@
 // What is shown, and the questions to the server. One image is asked about at a time: while the answer is on its way,
 // changes are gathered and asked together, so nothing queues.
-export const LINE = { length: 7, width: 1, angle: 45, colour: [255, 0, 0], x: 14, y: 14 };
+export const LINE = { length: 7, width: 1, angle: 45, colour: [255, 0, 0], x: 14.5, y: 14.5 };
 export const state = {
   run: "", beside: "", mode: "line", line: LINE, strokes: [], index: null, paint: {}, method: "", targets: {}, unit: null,
 };
@@ -111,9 +111,9 @@ async function settled() {
   history.replaceState(null, "", "#" + saved());
   const { ood } = await post("ood", { ...question(), run: state.run }).catch(() => ({ ood: null }));
   document.getElementById("ood").textContent = ood === null ? "" : ood > 1
-    ? `This image is unlike those that the network was trained on (${ood.toFixed(1)} times as far from them as is usual): `
-      + "its answers mean little."
-    : "This image is like those that the network was trained on.";
+    ? `${ood.toFixed(1)} times as far from the training images as all but one in a thousand of the data set's other images: `
+      + "its answers may mean little."
+    : "Not farther from the training images than the data set's other images are.";
 }
 
 export const saved = () => btoa(unescape(encodeURIComponent(JSON.stringify(state))));

@@ -17,9 +17,22 @@ export function showImage(bytes) {
     place => bytes.subarray(3 * place, 3 * place + 3));
 }
 
+// A frame of a way from one class to another, in the place of the image or the sheet.
+export function showFrame(bytes) {
+  showImage(bytes);
+  [image.hidden, sheet.hidden] = [false, true];
+}
+
+const showSheet = () => {
+  sheet.hidden = state.mode !== "drawing" || poking();
+  image.hidden = !sheet.hidden;
+};
+
 // What depends on the run alone.
 export function showRun() {
-  const { colours, examples, size: [height, width] } = facts();
+  const { colours, examples, size: [height, width], tests } = facts();
+  at("index").max = tests - 1;
+  at("test-count").textContent = `of ${tests.toLocaleString("en")}, from 0`;
   at("colours").replaceChildren(...Object.entries(colours || {}).map(([name, colour]) => Pixels.element(
     "button", { type: "button", textContent: name, onclick: () => changeLine({ colour }) })));
   at("test-controls").firstElementChild.replaceChildren(...examples.map(example => {
@@ -42,9 +55,7 @@ export function showControls() {
   for (const mode of ["line", "drawing", "test"]) at(mode + "-controls").hidden = mode !== state.mode;
   pad.dataset.mode = state.mode;
   pad.style.aspectRatio = `${width} / ${height}`;
-  const drawing = state.mode === "drawing" && !poking();
-  sheet.hidden = !drawing;
-  image.hidden = drawing;
+  showSheet();
   at("ink-label").hidden = channels === 1;
   for (const name of ["length", "width", "angle"]) {
     at(name).value = state.line[name];
@@ -52,14 +63,11 @@ export function showControls() {
   }
   at("colour").value = hex(state.line.colour);
   at("index").value = state.index;
-  const chosen = examples.find(({ index }) => index === state.index);
-  at("true-classes").textContent = chosen
-    ? "In truth " + Object.entries(chosen.truth).map(([head, name]) => `${head}: ${name}`).join(", ") + "." : "";
   [...at("test-controls").firstElementChild.children].forEach((button, place) =>
     button.setAttribute("aria-pressed", examples[place].index === state.index));
   pad.setAttribute("aria-label", "The image that the network sees. " + { line: "Arrow keys move the line.",
     test: "Arrow keys go to the next one.", drawing: "Draw on it." }[state.mode]);
-  if (drawing) drawStrokes();
+  if (!sheet.hidden) drawStrokes();
   at("unpoke").disabled = !Object.keys(state.paint).length;
 }
 
@@ -75,19 +83,28 @@ function place(event) {
   return [(event.clientX - box.left) / box.width * width, (event.clientY - box.top) / box.height * height];
 }
 
-function poke([x, y]) {
-  const [height, width] = facts().size, size = +at("poke-size").value, paint = { ...state.paint };
+// Paint from where the pointer was to where it is.
+function poke(from, to) {
+  const steps = Math.ceil(Math.hypot(to[0] - from[0], to[1] - from[1])) || 1, paint = { ...state.paint };
+  for (let step = 0; step <= steps; step++) {
+    dab(paint, from[0] + step / steps * (to[0] - from[0]), from[1] + step / steps * (to[1] - from[1]));
+  }
+  show({ paint });
+}
+
+function dab(paint, x, y) {
+  const [height, width] = facts().size, size = +at("poke-size").value;
   for (let row = 0; row < size; row++) for (let column = 0; column < size; column++) {
     const left = Math.floor(x - (size - 1) / 2) + column, top = Math.floor(y - (size - 1) / 2) + row;
     if (left >= 0 && top >= 0 && left < width && top < height) paint[`${left},${top}`] = rgb(at("poke-colour").value);
   }
-  show({ paint });
 }
 
 function began(event) {
   pad.setPointerCapture(event.pointerId);
   const [x, y] = place(event);
-  if (poking()) poke([x, y]);
+  moved(event);
+  if (poking()) poke([x, y], [x, y]);
   else if (state.mode === "drawing") {
     const colour = facts().channels === 1 ? [255, 255, 255] : rgb(at("ink").value);
     show({ strokes: [...state.strokes, { colour, size: +at("brush").value, points: [[x, y]] }] });
@@ -100,11 +117,13 @@ function moved(event) {
   if (pixels && x >= 0 && y >= 0 && x < width && y < height) {
     const spot = Math.floor(y) * width + Math.floor(x), own = [...pixels.subarray(3 * spot, 3 * spot + 3)];
     const words = facts().channels === 1 ? `${own[0]} of 255` : own.map((part, k) => `${"RGB"[k]} ${part}`).join(" ");
-    at("readout").textContent = `column ${Math.floor(x)}, row ${Math.floor(y)}: ${words}`;
+    at("readout").textContent = `row ${Math.floor(y)}, column ${Math.floor(x)}: ${words}`;
   }
   if (!drag) return;
-  if (poking()) poke([x, y]);
-  else if (state.mode === "drawing") {
+  if (poking()) {
+    poke([drag.x, drag.y], [x, y]);
+    Object.assign(drag, { x, y });
+  } else if (state.mode === "drawing") {
     const last = state.strokes.at(-1);
     show({ strokes: [...state.strokes.slice(0, -1), { ...last, points: [...last.points, [x, y]] }] });
   } else if (state.mode === "line") changeLine(within(drag.line.x + x - drag.x, drag.line.y + y - drag.y));
@@ -121,31 +140,37 @@ function typed(event) {
   event.preventDefault();
   const far = event.shiftKey ? 2 : .5;
   if (state.mode === "line") changeLine(within(state.line.x + far * step[0], state.line.y + far * step[1]));
-  else show({ index: Math.max(0, (state.index ?? 0) + step[0] + step[1]) });
+  else show({ index: Math.min(facts().tests - 1, Math.max(0, (state.index ?? 0) + step[0] + step[1])) });
 }
 
 export function begin() {
   pad.addEventListener("pointerdown", began);
   pad.addEventListener("pointermove", moved);
   for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, () => { drag = null; });
-  pad.addEventListener("pointerleave", () => { at("readout").textContent = " "; });
+  pad.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") at("readout").textContent = ""; });
   pad.addEventListener("keydown", typed);
   for (const name of ["length", "width", "angle"]) at(name).addEventListener("input", event =>
     changeLine({ [name]: +event.target.value }));
   at("colour").addEventListener("input", event => changeLine({ colour: rgb(event.target.value) }));
   at("undo").addEventListener("click", () => show({ strokes: state.strokes.slice(0, -1) }));
   at("clear").addEventListener("click", () => show({ strokes: [] }));
-  at("index").addEventListener("change", event => show({ index: Math.max(0, Math.floor(+event.target.value) || 0) }));
+  at("index").addEventListener("change", event =>
+    show({ index: Math.min(facts().tests - 1, Math.max(0, Math.floor(+event.target.value) || 0)) }));
   at("unpoke").addEventListener("click", () => show({ paint: {} }));
   at("poking").addEventListener("change", showControls);
   for (const name of ["brush", "poke-size"]) at(name).addEventListener("input", event => {
     event.target.nextElementSibling.textContent = event.target.value;
   });
   at("ink").value = "#ff0000";
-  for (const button of document.querySelectorAll(".tabs button")) button.addEventListener("click", () =>
-    show({ mode: button.dataset.mode, paint: {} }));
+  for (const button of document.querySelectorAll(".tabs button")) button.addEventListener("click", () => {
+    at("poking").checked = false;
+    show({ mode: button.dataset.mode, paint: {} });
+  });
   onAnswer(([first]) => {
     showImage(Pixels.bytes(first.pixels));
+    showSheet();
+    const known = Object.entries(first.true).map(([head, name]) => `${head}: ${name}`);
+    at("true-classes").textContent = known.length ? `In truth ${known.join(", ")}.` : "";
     at("summary").textContent = facts().heads.map(({ name, classes }) =>
       classes[Pixels.largest(first.heads[name].probabilities)]).join(", ");
     at("given").querySelector("span").textContent = first.notes.length ? `Done to it: ${first.notes.join("; ")}.` : "";

@@ -30,10 +30,15 @@ async function apply(part) {
     pad.showRun();
   }
   at("method").value = state.method;
+  showMethod();
   pad.showControls();
   await inside.showUnit();
   change();
 }
+
+const showMethod = () => {
+  at("method-words").textContent = factsOf(state.run).methods.find(({ name }) => name === state.method).words;
+};
 
 const guarded = action => action().catch(error => say(error.message));
 
@@ -51,7 +56,16 @@ guarded(async () => {
   at("run").addEventListener("change", () =>
     chosen({ run: at("run").value, index: null, targets: {}, unit: null, paint: {} }));
   at("beside").addEventListener("change", () => chosen({ beside: at("beside").value }));
-  at("method").addEventListener("change", () => change({ method: at("method").value }));
+  at("method").addEventListener("change", () => {
+    change({ method: at("method").value });
+    showMethod();
+  });
+  addEventListener("hashchange", () => guarded(async () => {
+    restore(location.hash.slice(1));
+    await apply({ run: names.includes(state.run) ? state.run : first });
+    options(at("run"), entries, state.run);
+    options(at("beside"), [["", "none"], ...entries], state.beside);
+  }));
   document.addEventListener("line", ({ detail }) => guarded(() => apply({ line: detail })));
   pad.begin();
   inside.begin();

@@ -26,8 +26,10 @@ function stateFile() {
 }
 
 function picture() {
-  const { size: [height, width], heads, tables, title } = factsOf(run), side = 168, gap = 16, top = 76;
-  const canvas = Pixels.element("canvas", { width: gap + (heads.length + 1) * (side + gap), height: top + 2 * (side + 34) });
+  const { size: [height, width], heads, methods, tables, title } = factsOf(run), side = 168, gap = 16, top = 76;
+  const rows = heads.some(({ name }) => answer.heads[name].truth) ? 2 : 1;
+  const canvas = Pixels.element("canvas", { width: Math.max(480, gap + (heads.length + 1) * (side + gap)),
+    height: top + rows * (side + 34) });
   const context = canvas.getContext("2d"), small = Pixels.element("canvas");
   Object.assign(context, { fillStyle: "#fff", imageSmoothingEnabled: false });
   context.fillRect(0, 0, canvas.width, canvas.height);
@@ -51,13 +53,12 @@ function picture() {
     if (found.map) {
       const values = Pixels.bytes(found.map.values);
       draw(place + 1, 0, spot => Pixels.level(tables, found.map.signed, values[spot]));
-      const grade = found.rank === undefined ? "" : `, ${Math.round(100 * found.rank)} % on true pixels`;
-      write(state.method.replaceAll("_", " ") + grade, x, top - 8);
+      write(`${methods.find(({ name }) => name === state.method).title}, for ${head.classes[found.target]}`, x, top - 8);
     }
     if (!found.truth) return;
     const truth = Pixels.bytes(found.truth);
     draw(place + 1, 1, spot => truth[spot] ? [0, 229, 168] : pixel(spot).map(part => part * .6));
-    write("the truth", x, top + side + 26);
+    write(found.rank === undefined ? "the truth" : `the truth: ${Math.round(100 * found.rank)} % of the map on it`, x, top + side + 26);
   });
   canvas.toBlob(blob => download(blob, "play.png"));
 }
