@@ -14,6 +14,7 @@ import threading
 import webbrowser
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -230,15 +231,14 @@ def play_run(cfg: DictConfig) -> None:
     name = socket.gethostname() if ipaddress.ip_address(host).is_unspecified else f"[{host}]" if ":" in host else host
     address = f"http://{name}:{port}/{f'?token={token}' if token else ''}"
     config = uvicorn.Config(application(runs, token, host), log_level="warning", timeout_graceful_shutdown=1)
-    try:
+    with suppress(KeyboardInterrupt):
         say(f"run   {run.path}")
         say(f"page  {address}")
         say("Ctrl-C ends it")
         if cfg.browser and _has_screen():
             webbrowser.open(address)
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:
-        say("ended")
+    say("ended")
 
 
 def _has_screen() -> bool:
