@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.build import named_method, refused
 from cnnlab.cli import CONF
-from cnnlab.data.line_scene import LineScene, draw
+from cnnlab.data.line_scene import draw
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.attribution import Method, attribute_head, method_title, method_words
@@ -231,7 +231,7 @@ class LiveRun:
         if line is not None and self.of_lines and set(parts) <= set(ATTRIBUTES):
             attribute, scenes = line.way(parts, list(self._colours()), FRAMES)
             frames = torch.stack([question.painted(image) for image in draw(scenes, self.style)])
-            lines, words = [_as_facts(scene) for scene in scenes], f"another {attribute}"
+            lines, words = [vars(scene) for scene in scenes], f"another {attribute}"
         else:
             first = question.painted(self.image(question.source, of)[0])
             last, index = self._nearest_of_another_class(first, name)
@@ -296,10 +296,6 @@ def _scaled(values: Tensor) -> dict[str, Any]:
     """A map, or the answers of a layer's channels, all by one scale."""
     low, high = (extreme.item() for extreme in values.aminmax())
     return {"values": as_base64(levels(values)), "most": max(-low, high), "signed": low < 0}
-
-
-def _as_facts(scene: LineScene) -> dict[str, Any]:
-    return {**vars(scene), "colour": list(scene.colour)}
 
 
 def _kind(layer: nn.Module) -> str:

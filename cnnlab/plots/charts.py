@@ -97,7 +97,10 @@ def seeds(groups: Mapping[str, Sequence[float]]) -> Figure:
         axes.plot(percents.mean(), place, "|", color=BLUE, markersize=16, markeredgewidth=2)
     axes.set_yticks(range(len(groups)), [fill(name, 42) for name in groups], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.05, y=0.6 / max(1, len(groups)))
+    axes.margins(y=0.6 / max(1, len(groups)))
+    every = [100 * value for values in groups.values() for value in values] or [100.0]
+    span = max(max(every) - min(every), 0.05)  # alike ones, too, lie on a scale that can be read
+    axes.set_xlim(min(every) - 0.1 * span, min(max(every) + 0.1 * span, 100 + 0.03 * span))
     axes.ticklabel_format(axis="x", useOffset=False)
     axes.grid(alpha=0.3)
     axes.set_xlabel("test images with every head right (%)")

@@ -36,7 +36,7 @@ export async function openRun(name) {
 }
 
 // The drawing, as bytes red, green, blue by row, four times as fine as the network's image.
-export function rasterised(canvas) {
+function rasterised(canvas) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
   return { width: canvas.width, height: canvas.height, pixels: Pixels.base64(data.filter((_, place) => place % 4 < 3)) };

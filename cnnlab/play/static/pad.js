@@ -9,7 +9,7 @@ let pixels = null, drag = null;
 const facts = () => factsOf(state.run);
 const poking = () => at("poking").checked;
 
-export function showImage(bytes) {
+function showImage(bytes) {
   const [height, width] = facts().size;
   pixels = bytes;
   Pixels.paint(image, width, height, place => bytes.subarray(3 * place, 3 * place + 3));
