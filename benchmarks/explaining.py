@@ -30,7 +30,8 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     from cnnlab import hardware
     from cnnlab.build import build_datamodule, build_net
     from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels
-    from cnnlab.explain.attribution import attribute, grad_cam
+    from cnnlab.explain.attribution import attribute
+    from cnnlab.explain.methods.cams import grad_cam
     from cnnlab.explain.network import HeadWrapper, last_convolution, layer_named
     from cnnlab.models.heads import Head
 

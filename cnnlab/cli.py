@@ -36,7 +36,7 @@ CONF = next(
 )
 
 # Mappings whose keys are the user's to name: Hydra itself would ask for a `+` before each.
-NAMED_BY_USER = ("weighting.weights.", "where.")
+NAMED_BY_USER = ("weighting.weights.", "where.", "maps.", "networks.", "scenes.")
 # Where a `+` may add what the files do not name: other people's constructors, which refuse what they do not know.
 OPEN = (*NAMED_BY_USER, "callbacks.", "logger.", "optimizer.", "lr_scheduler.", "method.", "trainer.")
 # Settings of which Lightning takes several types.

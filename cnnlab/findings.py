@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from cnnlab.explain.attribution import method_title
 from cnnlab.explain.heatmap_viewer import EDGES
 from cnnlab.explain.inputs import Inputs
+from cnnlab.explain.method_names import method_title
 from cnnlab.html import counted, listed, percent
 from cnnlab.models.heads import Head
 

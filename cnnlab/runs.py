@@ -3,10 +3,11 @@ network and its weights."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from yaml import AliasToken, YAMLError, scan
 
 from cnnlab.build import build_datamodule, build_net, named_method, named_methods, refused
 from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint
-from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
+from cnnlab.data.datamodule import BatchedDataset, ImageDataModule, sample_indices
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.inputs import Inputs, from_outside, from_split, pick
 from cnnlab.explain.network import leaf_modules
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # Captum comes when it is asked for
 
 MOST_BYTES = 1_000_000  # of a config.yaml or summary.json
 OOD = "ood"  # the file beside the checkpoints that knows the training images
+REFERENCES = 8
 SAMPLE = 500  # test images on which dead and saturated channels are judged
 
 # Runs written by version 0.1 name their classes and settings so.
@@ -235,7 +237,19 @@ class Run:
             target = number
         name, function = named_method(method, **settings)
         with refused(f"method.{name}"):
-            return attribute(self.net, inputs.images, target, function, asked.name, asked.classes, name)
+            informed = self.informed(function)
+            return attribute(self.net, inputs.images, target, informed, asked.name, asked.classes, name)
+
+    @cached_property
+    def references(self) -> Tensor:
+        """Training images drawn at random, float32 (R, C, H, W), for methods that compare an image with others."""
+        split = self.datamodule("fit").splits["train"]
+        return split.inputs(sample_indices(len(split), min(REFERENCES, len(split))))
+
+    def informed(self, method: Method) -> Method:
+        """The attribution method, given the run's `references` where it takes some and has none."""
+        asks = inspect.signature(method).parameters.get("references")
+        return method if asks is None or asks.default is not None else partial(method, references=self.references)  # type: ignore[call-arg]
 
     def activations(self, images: Any, layer: str) -> Activations:
         """What each channel of a layer answers to images; which never answer is judged on 500 test images."""

@@ -1,71 +1,103 @@
-"""Fills the tables of docs/explanations.md: the grades are read from what `python -m cnnlab.score` wrote.
+"""Fills docs/explanations.md and docs/leaderboard.md from what `python -m cnnlab.benchmark` wrote.
 
-python docs/explanations.py <folder of branched> <of figure5> <of v3>   keeps docs/explanations/*.csv of these gradings
-python docs/explanations.py                                             fills the tables from these CSV files again
+python docs/explanations.py <benchmark folder> [<folder of breadth=slow>]   keeps docs/explanations/*.csv and pictures
+python docs/explanations.py                                                 fills the pages from these CSV files again
 """
 
 from __future__ import annotations
 
 import csv
 import re
+import shutil
 import sys
 from pathlib import Path
 
-from cnnlab.io import to_csv
+from cnnlab.benchmark import page
+from cnnlab.benchmark.findings import answers
+from cnnlab.benchmark.grades import BY_HAND, Grades
+from cnnlab.benchmark.table import Table
 
 DOCS = Path(__file__).parent
-NETWORKS = ("branched", "figure5", "v3")
-# What a table is of: the truth and the metric.
-TABLES = {
-    "rank": ("counterfactual", "rank"),
-    "auc": ("counterfactual", "auc"),
-    "random": ("randomised weights", "rank correlation"),
-    "contrast": ("head contrast", "auc"),
-}
-NAMES = {"grad_cam": "Grad-CAM", "guided_grad_cam": "guided Grad-CAM"}
-BASELINES = ("edges (Sobel)", "chance", "upper bound of the layer")
+KEPT = DOCS / "explanations"
+Rows = list[list[str]]
 
 
-def collect(network: str, folder: Path) -> None:
-    """Keep the grades of all predictions."""
-    with (folder / "scores.csv").open(encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["predictions"] == "all"]
-    kept = DOCS / "explanations" / f"{network}.csv"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(to_csv(list(rows)), encoding="utf-8")
+def read(folder: Path) -> tuple[Table, Table]:
+    """The grades of trained networks, and those of the one whose weights were set by hand."""
+    every = [Grades.load(path) for path in sorted((folder / "grades").glob("*.npz"))]
+    # Networks with five seeds on plain lines first, as the pages are about them.
+    every.sort(key=lambda one: one.facts["scene"] != "plain")
+    by_hand = [one for one in every if one.facts["scene"] == BY_HAND]
+    return Table([one for one in every if one not in by_hand]), Table(by_hand, "own")
 
 
-def table(network: str, name: str) -> str:
-    """A row a method, a column a head (or a pair of heads): the mean with its 95 % interval; the best of the methods
-    is bold."""
-    with (DOCS / "explanations" / f"{network}.csv").open(encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if (row["truth"], row["metric"]) == TABLES[name]]
-    found = {(row["method"], row["head"]): row for row in rows}
-    heads = list(dict.fromkeys(row["head"] for row in rows))
-    methods = [method for method in dict.fromkeys(row["method"] for row in rows) if method not in BASELINES]
-    methods = [method for method in methods if method != "random map"]
-    best = {head: max(methods, key=lambda method: float(found[method, head]["mean"])) for head in heads}
-    lines_ = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for method in [*methods, *(baseline for baseline in BASELINES if (baseline, heads[0]) in found)]:
-        words = NAMES.get(method, method.replace("_", " "))
-        cells = []
-        for head in heads:
-            row = found[method, head]
-            mean = f"{float(row['mean']):.2f}"
-            bold = name in ("rank", "auc") and best[head] == method
-            cells.append(f"{f'**{mean}**' if bold else mean} [{float(row['low']):.2f}, {float(row['high']):.2f}]")
-        lines_.append(f"| {f'*{words}*' if method in BASELINES else words} | " + " | ".join(cells) + " |")
-    return "\n".join(lines_)
+def tables(folder: Path, slow: Path | None) -> dict[str, Rows]:
+    """{name: rows of cells, the header first}."""
+    table, by_hand = read(folder)
+    found = {
+        "answers": [["what was found"], *([sentence] for sentence in answers(table))],
+        "networks": page.networks(table),
+        "ranks": page.ranks(table, "plain"),
+        "own": page.own_truth(table, "plain"),
+        "random": page.random_weights(table, "plain"),
+        "agreement": page.agreement(table, "plain"),
+        "costs": page.costs(table, "plain"),
+        "by_hand": page.known_evidence(by_hand, table, "plain"),
+        "variance": [["source", "share of the variance"], *_percents(table.variance("plain"))],
+        **{scene: page.ranks(table, scene) for scene, _ in table.groups if scene != "plain"},
+    }
+    if slow is not None:
+        found["slow"] = page.ranks(read(slow)[0], "plain")
+    return found
+
+
+def _percents(shares: dict[str, float]) -> Rows:
+    return [[name, f"{share:.1%}"] for name, share in shares.items()]
+
+
+def keep(folder: Path, slow: Path | None) -> None:
+    """Write the tables as CSV files, the grades of every network, and the pictures."""
+    KEPT.mkdir(exist_ok=True)
+    for name, rows in tables(folder, slow).items():
+        with (KEPT / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+    table, by_hand = read(folder)
+    kept = [
+        row
+        for one in (table, by_hand)
+        for row in one.rows()
+        if (row["truth"], row["metric"]) in (("counterfactual", "rank"), ("counterfactual", "auc"), ("own", "auc"))
+    ]
+    with (KEPT / "scores.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+    for name in ("leads", *(f"maps_{head}" for head in table.grades[0].heads)):
+        shutil.copyfile(folder / f"{name}.png", KEPT / f"{name}.png")
 
 
 def filled(text: str) -> str:
-    """`text` with what stands between <!-- grades: network name --> and <!-- end --> made anew."""
-    pattern = r"(<!-- grades: (\w+) (\w+) -->\n).*?(<!-- end -->)"
-    return re.sub(pattern, lambda m: f"{m[1]}\n{table(m[2], m[3])}\n\n{m[4]}", text, flags=re.DOTALL)
+    """`text` with what stands between <!-- table: name --> and <!-- end --> made anew."""
+    return re.sub(
+        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}\n{_written(found[2])}\n\n{found[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def _written(name: str) -> str:
+    with (KEPT / f"{name}.csv").open(encoding="utf-8") as lines:
+        header, *rows = list(csv.reader(lines))
+    if name == "answers":
+        return "\n".join(f"- {row[0]}" for row in rows)
+    lines_ = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines_)
 
 
 if __name__ == "__main__":
-    for name, place in zip(NETWORKS, sys.argv[1:], strict=False):
-        collect(name, Path(place))
-    page = DOCS / "explanations.md"
-    page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    if sys.argv[1:]:
+        keep(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None)
+    for name in ("explanations.md", "leaderboard.md"):
+        document = DOCS / name
+        document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")

@@ -51,6 +51,7 @@ def _settings() -> list[str]:
     for group, option in chosen.items():
         loaded = OmegaConf.load(CONF / group / f"{option}.yaml")
         keys += [f"{group}.{key}" for key in loaded if not key.startswith("_")]
+    keys += [f"data.jitter.{name}" for name in ("length", "width", "angle")]
     return [*keys, "weighting.weights.angle", "weighting.weights", *GROUPS, "experiment"]
 
 
@@ -100,7 +101,9 @@ def _settings_of(name: str) -> list[tuple[str, str]]:
     keys = [str(key) for key in config if key not in ("defaults", "hydra", "run", "runs", "out")] + ["seed"]
     if name == "explain":
         keys += ["ascent", *(f"ascent.{key}" for key in OmegaConf.load(CONF / "ascent" / "smooth.yaml"))]
-    if name in ("explain", "score"):
+    if name == "benchmark":
+        keys += ["breadth", "networks.branched", "scenes.plain", "scenes.fog", "maps.mine"]
+    if name in ("explain", "score", "benchmark"):
         keys += ["method", "method.grad_cam", "+method.occlusion._target_", "+method.grad_cam.steps"]
     return [(name, key) for key in keys]
 
@@ -112,6 +115,7 @@ LOOKING: dict[str, tuple[str, ...]] = {
     "robustness": ("per_kind=1",),
     "predict": (),
     "export": (),
+    "benchmark": ("breadth=quick", "images=2", "method=[grad_cam]", "by_hand=false"),
 }
 
 
@@ -120,7 +124,7 @@ def attempt_to_look(name: str, run: Path, key: str, value: str) -> str:
     parent = Path(tempfile.mkdtemp())
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            where = f"runs={run}" if name == "compare" else f"run={run}"
+            where = f"runs={run}" if name in ("compare", "benchmark") else f"run={run}"
             in_process(name, where, f"out={parent}/out", *LOOKING[name], *([f"{key}={value}"] if key else []))
     except SystemExit as ended:
         line = str(ended)

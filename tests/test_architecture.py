@@ -14,7 +14,8 @@ from cnnlab import __main__
 
 PACKAGE = Path(cnnlab.__file__).parent
 COMMANDS = [
-    f"cnnlab.{name}.__main__" if name in ("explain", "play") else f"cnnlab.{name}" for name in __main__.COMMANDS
+    f"cnnlab.{name}.__main__" if name in ("explain", "play", "benchmark") else f"cnnlab.{name}"
+    for name in __main__.COMMANDS
 ]
 METHODS = (
     "network",
@@ -22,6 +23,12 @@ METHODS = (
     "activation_maximization",
     "attribution",
     "attribution_metrics",
+    "by_hand",
+    "method_names",
+    "methods/cams",
+    "methods/gradients",
+    "methods/perturbations",
+    "own_truth",
     "evaluation",
     "ood",
 )

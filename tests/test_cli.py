@@ -164,7 +164,7 @@ def test_help_has_the_comments_of_the_options_that_are_chosen_and_the_commands_o
     explained = subprocess.run(
         [sys.executable, "-m", "cnnlab.explain", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert "  method: grad_cam, " in explained
+    assert "  method: deconvolution, deep_lift, " in explained
     assert "experiment: " not in explained  # it has no such group
     assert "# of: predicted, true, the name of a class" in explained
 

@@ -125,10 +125,11 @@ def test_the_tables_of_the_results_are_those_of_their_csv_files() -> None:
 
 
 def test_the_grades_of_explanations_are_those_of_their_csv_files() -> None:
-    page = ROOT / "docs" / "explanations.md"
-    filled = runpy.run_path(str(page.with_suffix(".py")))["filled"]
-    assert filled(page.read_text()) == page.read_text()
-    assert page.read_text().count("<!-- grades:") == 6
+    filled = runpy.run_path(str(ROOT / "docs" / "explanations.py"))["filled"]
+    for name, tables in (("explanations.md", 8), ("leaderboard.md", 3)):
+        page = (ROOT / "docs" / name).read_text()
+        assert filled(page) == page, name
+        assert page.count("<!-- table:") == tables, name
 
 
 def test_the_make_targets_exist() -> None:

@@ -27,6 +27,7 @@ from cnnlab.data.rendering import (
     centre_bounds,
     grey_levels,
 )
+from cnnlab.data.scenes import compose, hashed, unit
 
 MIXED = "mixed"  # every style of drawing, an image each
 HOLDOUTS = ("none", "region")
@@ -42,36 +43,21 @@ _SHARES = {"train": range(0, 5), "val": range(5, 6), "test": range(6, 8)}  # of 
 # Of what is random beside the centres, whose attempts count up from 0.
 _OF_STYLE = 2**32
 _OF_JITTER = (2**32 + 1, 2**32 + 2, 2**32 + 3)
+_OF_SCENE = 2**32 + 4
 
 # Report B's grid: 100 places of a short line and 4 of a long one. That they are whole pixels in the middle of the
 # image is assumed.
 _GRID = {"short": 10, "long": 2}
 
 
-def _hash(*words: NDArray[np.uint64] | int) -> NDArray[np.uint64]:
-    """Independent uniform 64-bit numbers, one for each row of `words` (splitmix64, Steele et al. 2014)."""
-    state: NDArray[np.uint64] = np.zeros(1, np.uint64)
-    for word in words:
-        state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return state
-
-
 # Whole numbers below 2**32: a sum of 784 products with bytes stays exact in float64.
-_WEIGHTS = torch.from_numpy((_hash(np.arange(IMAGE_SIZE**2, dtype=np.uint64)) >> 32).astype(np.float64))
+_WEIGHTS = torch.from_numpy((hashed(np.arange(IMAGE_SIZE**2, dtype=np.uint64)) >> 32).astype(np.float64))
 
 
 def _share(grey: Tensor) -> Tensor:
     """Which eighth of all images each of `grey` (B, 28, 28) falls in, int64 (B,) in [0, 8)."""
     sums = (grey.flatten(1).double() @ _WEIGHTS).numpy().astype(np.uint64)
-    return torch.from_numpy((_hash(sums) >> 61).astype(np.int64))
-
-
-def _unit(keys: NDArray[np.uint64]) -> Tensor:
-    """Hashes as numbers uniform in [0, 1), float32 of the same shape."""
-    return torch.from_numpy((keys >> 40).astype(np.float32) / 2**24)
+    return torch.from_numpy((hashed(sums) >> 61).astype(np.int64))
 
 
 def in_region(centres: Tensor) -> Tensor:
@@ -98,6 +84,11 @@ class LineDraws:
     jitter: Mapping[str, float] = field(default_factory=dict)
     holdout: str = "none"
     placement: str = "anywhere"
+    scene: str = "plain"
+
+    def compose(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Lines on black, uint8 (B, 3, 28, 28), in the scenes of the images `indices` int64 (B,)."""
+        return compose(self.scene, images, self._keys(indices, _OF_SCENE))
 
     def styles(self, indices: Tensor) -> Style:
         """How the images `indices` int64 (B,) are drawn: all in one style, or each in its own, int64 (B,)."""
@@ -110,9 +101,9 @@ class LineDraws:
         times, in angle by up to m degrees."""
         if not any(self.jitter.values()):
             return None
-        unit = torch.stack([2 * _unit(self._keys(indices, place)) - 1 for place in _OF_JITTER])
+        drawn = torch.stack([2 * unit(self._keys(indices, place)) - 1 for place in _OF_JITTER])
         length, width, angle = (self.jitter.get(name, 0.0) for name in JITTERED)
-        return torch.stack([(1 + length) ** unit[0], (1 + width) ** unit[1], math.radians(angle) * unit[2]])
+        return torch.stack([(1 + length) ** drawn[0], (1 + width) ** drawn[1], math.radians(angle) * drawn[2]])
 
     def centres(self, indices: Tensor, kinds: Tensor) -> Tensor:
         """Centres float32 (B, 2) of the images `indices` int64 (B,), lines of `kinds` int64 (B,) in [0, 144): uniform
@@ -122,12 +113,12 @@ class LineDraws:
         return torch.cat([draw(indices[rows], kinds[rows]) for rows in chunks])
 
     def _keys(self, indices: Tensor, place: int) -> NDArray[np.uint64]:
-        return _hash(self.seed, _SHARES[self.split].start, indices.numpy(), place)
+        return hashed(self.seed, _SHARES[self.split].start, indices.numpy(), place)
 
     def _places(self, indices: Tensor, attempt: int) -> Tensor:
         """Numbers uniform in [0, 1), float32 (B, 2)."""
         key = self._keys(indices, attempt)
-        return _unit(np.stack([_hash(key, axis) for axis in (0, 1)], axis=1))
+        return unit(np.stack([hashed(key, axis) for axis in (0, 1)], axis=1))
 
     def _anywhere(self, indices: Tensor, kinds: Tensor) -> Tensor:
         style, jitter = self.styles(indices), self.jitters(indices)

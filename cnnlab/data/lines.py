@@ -19,12 +19,13 @@ from cnnlab.data.rendering import (
     STYLES,
     Jitter,
     Style,
-    counterfactual_mask,
+    counterfactual_kinds,
     kind_of,
     line_mask,
     render,
     render_float,
 )
+from cnnlab.data.scenes import SCENES
 from cnnlab.errors import UserError
 from cnnlab.models.heads import Head
 
@@ -100,17 +101,26 @@ class LineDataset(BatchedDataset):
         )
 
     def images(self, indices: Tensor) -> Tensor:
-        return render(*self.drawing(indices))
+        return self.draws.compose(render(*self.drawing(indices)), indices)
 
     def inputs(self, indices: Tensor) -> Tensor:
-        return render_float(*self.drawing(indices))
+        return render_float(*self.drawing(indices)) if self.draws.scene == "plain" else super().inputs(indices)
+
+    def counterfactuals(self, indices: Tensor, head: Head) -> Tensor:
+        kinds, centres, style, jitter = self.drawing(indices)
+        others = [
+            counterfactual_kinds(part.name, kinds, [ATTRIBUTES[part.name].index(name) for name in part.classes])
+            for part in head.parts or (head,)
+        ]
+        return torch.stack(
+            [self.draws.compose(render(other, centres, style, jitter), indices) for other in torch.cat(others)]
+        )
 
     def truths(self, indices: Tensor, head: Head) -> dict[str, Tensor]:
-        """The true pixels of a head's answer, bool (B, 28, 28) each: the "line", and the "counterfactual" of
-        the head's attribute (of all attributes, where the head is their product)."""
-        drawing = self.drawing(indices)
-        masks = [counterfactual_mask(part.name, *drawing) for part in head.parts or (head,)]
-        return {"line": line_mask(*drawing), "counterfactual": torch.stack(masks).any(dim=0)}
+        """The true pixels of a head's answer, bool (B, 28, 28) each: the "line", and the "counterfactual", which change
+        in one of its `counterfactuals`."""
+        changed = self.counterfactuals(indices, head) != self.images(indices)
+        return {"line": line_mask(*self.drawing(indices)), "counterfactual": changed.any(dim=2).any(dim=0)}
 
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
         classes = indices % self.classes
@@ -122,8 +132,8 @@ class LineDataset(BatchedDataset):
 class LineDataModule(ImageDataModule):
     """Lines, drawn batch by batch. `task` is "attributes" (four heads) or "class" (one head of all their combinations).
 
-    `style`, `jitter`, `holdout` and `placement` are as in `LineDraws`; `jitter` is for training lines alone, and
-    `test_style` is how those of the test are drawn, where it is another.
+    `style`, `jitter`, `holdout`, `placement` and `scene` are as in `LineDraws`; `jitter` is for training lines alone,
+    and `test_style` is how those of the test are drawn, where it is another.
     """
 
     image_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
@@ -145,13 +155,14 @@ class LineDataModule(ImageDataModule):
         resample_each_epoch: bool = False,
         holdout: str = "none",
         placement: str = "anywhere",
+        scene: str = "plain",
         num_workers: int = 0,
     ) -> None:
         super().__init__(seed, batch_size, eval_batch_size, num_workers)
         styles = (*STYLES, MIXED)
         asked = {
             "task": (task, TASKS), "holdout": (holdout, HOLDOUTS), "placement": (placement, PLACEMENTS),
-            "style": (style, styles), "test_style": (test_style or style, styles),
+            "scene": (scene, tuple(SCENES)), "style": (style, styles), "test_style": (test_style or style, styles),
         }  # fmt: skip
         for name, (value, choices) in asked.items():
             if value not in choices:
@@ -171,6 +182,7 @@ class LineDataModule(ImageDataModule):
             raise UserError(f"data.placement={placement} goes with neither data.holdout nor data.jitter")
         self.resample_each_epoch, self.task, self.colours = resample_each_epoch, task, colours
         common: dict[str, Any] = {"seed": seed, "holdout": holdout, "placement": placement}
+        common["scene"] = scene
         self.draws = {
             "train": LineDraws(split="train", style=style, jitter=dict(jitter or {}), **common),
             "val": LineDraws(split="val", style=style, **common),

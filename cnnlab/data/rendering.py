@@ -8,7 +8,7 @@ lines, 96 kinds; green ones are for the question whether a trained network can l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -231,19 +231,22 @@ def line_mask(kinds: Tensor, centres: Tensor, style: Style = "antialiased", jitt
     return grey_levels(kinds, centres, style, jitter) > 0
 
 
+def counterfactual_kinds(attribute: str, kinds: Tensor, values: Sequence[int] | None = None) -> Tensor:
+    """The same lines with another value of one attribute, kinds int64 (K, B): with every other one of `values`, None:
+    of all values, but of more than three only with the two neighbours, of the angles 15° to either side: the pixels of
+    all angles together are a disc."""
+    at = attributes_of(kinds)
+    known = torch.arange(len(ATTRIBUTES[attribute])) if values is None else torch.tensor(values)
+    place = (at[attribute][:, None] == known).long().argmax(dim=1)
+    steps = sorted({1, len(known) - 1})
+    return torch.stack([kind_of({**at, attribute: known[(place + step) % len(known)]}) for step in steps])
+
+
 def counterfactual_mask(
     attribute: str, kinds: Tensor, centres: Tensor, style: Style = "antialiased", jitter: Jitter = None
 ) -> Tensor:
-    """The pixels of the 8-bit image, bool (B, 28, 28), that change when the same line is drawn with another
-    value of one attribute: what carries the answer to that question, black pixels among it.
-
-    Of the angles only the two neighbours count, 15° to either side: the union over all angles is a disc.
-    """
-    at = attributes_of(kinds)
-    values = len(ATTRIBUTES[attribute])
+    """The pixels of the 8-bit image, bool (B, 28, 28), that change when the same line is drawn with another value of
+    one attribute (see `counterfactual_kinds`): what carries the answer to that question, black pixels among it."""
     image = render(kinds, centres, style, jitter)
-    changed = torch.zeros_like(image[:, 0], dtype=torch.bool)
-    for step in {1, values - 1}:
-        other = kind_of({**at, attribute: (at[attribute] + step) % values})
-        changed |= (render(other, centres, style, jitter) != image).any(dim=1)
-    return changed
+    others = [render(other, centres, style, jitter) for other in counterfactual_kinds(attribute, kinds)]
+    return (torch.stack(others) != image).any(dim=2).any(dim=0)

@@ -1,41 +1,24 @@
-"""Where in an image the evidence for a class lies: Grad-CAM and other attribution methods, by Captum."""
+"""Where in an image the evidence for a class lies: Grad-CAM and other attribution methods."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from captum.attr import GuidedBackprop, IntegratedGradients, LayerGradCam, Occlusion, Saliency
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
-from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, layer_named, receptive_fields
+from cnnlab.explain.method_names import method_title
+from cnnlab.explain.network import HeadWrapper, frozen_copy, receptive_fields
 from cnnlab.result import Result
 
 if TYPE_CHECKING:
     from cnnlab.plots import Figure
 
 BATCH = 250  # images of which the attributions are computed at once
-
-
-def method_title(name: str) -> str:
-    """A method's name as it is read, and as its paper writes it."""
-    return {"grad_cam": "Grad-CAM", "guided_grad_cam": "guided Grad-CAM"}.get(name, name.replace("_", " "))
-
-
-def method_words(name: str) -> str:
-    """What a method measures, in one plain sentence; "" for one that is not ours."""
-    return {
-        "grad_cam": "Where those channels of the last convolution that speak for the class are bright.",
-        "guided_grad_cam": "Grad-CAM times a gradient that follows positive contributions alone.",
-        "integrated_gradients": "Each pixel's share in the difference of the score between the image and a black one.",
-        "occlusion": "How far the score falls where a small black square covers the image.",
-        "saliency": "How much a small change of the pixel would move the score, whichever way.",
-    }.get(name, "")
 
 
 @dataclass(frozen=True)
@@ -161,54 +144,6 @@ def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Te
     return targets
 
 
-def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
-    """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of `layer`, None:
-    of the last convolution before the head, and a_k the mean over places of the class score's gradient by A_k."""
-    name = layer or last_convolution(net, images)
-    cam = LayerGradCam(net, layer_named(net.net, name))
-    with torch.enable_grad():
-        scores = cam.attribute(images.detach(), target=targets, relu_attributions=True)
-    return LayerMap(name, scores[:, 0].detach())
-
-
-def saliency(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """The absolute gradient of the class score by the pixel, the largest of the channels (Simonyan et al.
-    2014)."""
-    gradients: Tensor = Saliency(net).attribute(_leaf(images), target=targets)
-    return gradients.amax(dim=1)
-
-
-def integrated_gradients(net: HeadWrapper, images: Tensor, targets: Tensor, steps: int = 32) -> Tensor:
-    """Integrated gradients from black (Sundararajan et al. 2017), summed over channels: a pixel's share in
-    the difference of the class score between the image and a black one, with its sign."""
-    method = IntegratedGradients(net)
-    shares: Tensor = method.attribute(_leaf(images), target=targets, n_steps=steps, internal_batch_size=500)
-    return shares.sum(dim=1)
-
-
-def guided_grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Grad-CAM times guided backpropagation (Selvaraju et al. 2017; Springenberg et al. 2015), summed over
-    channels."""
-    cam = to_image(grad_cam(net, images, targets), net, images)
-    with warnings.catch_warnings():  # that it sets hooks, on what is a copy
-        warnings.simplefilter("ignore", UserWarning)
-        guided: Tensor = GuidedBackprop(net).attribute(_leaf(images), target=targets)
-    return cam * guided.sum(dim=1)
-
-
-def occlusion(net: HeadWrapper, images: Tensor, targets: Tensor, window: int = 5, stride: int = 2) -> Tensor:
-    """How far the class score falls when a window of `window` x `window` around the pixel turns black, the mean
-    over the windows, `stride` apart, that cover it (Zeiler and Fergus 2014)."""
-    channels = images.shape[1]
-    if not 1 <= stride <= window <= min(images.shape[2:]):
-        raise UserError(f"occlusion: window={window} must fit the image, and stride={stride} lie in 1..window")
-    with torch.no_grad():
-        falls: Tensor = Occlusion(net).attribute(
-            images, target=targets, sliding_window_shapes=(channels, window, window), strides=(channels, stride, stride)
-        )
-    return falls.mean(dim=1)
-
-
 def to_image(layer_map: LayerMap, net: HeadWrapper, images: Tensor) -> Tensor:
     """Maps of a layer, brought to the size of `images` (N, C, H, W) by bilinear interpolation between the places where
     the layer looks, float32 (N, H, W)."""
@@ -217,8 +152,3 @@ def to_image(layer_map: LayerMap, net: HeadWrapper, images: Tensor) -> Tensor:
     down = rows.interpolation(values.shape[1], height).to(values)
     across = columns.interpolation(values.shape[2], width).to(values)
     return down @ values @ across.T
-
-
-def _leaf(images: Tensor) -> Tensor:
-    """A copy to take gradients by: Captum would set the caller's own tensor to ask for them."""
-    return images.detach().clone().requires_grad_()

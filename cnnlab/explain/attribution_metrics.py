@@ -74,7 +74,7 @@ def sobel(images: Tensor) -> Tensor:
     """The strength of the edges, float (N, H, W), of images float (N, C, H, W): the magnitude of the Sobel
     gradient, the largest of the channels. It knows the picture and nothing of the network."""
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    kernels = torch.stack([across, across.T])[:, None]  # (2, 1, 3, 3)
+    kernels = torch.stack([across, across.T])[:, None].to(images)  # (2, 1, 3, 3)
     count, channels, height, width = images.shape
     padded = F.pad(images.reshape(-1, 1, height, width), (1, 1, 1, 1), mode="replicate")
     slopes = F.conv2d(padded, kernels).square().sum(dim=1).sqrt()
@@ -93,15 +93,18 @@ def layer_upper_bound(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def head_contrast(first: Tensor, second: Tensor, first_masks: Tensor, second_masks: Tensor) -> Tensor:
     """Do two heads' maps of the same image differ where their truths differ? The area under the ROC curve of
     the difference of the maps, each divided by its sum, on the pixels that are true for one head alone."""
-    apart = _shares(first) - _shares(second)
-    domain = first_masks != second_masks
-    outside = float("-inf")
-    low = auc(apart.masked_fill(~domain, outside), first_masks & domain)
+    return auc_within(_shares(first) - _shares(second), first_masks, first_masks != second_masks)
+
+
+def auc_within(maps: Tensor, masks: Tensor, domain: Tensor) -> Tensor:
+    """The area under the ROC curve on the pixels of `domain` bool (N, H, W) alone; NaN where all of them are true ones,
+    or none."""
+    masks = masks & domain
+    low = auc(maps.double().masked_fill(~domain, float("-inf")), masks)
     # Every pixel outside lies below all others: take those certain pairs out again.
-    won = (first_masks & domain).flatten(1).sum(dim=1).double()
-    lost = (second_masks & domain).flatten(1).sum(dim=1).double()
-    total = domain[0].numel()
-    area = (low * (total - won) - (total - won - lost)) / lost
+    won, inside = (pixels.flatten(1).sum(dim=1).double() for pixels in (masks, domain))
+    lost, total = inside - won, domain[0].numel()
+    area = (low * (total - won) - (total - inside)) / lost
     return area.where((won > 0) & (lost > 0), torch.nan)
 
 
@@ -113,9 +116,15 @@ def _shares(maps: Tensor) -> Tensor:
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Spearman's correlation of two maps of each image, in [-1, 1]; NaN where one of them is constant."""
-    a, b = (_mean_ranks(maps.flatten(1)) for maps in (first, second))
-    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    return (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    return (standard_ranks(first) * standard_ranks(second)).sum(dim=1)
+
+
+def standard_ranks(maps: Tensor) -> Tensor:
+    """The ranks of each map's values, less their mean and with a square sum of 1, float64 (N, H W), of which the
+    products' sum is Spearman's correlation; NaN where a map is constant."""
+    ranks = _mean_ranks(maps.flatten(1))
+    ranks = ranks - ranks.mean(dim=1, keepdim=True)
+    return ranks / ranks.square().sum(dim=1, keepdim=True).sqrt()
 
 
 def _mean_ranks(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.explain.attribution import BATCH, Method, attribute, grad_cam, method_title
+from cnnlab.explain.attribution import BATCH, Method, attribute
 from cnnlab.explain.attribution_metrics import (
     METRICS,
     bootstrap_ci,
@@ -20,7 +20,9 @@ from cnnlab.explain.attribution_metrics import (
     rank_correlation,
     sobel,
 )
-from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, output_of, receptive_fields
+from cnnlab.explain.method_names import method_title
+from cnnlab.explain.methods.cams import grad_cam
+from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, leaf_modules, output_of, receptive_fields
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 
@@ -113,25 +115,31 @@ def evaluate(
 def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) -> list[AttributionScore]:
     """What is reached without any insight, and the best that Grad-CAM's layer could."""
     wrapper = HeadWrapper(net, head.name)
-    layer = last_convolution(wrapper, sample.images)
-    fields = receptive_fields(wrapper, layer, sample.images)
-    with torch.no_grad():
-        places = output_of(frozen_copy(net), layer, sample.images[:1]).shape[2:]
-    sizes = zip(fields, places, sample.images.shape[2:], strict=True)
-    rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
     scores: list[AttributionScore] = []
     for name, method in WITHOUT_NETWORK.items():
         maps = method(wrapper, sample.images, predicted)
         assert isinstance(maps, Tensor)
         scores += _against_truths(sample, head, name, maps, predicted)
     for truth, mask in sample.truths[head.name].items():
-        best = layer_upper_bound(mask, rows, columns)
+        best = upper_bound_maps(wrapper, sample.images, mask)
         scores += _against_truths(sample, head, UPPER_BOUND, best, predicted, truth)
         share = mask.flatten(1).double().mean(dim=1)
         for metric in METRICS:
             chance = bootstrap_ci(torch.full_like(share, 0.5) if metric == "auc" else share)
             scores.append(AttributionScore(head.name, CHANCE, truth, metric, "all", *chance))
     return scores
+
+
+def upper_bound_maps(net: HeadWrapper, images: Tensor, masks: Tensor) -> Tensor:
+    """Maps float (N, H, W): the true pixels `masks` bool (N, H, W) themselves, drawn as coarsely as the last
+    convolution before the head is."""
+    layer = last_convolution(net, images)
+    fields = receptive_fields(net, layer, images)
+    with torch.no_grad():
+        places = output_of(frozen_copy(net.net), layer, images[:1]).shape[2:]
+    sizes = zip(fields, places, images.shape[2:], strict=True)
+    rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
+    return layer_upper_bound(masks, rows, columns)
 
 
 def _against_truths(
@@ -155,16 +163,18 @@ def grad_cam_rank_accuracy(net: nn.Module, head: Head, images: Tensor, predicted
     return bootstrap_ci(METRICS["rank"](maps, mask))[0]
 
 
-def randomise(net: nn.Module) -> nn.Module:
+def randomise(net: nn.Module, layers: Sequence[str] | None = None) -> nn.Module:
     """A copy of the network with new random weights (Adebayo et al. 2018: an explanation that stays the same
-    does not explain the network). The global random state is left as it was."""
+    does not explain the network), in all layers or in those of these names. The global random state is left as it
+    was."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         other = copy.deepcopy(net)
-        for module in other.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-        keras_init(other)
+        for name, module in leaf_modules(other).items():
+            if layers is None or name in layers:
+                if isinstance(module, nn.BatchNorm2d):
+                    module.reset_parameters()
+                keras_init(module)
     return other
 
 

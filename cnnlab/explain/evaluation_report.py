@@ -14,7 +14,7 @@ from rich.console import Console
 from cnnlab import plots
 from cnnlab.build import build_methods, refused
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.explain.attribution import Method, method_title
+from cnnlab.explain.attribution import Method
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
 from cnnlab.explain.evaluation import (
     CHANCE,
@@ -26,6 +26,7 @@ from cnnlab.explain.evaluation import (
     evaluate,
     insertion_deletion,
 )
+from cnnlab.explain.method_names import method_title
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import listed, render
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
@@ -129,6 +130,7 @@ def score(
     sample = Sample(split.inputs(rows), split.targets(rows), truths)
     names = [head.name for head in heads]
     with refused("method"):
+        methods = {name: run.informed(method) for name, method in methods.items()}
         if all(truths.values()):
             return Scores(evaluate(run.net, heads, methods, sample, progress), names, list(methods))
         say(NO_TRUTH)

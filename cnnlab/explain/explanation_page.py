@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from cnnlab import plots
-from cnnlab.explain.attribution import Attribution, method_title
+from cnnlab.explain.attribution import Attribution
 from cnnlab.explain.heatmap_viewer import Maps
+from cnnlab.explain.method_names import method_title
 from cnnlab.html import percent
 from cnnlab.models.heads import Head
 

@@ -189,7 +189,8 @@ class Explanation:
         for head, word, target in self.targets:
             for name, method in self.methods.items():
                 with refused(f"method.{name}"):
-                    result = attribute(self.net, self.images, target, method, head.name, head.classes, name)
+                    informed = self.run.informed(method)
+                    result = attribute(self.net, self.images, target, informed, head.name, head.classes, name)
                 label = word if word in ("predicted", "true") else head.classes[int(target[0])]
                 found.setdefault((name, label), {})[head.name] = result
                 key = f"{name}/{head.name}/{word}"

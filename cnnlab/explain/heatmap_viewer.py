@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from cnnlab import plots
-from cnnlab.explain.attribution import Attribution, method_title
+from cnnlab.explain.attribution import Attribution
 from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
 from cnnlab.explain.inputs import Inputs
+from cnnlab.explain.method_names import method_title
 from cnnlab.models.heads import Head
 
 Maps = Mapping[tuple[str, str], Mapping[str, Attribution]]  # {(method, target's word): {head: its evidence}}

@@ -103,6 +103,33 @@ def max_pool(stride: int, size: Sequence[int], to_the_edge: bool = False) -> nn.
     return nn.MaxPool2d((stride + height % stride, stride + width % stride), stride=stride)
 
 
+class Residual(nn.Module):
+    """What `layers` make of their input, and the input itself beside them, by a 1 x 1 convolution where the number of
+    channels or the size changes, added and passed through a ReLU (He et al. 2016): (B, C, H, W) to
+    (B, filters, h, w)."""
+
+    def __init__(self, channels: int, filters: int, stride: int) -> None:
+        super().__init__()
+        self.conv_a = nn.Conv2d(channels, filters, 3, stride=stride, padding=1, bias=False)
+        self.bn_a, self.relu_a = BatchNorm(filters), nn.ReLU()
+        self.conv_b, self.bn_b = nn.Conv2d(filters, filters, 3, padding=1, bias=False), BatchNorm(filters)
+        same = channels == filters and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, filters, 1, stride=stride)
+        self.add, self.relu = Add(), nn.ReLU()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        inner = self.bn_b(self.conv_b(self.relu_a(self.bn_a(self.conv_a(maps)))))
+        summed: Tensor = self.relu(self.add(inner, self.shortcut(maps)))
+        return summed
+
+
+class Add(nn.Module):
+    """The sum of two tensors of one shape, as a layer, which hooks see."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first + second
+
+
 HALVINGS = ("max", "avg", "blur")
 
 

@@ -1,4 +1,4 @@
-"""The networks of the two reports, and one of our own. Each is a stem and one branch a head; layers have
+"""The networks of the two reports, and two beside them. Each is a stem and one branch a head; layers have
 the names users say.
 
 Every network is built from (image_shape, heads) and maps images float32 (B, C, H, W) to
@@ -25,6 +25,7 @@ from cnnlab.models.layers import (
     Flatten,
     Layers,
     PixelDense,
+    Residual,
     check_one_of,
     check_positive,
     halving,
@@ -281,4 +282,35 @@ class Blocks(MultiHeadNet):
         if pooling == "mean":
             stem["mean"] = nn.AdaptiveAvgPool2d(1)
         stem["flatten"] = Flatten()
+        super().__init__(image_shape, heads, stem)
+
+
+class ResNet(MultiHeadNet):
+    """A small residual network (He et al. 2016, as theirs for CIFAR): a 3 x 3 convolution, then `blocks` residual
+    blocks of each of `filters`, the first of every further width halving the maps; the heads see every place of the
+    last, `dropout` of them dropped."""
+
+    def __init__(
+        self,
+        image_shape: Shape,
+        heads: Sequence[Head],
+        filters: Sequence[int] = (16, 32, 64),
+        blocks: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        check_positive(blocks=blocks, **{f"filters.{place}": width for place, width in enumerate(filters)})
+        if not filters:
+            raise UserError("net.filters=[]: name at least one width")
+        stem: Layers = {
+            "conv": nn.Conv2d(image_shape[0], filters[0], 3, padding=1, bias=False),
+            "bn": BatchNorm(filters[0]),
+            "relu": nn.ReLU(),
+        }
+        channels = filters[0]
+        for stage, width in enumerate(filters, start=1):
+            for block in range(1, blocks + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                stem[f"block{stage}" + (f"_{block}" if blocks > 1 else "")] = Residual(channels, width, stride)
+                channels = width
+        stem |= {"dropout": Dropout(dropout), "flatten": Flatten()}
         super().__init__(image_shape, heads, stem)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.build import named_method, refused
-from cnnlab.cli import CONF
 from cnnlab.data.line_scene import draw
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
 from cnnlab.errors import UserError, did_you_mean
-from cnnlab.explain.attribution import Method, attribute_head, method_title, method_words
+from cnnlab.explain.attribution import Method, attribute_head
 from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
 from cnnlab.explain.heatmap_viewer import as_base64, colour_tables, in_colour, levels
 from cnnlab.explain.inputs import from_split, pick
+from cnnlab.explain.method_names import method_title, method_words
 from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, recorded
 from cnnlab.log import command_line
 from cnnlab.models.heads import Head
@@ -32,6 +32,11 @@ SEARCHED = 2000  # test images among which the surest mistake, or the nearest of
 FRAMES = 21  # of a way from one class to another
 EXAMPLES = 8
 BATCH = 250
+# Of all attribution methods those that answer while a line is moved.
+METHODS = (
+    *("grad_cam", "guided_grad_cam", "hires_cam", "input_x_gradient", "integrated_gradients", "layer_cam", "lrp"),
+    *("occlusion", "saliency"),
+)
 
 
 class LiveRun:
@@ -48,8 +53,7 @@ class LiveRun:
 
     @cached_property
     def methods(self) -> dict[str, Method]:
-        names = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
-        return {name: named_method(name)[1] for name in sorted(names, key=lambda name: name != "grad_cam")}
+        return {name: named_method(name)[1] for name in METHODS}
 
     @cached_property
     def layers(self) -> list[dict[str, Any]]:

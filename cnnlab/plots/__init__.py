@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, readings, seeds, shares
 from cnnlab.plots.style import Array, save
-from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
+from cnnlab.plots.tables import by_class, confusion, grouped_f_scores, leads
 from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, small_images
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "heat_tables",
     "images",
     "intervals",
+    "leads",
     "mosaics",
     "overlay",
     "readings",

@@ -12,11 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cnnlab.build import named_method
+from cnnlab.cli import CONF
 from cnnlab.errors import UserError
-from cnnlab.explain import attribution
 from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
 from cnnlab.explain.activations import activations
 from cnnlab.explain.attribution import LayerMap, Method, attribute, to_image
+from cnnlab.explain.methods.cams import grad_cam
+from cnnlab.explain.methods.gradients import guided_grad_cam, integrated_gradients, saliency
+from cnnlab.explain.methods.perturbations import occlusion
 from cnnlab.explain.network import (
     HeadWrapper,
     last_convolution,
@@ -31,9 +35,15 @@ from tests.conftest import DIGIT, HEADS
 from tests.models.test_networks import LINES, MNIST, MULTI, build
 
 SIDE = Head("side", ("left", "right"))
+FEW = {
+    "shapley_sampling": {"samples": 2},
+    "kernel_shap": {"samples": 60},
+    "lime": {"samples": 60},
+    "rise": {"samples": 40},
+}
 METHODS: dict[str, Method] = {
-    name: getattr(attribution, name)
-    for name in ("grad_cam", "saliency", "integrated_gradients", "guided_grad_cam", "occlusion")
+    name: named_method(name, **FEW.get(name, {}))[1]
+    for name in sorted(path.stem for path in (CONF / "method").iterdir())
 }
 PLAIN = AscentConfig(steps=20, rate=0.1, bounded=False, fourier=False, tv=0, jitter=0)
 
@@ -59,7 +69,7 @@ def _image(net: MultiHeadNet) -> Tensor:
 def test_grad_cam_of_both_signs_of_a_binary_head() -> None:
     image = torch.zeros(2, 1, 28, 28)
     image[:, 0, 10, 10] = 1
-    found = attribute(_by_hand(), image, torch.tensor([1, 0]), attribution.grad_cam, SIDE.name)
+    found = attribute(_by_hand(), image, torch.tensor([1, 0]), grad_cam, SIDE.name)
     # The gradient of z by A0 is 2 everywhere and by A1 -1: CAM = ReLU(2 A0 - A1) for "right", and
     # ReLU(-2 A0 + A1) for "left".
     right, left = torch.zeros(28, 28), torch.zeros(28, 28)
@@ -78,17 +88,15 @@ def test_the_other_methods_on_a_linear_network() -> None:
     one, zero = torch.tensor([1]), torch.tensor([0])
     inside = (slice(None), slice(1, 27), slice(1, 27))
     # A pixel counts 2 in A0 and -1 in A1: the score's gradient is 1 (at the right edge 2).
-    torch.testing.assert_close(
-        attribute(net, image, one, attribution.saliency, SIDE.name).maps[inside], torch.ones(1, 26, 26)
-    )
+    torch.testing.assert_close(attribute(net, image, one, saliency, SIDE.name).maps[inside], torch.ones(1, 26, 26))
     shares = torch.zeros(1, 28, 28)
     shares[0, 10, 10] = 0.5  # gradient times the way from black
-    torch.testing.assert_close(attribute(net, image, one, attribution.integrated_gradients, SIDE.name).maps, shares)
-    torch.testing.assert_close(attribute(net, image, zero, attribution.integrated_gradients, SIDE.name).maps, -shares)
-    fall = attribute(net, image, one, attribution.occlusion, SIDE.name).maps[0]
+    torch.testing.assert_close(attribute(net, image, one, integrated_gradients, SIDE.name).maps, shares)
+    torch.testing.assert_close(attribute(net, image, zero, integrated_gradients, SIDE.name).maps, -shares)
+    fall = attribute(net, image, one, occlusion, SIDE.name).maps[0]
     assert fall[10, 10].item() == pytest.approx(0.5)  # every window over it takes 0.5 away
     assert fall[20, 20].item() == 0
-    guided = attribute(net, image, one, attribution.guided_grad_cam, SIDE.name).maps[0]
+    guided = attribute(net, image, one, guided_grad_cam, SIDE.name).maps[0]
     assert guided[10, 10].item() == pytest.approx(2 * 0.5 * 1)  # Grad-CAM times the gradient
     assert guided.count_nonzero() == 1
 
@@ -205,6 +213,7 @@ def test_activations_are_a_hooks_and_the_most_active_are_named() -> None:
     [
         *((name, MULTI, {}) for name in ("branched", "shared_figure5", "shared_v1", "shared_v2", "shared_v3")),
         ("deep", LINES, {}),
+        ("resnet", MULTI, {}),
         ("classifier1", MNIST, {}),
         ("classifier1", MNIST, {"dense": "flat"}),
     ],
@@ -220,7 +229,7 @@ def test_every_layer_and_head_of_every_network_can_be_explained(
         picture = maximize_channels(net, answer.layer, torch.tensor([0]), shape, AscentConfig(steps=2))
         assert picture.images.shape == (1, *shape)
     for head in data["heads"]:
-        assert attribute(net, images, torch.tensor([0, 1]), attribution.grad_cam, head.name).maps.shape == (2, 28, 28)
+        assert attribute(net, images, torch.tensor([0, 1]), grad_cam, head.name).maps.shape == (2, 28, 28)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -357,12 +366,12 @@ def test_a_network_of_other_names_and_layers_is_explained() -> None:
     for method in METHODS.values():
         found = attribute(net, images, torch.tensor([0, 1, 1]), method, SIDE.name)
         assert found.maps.shape == (3, 32, 32)
-    assert attribute(net, images, torch.tensor([2, 1, 0]), attribution.saliency, shade.name).maps.shape == (3, 32, 32)
+    assert attribute(net, images, torch.tensor([2, 1, 0]), saliency, shade.name).maps.shape == (3, 32, 32)
     assert net.training
     assert all(parameter.requires_grad for parameter in net.parameters())
     # One that answers a tensor has one head.
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 3))
-    cam = attribute(plain, images, torch.tensor([0, 1, 2]), attribution.grad_cam, shade.name)
+    cam = attribute(plain, images, torch.tensor([0, 1, 2]), grad_cam, shade.name)
     assert cam.layer_map is not None
     assert (cam.layer_map.layer, cam.maps.shape) == ("0", (3, 32, 32))
 
@@ -409,7 +418,7 @@ def test_heads_in_a_tuple_and_a_method_of_ones_own() -> None:
     torch.testing.assert_close(two[:, 0], -two[:, 1])
     targets = torch.tensor([0, 1, 1])
     for head in (0, 1):
-        assert attribute(net, images, targets, attribution.grad_cam, head).maps.shape == (3, 16, 16)
+        assert attribute(net, images, targets, grad_cam, head).maps.shape == (3, 16, 16)
 
     def brightness(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
         return images.amax(dim=1) * net(images).gather(1, targets[:, None])[:, :, None]
@@ -425,7 +434,7 @@ def test_heads_in_a_tuple_and_a_method_of_ones_own() -> None:
 
 
 def test_a_result_draws_and_keeps_itself(tmp_path: Path) -> None:
-    found = attribute(_by_hand(), torch.rand(2, 1, 28, 28), torch.tensor([1, 0]), attribution.grad_cam, SIDE.name)
+    found = attribute(_by_hand(), torch.rand(2, 1, 28, 28), torch.tensor([1, 0]), grad_cam, SIDE.name)
     folder = found.save(tmp_path / "kept")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["kind"], manifest["method"], manifest["layer"]) == ("Attribution", "grad_cam", "stem.conv")

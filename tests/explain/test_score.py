@@ -11,10 +11,10 @@ import torch
 
 from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.explain.attribution import grad_cam
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci, head_contrast, rank_correlation
 from cnnlab.explain.evaluation import AttributionScore, Sample, evaluate, insertion_deletion, randomise
 from cnnlab.explain.evaluation_report import Scores
+from cnnlab.explain.methods.cams import grad_cam
 from cnnlab.models.networks import Branched
 from cnnlab.runs import Run
 from tests.conftest import HEADS, TINY_LINES, in_process, run_train

@@ -1,0 +1,190 @@
+"""The page of a benchmark: its answers, its pictures and its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnlab import html, plots
+from cnnlab.benchmark.findings import answers, heads_of, lead, mean, scene_words, without_doubles
+from cnnlab.benchmark.grades import ABSOLUTE, BY_HAND, CASCADE, SHOWN, Grades
+from cnnlab.benchmark.table import Table, known_mean
+from cnnlab.data.truths import LineTruths
+from cnnlab.explain.evaluation import EDGES, RANDOM, UPPER_BOUND
+from cnnlab.explain.method_names import method_title
+from cnnlab.io import to_csv, write_atomically, write_json
+from cnnlab.log import say
+from cnnlab.provenance import versions
+
+Rows = list[list[str]]
+
+
+def written(folder: Path, table: Table, settings: Any) -> Path:
+    """Write the table (`scores.csv`), pictures, page and manifest into `folder`; returns the page's path."""
+    write_atomically(folder / "scores.csv", to_csv(list(table.rows())))
+    by_hand = [one for one in table.grades if one.facts["scene"] == BY_HAND]
+    table = Table([one for one in table.grades if one not in by_hand] or table.grades)
+    scenes, first = list(dict.fromkeys(scene for scene, _ in table.groups)), table.grades[0]
+    plots.save(_leads(table, scenes), folder / "leads.png")
+    for head in first.heads:
+        plots.save(_maps(table, first, head), folder / f"maps_{head}.png")
+    manifest = {
+        "protocol": {one.facts["scene"]: one.facts["protocol"] for one in table.grades},
+        "networks": [one.facts for one in [*table.grades, *by_hand]],
+        "settings": settings,
+        "versions": versions(),
+    }
+    write_json(folder / "manifest.json", manifest)
+    tables = {
+        "The networks": networks(table),
+        "Methods by mean rank, plain lines": ranks(table, scenes[0]),
+        "The data's truth and the network's own": own_truth(table, scenes[0]),
+        "Random weights": random_weights(table, scenes[0]),
+        "Methods that say the same": agreement(table, scenes[0]),
+        "What a map costs": costs(table, scenes[0]),
+    }
+    if by_hand:
+        tables["A network whose weights were set by hand"] = known_evidence(Table(by_hand, "own"), table, scenes[0])
+    said = answers(table)
+    page = html.render(
+        "benchmark.html", manifest=manifest, answers=said, folder=folder, heads=first.heads, tables=tables
+    )
+    write_atomically(folder / "index.html", page)
+    say("\n".join(said))
+    say(f"page  {folder / 'index.html'}")
+    return folder / "index.html"
+
+
+def _leads(table: Table, scenes: list[str]) -> plots.Figure:
+    """How far each method is ahead of the edge map, for every scene and head, and on how many networks it beats it."""
+    methods = without_doubles(table, scenes[0])
+    columns = [(scene, head) for scene in scenes for head in heads_of(table, scene)]
+    values = np.array([[lead(table, scene, name, head) for scene, head in columns] for name in methods])
+    texts = []
+    for name in methods:
+        won = [table.beaten(scene, name, head) for scene, head in columns]
+        texts.append([f"{beats}/{total}" if total else "" for beats, _, total in won])
+    groups = {scene_words(scene): heads_of(table, scene) for scene in scenes}
+    return plots.leads([method_title(name) for name in methods], groups, values, texts)
+
+
+def _maps(table: Table, one: Grades, head: str) -> plots.Figure:
+    """The maps of every method for one image and head of a network, the best first by its grade over all images."""
+    h = one.heads.index(head)
+    place = int(np.argmax(one.flips[h, :SHOWN]))
+    data = LineTruths(one.values.shape[-1], one.facts["drawn"])
+    picture = (data.images[place] * 255).round().byte().numpy()
+    truth = np.broadcast_to(data.counterfactuals[head][place].numpy() * np.uint8(255), picture.shape)
+    names = [
+        name for name in one.methods if name != UPPER_BOUND and not np.isnan(one.maps[h, one.methods.index(name)]).any()
+    ]
+    names = [name for name in names if not name.endswith(ABSOLUTE) or name.removesuffix(ABSOLUTE) in names]
+    means = {name: known_mean(table.images(one, head, name)) for name in names}
+    order = sorted(names, key=lambda name: -means[name])
+    tiles = [plots.heat(one.maps[h, one.methods.index(name), place].astype(np.float32)) for name in order]
+    captions = [f"{means[name]:.2f}  {method_title(name)}".replace(", absolute", ", abs.") for name in order]
+    title = f"{head}, {one.facts['network']}: every method on one image, the best first by its rank accuracy over all"
+    return plots.images(np.stack([picture, truth, *tiles]), ["the image", "true pixels", *captions], title, columns=7)
+
+
+def networks(table: Table) -> Rows:
+    """A row a network and scene: its seeds, how often it is right, and how many images count."""
+    rows: Rows = [
+        ["network", "scene", "seeds", "right", "images that count", "pixels of its own truth", "… proven smallest"]
+    ]
+    for (scene, network), members in table.groups.items():
+        right, counted = (known_mean([getattr(one, name) for one in members]) for name in ("right", "flips"))
+        sizes = np.concatenate([one.own_size[one.own_size > 0] for one in members])
+        proven = known_mean(np.concatenate([one.own_proven[one.own_size > 0] for one in members]))
+        rows.append(
+            [network, scene_words(scene), str(len(members)), f"{right:.2%}", f"{counted:.1%}",
+             f"{np.median(sizes):.0f}" if len(sizes) else "", f"{proven:.0%}" if len(sizes) else ""]
+        )  # fmt: skip
+    return rows
+
+
+def ranks(table: Table, scene: str) -> Rows:
+    """A row a method: its mean rank with its interval, its grade by head, and how often it beats the edge map."""
+    heads = heads_of(table, scene)
+    rows: Rows = [["method", "mean rank", *heads, "beats edges", "loses to edges"]]
+    for name, rank in table.ranks(scene).items():
+        beats, loses, total = table.beaten(scene, name)
+        grades = [f"{mean(table, scene, name, head):.2f}" for head in heads]
+        said = f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]"
+        rows.append([method_title(name), said, *grades, f"{beats} of {total}", f"{loses} of {total}"])
+    for name in (EDGES, UPPER_BOUND, RANDOM):
+        rows.append([name, "", *(f"{mean(table, scene, name, head):.2f}" for head in heads), "", ""])
+    return rows
+
+
+def own_truth(table: Table, scene: str) -> Rows:
+    """A row a method: auc against the data's truth and against the network's own, and whether, among the pixels that
+    are true by the data, it puts those first that this network needs (0.5 is chance); means over networks and
+    heads."""
+    rows: Rows = [["method", "the data's truth", "the network's own", "own among the data's"]]
+    data, own = Table(table.grades, "counterfactual", "auc"), Table(table.grades, "own", "auc")
+    found: list[tuple[str, float, float, float]] = []
+    for name in [*without_doubles(table, scene), EDGES]:
+        means = [known_mean([mean(one, scene, name, head) for head in heads_of(table, scene)]) for one in (data, own)]
+        members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+        inside = [np.where(one.flips, one.within[:, one.methods.index(name)], np.nan) for one in members]
+        found.append((method_title(name), float(means[0]), float(means[1]), float(known_mean(inside))))
+    return rows + [[name, *(f"{value:.2f}" for value in rest)] for name, *rest in sorted(found, key=lambda r: -r[3])]
+
+
+def known_evidence(by_hand: Table, table: Table, scene: str) -> Rows:
+    """A row a method: how much of the evidence that is known of a network with weights set by hand it finds, which
+    answers by the left half of the image alone; beside it how it does for the same head of trained networks."""
+    head = heads_of(by_hand, BY_HAND)[0]
+    rows: Rows = [["method", f"{head}, left half: rank", f"{head}, trained networks: rank"]]
+    names = [*by_hand.methods, EDGES, UPPER_BOUND]
+    graded = {cell.method: standing.mean.mean for cell, standing in by_hand.standings.items()}
+    for name in sorted((name for name in names if name in graded), key=lambda name: -graded[name]):
+        rows.append([method_title(name), f"{graded[name]:.2f}", f"{mean(table, scene, name, head):.2f}"])
+    return rows
+
+
+def random_weights(table: Table, scene: str) -> Rows:
+    """A row a method: how alike its maps are to those after layers were given random weights; 0 is right."""
+    rows: Rows = [["method", *CASCADE]]
+    members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+    for name in without_doubles(table, scene):
+        values = np.concatenate([one.cascade[:, one.methods.index(name)] for one in members])
+        rows.append([method_title(name), *(f"{value:.2f}" for value in known_mean(values, axis=0))])
+    return rows
+
+
+def agreement(table: Table, scene: str) -> Rows:
+    """A row a method: how alike its maps are to those of all others, and to those of the one that is most alike, by
+    rank correlation; means over networks and heads."""
+    members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+    names = [name for name in without_doubles(table, scene) if name in table.common(scene)]
+    places = [[one.methods.index(name) for name in names] for one in members]
+    alike = known_mean(
+        np.concatenate([one.agreement[:, p][:, :, p] for one, p in zip(members, places, strict=True)]), axis=0
+    )
+    np.fill_diagonal(alike, np.nan)
+    rows: Rows = [["method", "all others", "the most alike", "by"]]
+    for name, values in zip(names, alike, strict=True):
+        most = int(np.nanargmax(values)) if not np.isnan(values).all() else None
+        if most is not None:
+            told = [f"{known_mean(values):.2f}", method_title(names[most]), f"{values[most]:.2f}"]
+            rows.append([method_title(name), *told])
+    return rows
+
+
+def costs(table: Table, scene: str) -> Rows:
+    """A row a method: forward passes and milliseconds for the map of one image and head, the mean over networks."""
+    members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+    devices = sorted({one.facts["device"] for one in members})
+    rows: Rows = [["method", "forward passes", f"milliseconds ({', '.join(devices)})"]]
+    for name in (name for name in table.methods if not name.endswith(ABSOLUTE)):
+        passes, seconds = (
+            known_mean([getattr(one, what)[:, one.methods.index(name)] for one in members])
+            for what in ("passes", "seconds")
+        )
+        if not np.isnan(passes):
+            rows.append([method_title(name), f"{passes:.0f}", f"{1000 * seconds / members[0].values.shape[-1]:.1f}"])
+    return rows

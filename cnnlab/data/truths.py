@@ -1,0 +1,61 @@
+"""Line images with the exact pixels that carry the answer to each question: a data set for grading explanations."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cnnlab.data.datamodule import sample_indices
+from cnnlab.data.lines import LineDataModule
+
+PROTOCOL = "1"  # raised with whatever changes what is graded, or how
+
+Item = dict[str, Tensor | dict[str, Tensor]]
+
+
+class LineTruths(Dataset[Item]):
+    """`count` test lines of any kind, drawn at random, in a scene of `data.scenes.SCENES`; always the same ones. No
+    network trained by cnnlab has seen one, whatever its seed.
+
+    Item i is a dict: "image" float32 (3, 28, 28) in [0, 1]; "target" {head: int64 ()}; "line" bool (28, 28), the pixels
+    that the line lights; "counterfactual" {head: bool (28, 28)}, the pixels that change when the line is drawn with
+    another answer to that head's question; "others" {head: float32 (K, 3, 28, 28)}, these drawings. All items at once
+    are in the attributes `images`, `targets`, `lines`, `counterfactuals` and `others` {head: (K, N, 3, 28, 28)}.
+    """
+
+    def __init__(self, count: int = 100, scene: str = "plain") -> None:
+        module = LineDataModule(scene=scene)
+        module.setup("test")
+        self.scene, self.heads, split = scene, module.heads, module.splits["test"]
+        self.indices = sample_indices(len(split), count)
+        self.images, self.targets = split.inputs(self.indices), split.targets(self.indices)
+        self.others = {head.name: split.counterfactuals(self.indices, head).float() / 255 for head in self.heads}
+        truths = {head.name: split.truths(self.indices, head) for head in self.heads}
+        self.lines = truths[self.heads[0].name]["line"]
+        self.counterfactuals = {name: truth["counterfactual"] for name, truth in truths.items()}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Item:
+        return {
+            "image": self.images[index],
+            "target": {name: values[index] for name, values in self.targets.items()},
+            "line": self.lines[index],
+            "counterfactual": {name: masks[index] for name, masks in self.counterfactuals.items()},
+            "others": {name: images[:, index] for name, images in self.others.items()},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The protocol's version and a hash of all images, targets and true pixels: what two results must share to be
+        compared."""
+        state = hashlib.blake2b(digest_size=8)
+        masks = [self.lines, *self.counterfactuals.values()]
+        for part in [(self.images * 255).round().to(torch.uint8), *self.targets.values(), *masks]:
+            state.update(part.numpy().tobytes())
+        return f"{PROTOCOL}-{state.hexdigest()}"

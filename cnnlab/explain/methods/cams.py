@@ -1,0 +1,87 @@
+"""Methods that look at the maps of a layer, as a rule the last convolution before the head: the CAM family."""
+
+from __future__ import annotations
+
+import torch
+from captum.attr import LayerGradCam, LayerGradientXActivation, LayerIntegratedGradients
+from torch import Tensor
+
+from cnnlab.explain.attribution import LayerMap, to_image
+from cnnlab.explain.network import HeadWrapper, last_convolution, layer_named, recorded
+
+
+def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+    """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of `layer`, None:
+    of the last convolution before the head, and a_k the mean over places of the class score's gradient by A_k."""
+    name = layer or last_convolution(net, images)
+    cam = LayerGradCam(net, layer_named(net.net, name))
+    with torch.enable_grad():
+        scores = cam.attribute(images.detach(), target=targets, relu_attributions=True)
+    return LayerMap(name, scores[:, 0].detach())
+
+
+def hires_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+    """HiResCAM (Draelos and Carin 2020): ReLU(sum over channels of A_k times the class score's gradient by A_k), place
+    by place, where Grad-CAM takes the gradient's mean over places."""
+    name = layer or last_convolution(net, images)
+    method = LayerGradientXActivation(net, layer_named(net.net, name))
+    with torch.enable_grad():
+        products = method.attribute(images.detach(), target=targets)
+    return LayerMap(name, products.detach().sum(dim=1).clamp(min=0))
+
+
+def grad_cam_pp(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+    """Grad-CAM++ (Chattopadhyay et al. 2018): as Grad-CAM, but a_k sums the positive gradients G with the weights
+    G^2 / (2 G^2 + G^3 sum of A_k), the paper's closed form for an exponential of the score."""
+    name, maps, slopes = _maps_and_slopes(net, images, targets, layer)
+    below = 2 * slopes**2 + slopes**3 * maps.sum(dim=(2, 3), keepdim=True)
+    share = slopes**2 / below.where(below != 0, 1)
+    weights = (share * slopes.clamp(min=0)).sum(dim=(2, 3), keepdim=True)
+    return LayerMap(name, (weights * maps).sum(dim=1).clamp(min=0))
+
+
+def layer_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+    """LayerCAM (Jiang et al. 2021): ReLU(sum over channels of A_k times the positive part of the gradient by A_k)."""
+    name, maps, slopes = _maps_and_slopes(net, images, targets, layer)
+    return LayerMap(name, (slopes.clamp(min=0) * maps).sum(dim=1).clamp(min=0))
+
+
+def score_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+    """Score-CAM (Wang et al. 2020): ReLU(sum over channels of a_k A_k), where a_k is the probability of the class of
+    the image times A_k, which is brought to the image and stretched to [0, 1]. No gradients."""
+    name, maps, _ = _maps_and_slopes(net, images, targets, layer)
+    weights = []
+    with torch.no_grad():
+        for channel in maps.unbind(dim=1):
+            mask = to_image(LayerMap(name, channel), net, images).flatten(1)
+            low, high = mask.amin(dim=1, keepdim=True), mask.amax(dim=1, keepdim=True)
+            mask = (mask - low) / (high - low).where(high > low, 1)
+            masked = images * mask.view(len(images), 1, *images.shape[2:])
+            weights.append(net(masked).softmax(dim=1).gather(1, targets[:, None])[:, 0])
+    combined = (torch.stack(weights, dim=1)[..., None, None] * maps).sum(dim=1)
+    return LayerMap(name, combined.clamp(min=0))
+
+
+def layer_integrated_gradients(
+    net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None, steps: int = 32
+) -> LayerMap:
+    """Integrated gradients by the maps of a layer, on the way from a black image (Dhamdhere et al. 2019, conductance's
+    simpler kin in Captum), summed over channels, with their sign."""
+    name = layer or last_convolution(net, images)
+    method = LayerIntegratedGradients(net, layer_named(net.net, name))
+    with torch.enable_grad():
+        shares = method.attribute(images.detach(), target=targets, n_steps=steps, internal_batch_size=250)
+    return LayerMap(name, shares.detach().sum(dim=1))
+
+
+def _maps_and_slopes(
+    net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None
+) -> tuple[str, Tensor, Tensor]:
+    """The layer's name, its maps (N, K, h, w) and the gradients of the class scores by them."""
+    name = layer or last_convolution(net, images)
+    layer_named(net.net, name)
+    with torch.enable_grad(), recorded(net.net, [name]) as outputs:
+        scores = net(images.detach().clone().requires_grad_()).gather(1, targets[:, None])
+        maps = outputs[name]
+        (slopes,) = torch.autograd.grad(scores.sum(), maps)
+    return name, maps.detach(), slopes.detach()
