@@ -52,7 +52,7 @@ def tables(folder: Path, slow: Path | None) -> dict[str, Rows]:
 
 
 def _percents(shares: dict[str, float]) -> Rows:
-    return [[name, f"{share:.1%}"] for name, share in shares.items()]
+    return [[name, f"{100 * share:.1f} %"] for name, share in shares.items()]
 
 
 def keep(folder: Path, slow: Path | None) -> None:

@@ -152,3 +152,13 @@ def test_they_are_legible_in_the_dark(browser: Browsed, lines_run: Path) -> None
     light = "getComputedStyle(document.body).{}.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + +part, 0)"
     assert tab.evaluate(light.format("backgroundColor")) < 150
     assert tab.evaluate(light.format("color")) > 600
+
+
+def test_the_page_of_a_benchmark(browser: Browsed, lines_run: Path, folder: Path) -> None:
+    words = ("breadth=quick", "images=6", "method=[grad_cam,input_x_gradient]", f"runs=[{lines_run}]")
+    in_process("benchmark", *words, f"out={folder}/benchmark")
+    page = folder / "benchmark" / "index.html"
+    is_sound(browser, page)
+    tab, _ = browser.open(page.as_uri())
+    tab.locator("summary", has_text="What a map costs").click()
+    assert tab.locator("td", has_text="Grad-CAM").last.is_visible()

@@ -22,10 +22,11 @@ def answers(table: Table) -> list[str]:
     first = next(iter(table.groups))[0]
     shares, (seeds, networks) = table.variance(first), table.alike(first)
     if shares:
+        percents = {name: f"{100 * share:.0f} %" for name, share in shares.items()}
         found.append(
-            f"Of the variance of grades within a network and head, {shares['method']:.0%} comes from the method, "
-            f"{shares['image']:.0%} from the image and {shares['training']:.0%} from the training alone, "
-            f"{shares['training × method']:.0%} from which method a training happens to suit."
+            f"Of the variance of grades within a network and head, {percents['method']} comes from the method, "
+            f"{percents['image']} from the image and {percents['training']} from the training alone, "
+            f"{percents['training × method']} from which method a training happens to suit."
         )
     if not np.isnan(seeds):
         said = f"The order of the methods is alike to {seeds:.2f} (rank correlation) between two trainings of a network"
@@ -55,11 +56,13 @@ def _by_head(table: Table, scene: str) -> Iterator[str]:
         best = [name for name, (count, _, _) in won.items() if count == most]
         best = sorted(best, key=lambda name: -lead(table, scene, name, head))
         means = [mean(table, scene, name, head) for name in (best[0], EDGES)]
-        others = f", as {listed([method_title(n) for n in best[1:3]])} do" if len(best) in (2, 3) else ""
-        others = f", as {counted(len(best) - 1, 'other method')} do" if len(best) > 3 else others
+        rest = [method_title(name) for name in best[1:]]
+        others = listed(rest) if len(rest) < 3 else counted(len(rest), "other method")
+        told = f", as {others} {'does' if len(rest) == 1 else 'do'}" if rest else ""
+        networks_ = f"{most} of {networks} networks" if networks > 1 else "the one network"
         yield (
-            f"{where} {method_title(best[0])} beats an edge map on {most} of {counted(networks, 'network')} "
-            f"({means[0]:.2f} against {means[1]:.2f} on average){others}."
+            f"{where} {method_title(best[0])} beats an edge map on {networks_} "
+            f"({means[0]:.2f} against {means[1]:.2f} on average){told}."
         )
 
 

@@ -84,9 +84,11 @@ def _maps(table: Table, one: Grades, head: str) -> plots.Figure:
     means = {name: known_mean(table.images(one, head, name)) for name in names}
     order = sorted(names, key=lambda name: -means[name])
     tiles = [plots.heat(one.maps[h, one.methods.index(name), place].astype(np.float32)) for name in order]
-    captions = [f"{means[name]:.2f}  {method_title(name)}".replace(", absolute", ", abs.") for name in order]
+    captions = [f"{means[name]:.2f}\n{method_title(name)}" for name in order]
     title = f"{head}, {one.facts['network']}: every method on one image, the best first by its rank accuracy over all"
-    return plots.images(np.stack([picture, truth, *tiles]), ["the image", "true pixels", *captions], title, columns=7)
+    return plots.images(
+        np.stack([picture, truth, *tiles]), ["\nthe image", "\ntrue pixels", *captions], title, columns=7
+    )
 
 
 def networks(table: Table) -> Rows:
@@ -99,8 +101,8 @@ def networks(table: Table) -> Rows:
         sizes = np.concatenate([one.own_size[one.own_size > 0] for one in members])
         proven = known_mean(np.concatenate([one.own_proven[one.own_size > 0] for one in members]))
         rows.append(
-            [network, scene_words(scene), str(len(members)), f"{right:.2%}", f"{counted:.1%}",
-             f"{np.median(sizes):.0f}" if len(sizes) else "", f"{proven:.0%}" if len(sizes) else ""]
+            [network, scene_words(scene), str(len(members)), html.percent(right), html.percent(counted),
+             f"{np.median(sizes):.0f}" if len(sizes) else "", f"{100 * proven:.0f} %" if len(sizes) else ""]
         )  # fmt: skip
     return rows
 
@@ -150,10 +152,11 @@ def random_weights(table: Table, scene: str) -> Rows:
     """A row a method: how alike its maps are to those after layers were given random weights; 0 is right."""
     rows: Rows = [["method", *CASCADE]]
     members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
-    for name in without_doubles(table, scene):
+    for name in table.common(scene):
         values = np.concatenate([one.cascade[:, one.methods.index(name)] for one in members])
-        rows.append([method_title(name), *(f"{value:.2f}" for value in known_mean(values, axis=0))])
-    return rows
+        if not np.isnan(values).all():
+            rows.append([method_title(name), *(f"{value:.2f}" for value in known_mean(values, axis=0))])
+    return rows[:1] + sorted(rows[1:], key=lambda row: abs(float(row[-1])))
 
 
 def agreement(table: Table, scene: str) -> Rows:

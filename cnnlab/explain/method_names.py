@@ -58,7 +58,7 @@ _WORDS = {
 def method_title(name: str) -> str:
     """A method's name as it is read, and as its paper writes it."""
     if name.endswith(_ABSOLUTE):
-        return f"{method_title(name.removesuffix(_ABSOLUTE))}, absolute"
+        return f"{method_title(name.removesuffix(_ABSOLUTE))} (absolute)"
     return _TITLES.get(name, name.replace("_", " "))
 
 
