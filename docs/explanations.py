@@ -66,13 +66,13 @@ def keep(folder: Path, slow: Path | None) -> None:
         row
         for one in (table, by_hand)
         for row in one.rows()
-        if (row["truth"], row["metric"]) in (("counterfactual", "rank"), ("counterfactual", "auc"), ("own", "auc"))
+        if (row["truth"], row["metric"]) in (("counterfactual", "rank"), ("own", "auc"))
     ]
     with (KEPT / "scores.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept)
-    for name in ("leads", *(f"maps_{head}" for head in table.grades[0].heads)):
+    for name in ("leads", "maps_length"):
         shutil.copyfile(folder / f"{name}.png", KEPT / f"{name}.png")
 
 
