@@ -70,6 +70,18 @@ def build(name: str, data: dict[str, Any], **settings: Any) -> MultiHeadNet:
             9 * (3 * 16 + 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 2 * 112 * (1 + 4) + 64 * 15 + 15,
             448,
         ),
+        # Seven 3 x 3 convolutions without biases, two 1 x 1 with, their BatchNorms, and 7 x 7 x 64 places to 15 units.
+        (
+            "resnet",
+            MULTI,
+            {},
+            9 * (3 * 16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+            + (16 * 32 + 32 + 32 * 64 + 64)
+            + 4 * 240
+            + 49 * 64 * 15
+            + 15,
+            480,
+        ),
     ],
 )
 def test_totals_are_the_reports(
@@ -104,6 +116,20 @@ def test_a_mean_over_places_answers_the_same_wherever_something_lies() -> None:
         here, there = net(image), net(image.roll((4, 6), dims=(2, 3)))  # by whole steps of the last block
     for name in net.head_names:
         torch.testing.assert_close(here[name], there[name], atol=1e-5, rtol=0)
+
+
+def test_a_residual_block_adds_its_input() -> None:
+    net = build("resnet", MULTI).eval()
+    block = net.get_submodule("stem.block1")
+    maps = torch.rand(2, 16, 28, 28)
+    with torch.no_grad():
+        block.get_submodule("bn_b").get_parameter("weight").zero_()
+        torch.testing.assert_close(block(maps), maps)  # what is added to it is 0
+    assert [output_shape(net.stem[:last], (3, 28, 28)) for last in (4, 5, 6)] == [
+        (16, 28, 28),
+        (32, 14, 14),
+        (64, 7, 7),
+    ]
 
 
 def test_stride_takes_the_place_of_pooling() -> None:
