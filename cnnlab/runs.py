@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # Captum comes when it is asked for
 
 MOST_BYTES = 1_000_000  # of a config.yaml or summary.json
 OOD = "ood"  # the file beside the checkpoints that knows the training images
-REFERENCES = 8
+REFERENCES = 8  # training images that an attribution method may compare an image with
 SAMPLE = 500  # test images on which dead and saturated channels are judged
 
 # Runs written by version 0.1 name their classes and settings so.

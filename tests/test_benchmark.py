@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_trains_grades_and_writes_a_page(small: Path) -> None:
     rows = list(csv.DictReader((small / "scores.csv").read_text().splitlines()))
-    told = {(row["network"], row["head"]) for row in rows}
-    assert told >= {("branched", head) for head in ("length", "width", "angle", "colour")} or len(rows) > 0
+    assert {row["network"] for row in rows} == {"branched", "by_hand"}
+    assert {row["head"] for row in rows if row["network"] == "by_hand"} == {"colour"}
     assert {row["protocol"] for row in rows} == {LineTruths(6).fingerprint}
     assert {row["method"] for row in rows} >= {"grad_cam", "input_x_gradient", EDGES}
     assert all(0 <= float(row["mean"]) <= 1 for row in rows)
@@ -69,6 +70,22 @@ def test_what_is_there_is_not_made_again(small: Path, capsys: pytest.CaptureFixt
     in_process("benchmark", *SMALL, f"out={small}")
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert "epoch 1" not in capsys.readouterr().out
+
+
+def test_grades_of_another_recipe_or_setting_are_not_taken_for_these(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "out")
+    file = tmp_path / "out" / "grades" / "by_hand_by_hand_0.npz"
+    runs = f"runs=[{small}/networks/plain_branched_0]"
+    in_process("benchmark", *SMALL, runs, f"out={tmp_path}/out")
+    same = file.stat().st_mtime_ns
+    in_process("benchmark", *SMALL, runs, f"out={tmp_path}/out")
+    assert file.stat().st_mtime_ns == same
+    in_process("benchmark", *SMALL, runs, f"out={tmp_path}/out", "+method.grad_cam.layer=stem.conv")
+    assert file.stat().st_mtime_ns > same
+    with pytest.raises(SystemExit, match="two networks are called plain_plain_branched_0_0"):
+        in_process(
+            "benchmark", *SMALL, f"runs=[{small}/networks/plain_branched_0,{tmp_path}/out/networks/plain_branched_0]"
+        )
 
 
 def test_a_method_of_ones_own_and_maps_made_elsewhere(small: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from cnnlab.html import counted, listed
 
 
 def answers(table: Table) -> list[str]:
-    """Which methods beat an edge map, for which head and on how many networks; how much is the training's; and whether
-    the maps follow the network's own truth."""
+    """Which methods beat an edge map, for which head and on how many networks; and how much of a grade and of
+    the order is the training's."""
     found = []
     for scene in dict.fromkeys(scene for scene, _ in table.groups):
         found += list(_by_head(table, scene))

@@ -39,7 +39,7 @@ def written(folder: Path, table: Table, settings: Any) -> Path:
     write_json(folder / "manifest.json", manifest)
     tables = {
         "The networks": networks(table),
-        "Methods by mean rank, plain lines": ranks(table, scenes[0]),
+        **{f"Methods by mean rank, {scene_words(scene)}": ranks(table, scene) for scene in scenes},
         "The data's truth and the network's own": own_truth(table, scenes[0]),
         "Random weights": random_weights(table, scenes[0]),
         "Methods that say the same": agreement(table, scenes[0]),
@@ -130,7 +130,7 @@ def own_truth(table: Table, scene: str) -> Rows:
     found: list[tuple[str, float, float, float]] = []
     for name in [*without_doubles(table, scene), EDGES]:
         means = [known_mean([mean(one, scene, name, head) for head in heads_of(table, scene)]) for one in (data, own)]
-        members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+        members = table.members(scene)
         inside = [np.where(one.flips, one.within[:, one.methods.index(name)], np.nan) for one in members]
         found.append((method_title(name), float(means[0]), float(means[1]), float(known_mean(inside))))
     return rows + [[name, *(f"{value:.2f}" for value in rest)] for name, *rest in sorted(found, key=lambda r: -r[3])]
@@ -151,7 +151,7 @@ def known_evidence(by_hand: Table, table: Table, scene: str) -> Rows:
 def random_weights(table: Table, scene: str) -> Rows:
     """A row a method: how alike its maps are to those after layers were given random weights; 0 is right."""
     rows: Rows = [["method", *CASCADE]]
-    members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+    members = table.members(scene)
     for name in table.common(scene):
         values = np.concatenate([one.cascade[:, one.methods.index(name)] for one in members])
         if not np.isnan(values).all():
@@ -162,7 +162,7 @@ def random_weights(table: Table, scene: str) -> Rows:
 def agreement(table: Table, scene: str) -> Rows:
     """A row a method: how alike its maps are to those of all others, and to those of the one that is most alike, by
     rank correlation; means over networks and heads."""
-    members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+    members = table.members(scene)
     names = [name for name in without_doubles(table, scene) if name in table.common(scene)]
     places = [[one.methods.index(name) for name in names] for one in members]
     alike = known_mean(
@@ -180,7 +180,7 @@ def agreement(table: Table, scene: str) -> Rows:
 
 def costs(table: Table, scene: str) -> Rows:
     """A row a method: forward passes and milliseconds for the map of one image and head, the mean over networks."""
-    members = [one for (place, _), group in table.groups.items() if place == scene for one in group]
+    members = table.members(scene)
     devices = sorted({one.facts["device"] for one in members})
     rows: Rows = [["method", "forward passes", f"milliseconds ({', '.join(devices)})"]]
     for name in (name for name in table.methods if not name.endswith(ABSOLUTE)):

@@ -71,7 +71,7 @@ def benchmark_run(cfg: DictConfig) -> Path:
     every = []
     for number, job in enumerate(jobs, start=1):
         path = folder / "grades" / f"{job.name}.npz"
-        found = _kept(path, data[job.drawn], methods, cfg)
+        found = _kept(path, data[job.drawn], job, cfg)
         if found is None:
             say(f"{number}/{len(jobs)}  {job.title}")
             found = _graded(job, cfg, methods, data[job.drawn], folder)
@@ -107,6 +107,10 @@ def _check(cfg: DictConfig, jobs: Sequence[Job], methods: Mapping[str, Method]) 
     if cfg.device != "auto":
         with refused(f"device={cfg.device}"):
             torch.zeros(1, device=str(cfg.device))
+    names = [job.name for job in jobs]
+    for job in jobs:
+        if names.count(job.name) > 1:
+            raise UserError(f"two networks are called {job.name}: give their run folders different names")
     for words in {job.words for job in jobs if job.words is not None}:  # before the first is trained
         with TemporaryDirectory() as place, composed("train", ["experiment=multihead", *words], place):
             pass
@@ -115,18 +119,25 @@ def _check(cfg: DictConfig, jobs: Sequence[Job], methods: Mapping[str, Method]) 
             raise UserError(f"maps.{name} has the name of a method")
 
 
-def _kept(path: Path, data: LineTruths, methods: Mapping[str, Method], cfg: DictConfig) -> Grades | None:
-    """The grades that are there, where they are of this protocol and of all that is asked for."""
+def _asked(job: Job, cfg: DictConfig) -> dict[str, Any]:
+    """What grades depend on besides the images: the network, the methods' settings, maps made elsewhere."""
+    network = str(job.run.path) if job.run is not None else list(job.words or ())
+    return {"of": network, "settings": OmegaConf.to_container(cfg.method), "given": OmegaConf.to_container(cfg.maps)}
+
+
+def _kept(path: Path, data: LineTruths, job: Job, cfg: DictConfig) -> Grades | None:
+    """The grades that are there, where they are of what is asked for."""
     if not path.is_file():
         return None
     found = Grades.load(path)
-    asked = {*methods, *cfg.maps}
-    return found if found.facts["protocol"] == data.fingerprint and asked <= set(found.methods) else None
+    asked = {"protocol": data.fingerprint, **_asked(job, cfg)}
+    return found if asked == {name: found.facts.get(name) for name in asked} else None
 
 
 def _graded(job: Job, cfg: DictConfig, methods: Mapping[str, Method], data: LineTruths, folder: Path) -> Grades:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else str(cfg.device)
     facts: dict[str, Any] = {
+        **_asked(job, cfg),
         "scene": job.scene,
         "network": job.network,
         "seed": job.seed,

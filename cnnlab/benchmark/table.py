@@ -43,14 +43,13 @@ class Cell(NamedTuple):
 @dataclass(frozen=True)
 class Standing:
     """How a method does in a cell, `mean` with its interval, and how much better than the edge map, `ahead`; over the
-    `seeds` or, of one alone, over the images. `beats` where `ahead` is above 0 over seeds and over images, and `loses`
+    seeds or, of one alone, over the images. `beats` where `ahead` is above 0 over seeds and over images, and `loses`
     where it is below."""
 
     mean: Interval
     ahead: Interval
     beats: bool
     loses: bool
-    seeds: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,10 @@ class Table:
         for one in self.grades:
             found.setdefault((one.facts["scene"], one.facts["network"]), []).append(one)
         return found
+
+    def members(self, scene: str) -> list[Grades]:
+        """The grades of all networks and seeds of a scene."""
+        return [one for one in self.grades if one.facts["scene"] == scene]
 
     def images(self, one: Grades, head: str, method: str) -> Array:
         """The grades of a method, an image each, float64 (N,), NaN where the answer does not change."""
@@ -96,7 +99,7 @@ class Table:
 
     def common(self, scene: str) -> list[str]:
         """The methods that every network of a scene has maps of."""
-        there = [one for one in self.grades if one.facts["scene"] == scene]
+        there = self.members(scene)
         refused = {name for one in there for name in one.facts["refused"]}
         return [
             name
@@ -118,7 +121,7 @@ class Table:
         over networks and seeds, drawn anew together; the best first. Methods that a network refuses are left out."""
         rows = []
         names = self.common(scene)
-        for one in [one for one in self.grades if one.facts["scene"] == scene]:
+        for one in self.members(scene):
             ranks = [_ranks([known_mean(self.images(one, head, name)) for name in names]) for head in one.heads]
             rows.append((one.facts["network"], np.mean(ranks, axis=0)))
         networks = list(dict.fromkeys(network for network, _ in rows))
@@ -202,7 +205,7 @@ def _standing(own: Array, edges: Array) -> Standing:
         for rows in (own, ahead)
     ]
     beats, loses = min(over[1].low, by_image.low) > 0, max(over[1].high, by_image.high) < 0
-    return Standing(over[0], over[1], beats, loses, len(own))
+    return Standing(over[0], over[1], beats, loses)
 
 
 def _interval(values: Array) -> Interval:

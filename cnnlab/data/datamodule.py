@@ -56,11 +56,6 @@ class BatchedDataset(Dataset[Batch]):
         """The true pixels of a head's answer, {truth: bool (B, H, W)}; {} where nobody knows them."""
         return {}
 
-    def counterfactuals(self, indices: Tensor, head: Head) -> Tensor:
-        """The same images with another answer to the head's question, uint8 (K, B, C, H, W), K of each; (0, B, C, H, W)
-        where nobody can draw them."""
-        return self.images(indices)[None][:0]
-
     def __getitem__(self, indices: Tensor) -> Batch:
         """A whole batch at once, of `indices` int64 (B,): no Python runs for the single image."""
         return self.inputs(indices), self.targets(indices)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnlab.data.datamodule import CHUNK
+from cnnlab.data.hashing import hashed, unit
 from cnnlab.data.rendering import (
     IMAGE_SIZE,
     LENGTHS,
@@ -27,7 +28,7 @@ from cnnlab.data.rendering import (
     centre_bounds,
     grey_levels,
 )
-from cnnlab.data.scenes import compose, hashed, unit
+from cnnlab.data.scenes import compose
 
 MIXED = "mixed"  # every style of drawing, an image each
 HOLDOUTS = ("none", "region")

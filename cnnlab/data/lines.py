@@ -107,6 +107,7 @@ class LineDataset(BatchedDataset):
         return render_float(*self.drawing(indices)) if self.draws.scene == "plain" else super().inputs(indices)
 
     def counterfactuals(self, indices: Tensor, head: Head) -> Tensor:
+        """The same images with another answer to the head's question, uint8 (K, B, 3, 28, 28), K of each."""
         kinds, centres, style, jitter = self.drawing(indices)
         others = [
             counterfactual_kinds(part.name, kinds, [ATTRIBUTES[part.name].index(name) for name in part.classes])

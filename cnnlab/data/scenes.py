@@ -11,35 +11,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from cnnlab.data.hashing import Keys, hashed, unit
 from cnnlab.data.rendering import ANGLES, IMAGE_SIZE, LENGTHS, WIDTHS, Lines, centre_bounds, coverage
-
-Keys = NDArray[np.uint64]
 
 # With noise the line is drawn at LIT of its brightness on a ground of GROUND, so that little of the noise, of deviation
 # NOISE, is cut off at black and at full brightness. All in grey levels of 0 to 255.
 LIT, GROUND, NOISE = 0.6, 51.0, 25.5
 DIMMEST = 0.2  # of the lines of a scene "contrast"
 BLUR = 5  # pixels of the square over which correlated noise is averaged, twice
-
-
-def hashed(*words: NDArray[np.uint64] | int) -> Keys:
-    """Independent uniform 64-bit numbers, one for each row of `words` (splitmix64, Steele et al. 2014)."""
-    state: Keys = np.zeros(1, np.uint64)
-    for word in words:
-        state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return state
-
-
-def unit(keys: Keys) -> Tensor:
-    """Hashes as numbers uniform in [0, 1), float32 of the same shape."""
-    return torch.from_numpy((keys >> 40).astype(np.float32) / 2**24)
 
 
 def compose(scene: str, images: Tensor, keys: Keys) -> Tensor:

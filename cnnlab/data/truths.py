@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.data.lines import LineDataModule
+from cnnlab.data.lines import LineDataModule, LineDataset
 
 PROTOCOL = "1"  # raised with whatever changes what is graded, or how
 
@@ -31,6 +31,7 @@ class LineTruths(Dataset[Item]):
         module = LineDataModule(scene=scene)
         module.setup("test")
         self.scene, self.heads, split = scene, module.heads, module.splits["test"]
+        assert isinstance(split, LineDataset)
         self.indices = sample_indices(len(split), count)
         self.images, self.targets = split.inputs(self.indices), split.targets(self.indices)
         self.others = {head.name: split.counterfactuals(self.indices, head).float() / 255 for head in self.heads}

@@ -17,6 +17,7 @@ _TITLES = {
     "deep_lift": "DeepLIFT",
     "deep_lift_shap": "DeepLIFT SHAP",
     "lrp": "LRP",
+    "layer_integrated_gradients": "layer int. gradients",
     "kernel_shap": "KernelSHAP",
     "shapley_sampling": "Shapley sampling",
     "lime": "LIME",
