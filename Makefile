@@ -1,7 +1,8 @@
 # make train: set everything up, then train and test the multi-head network (a few minutes).
 # make play:  set everything up, train the multi-head network where there is no run yet, then play with it in the browser.
 # make test:  set everything up, then run all tests.   make test-fast: the quick ones.   make check: lint and types.
-# make test-oldest: the quick tests with the oldest versions that pyproject.toml allows. With another Python:
+# make test-oldest: the quick tests with the oldest versions that pyproject.toml allows.
+# make test-quantus: the metrics beside those of Quantus. With another Python:
 # make test VENV=.venv-3.13 PYTHON=python3.13.
 # make docs:  set everything up, then build the site in site/, notebooks included (ten minutes).
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PARALLEL := -m pytest -n 2 --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python $(PARALLEL)
 OLDEST := $(VENV)-oldest
 
-.PHONY: train play test test-fast test-oldest check docs clean
+.PHONY: train play test test-fast test-oldest test-quantus check docs clean
 
 train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
@@ -32,6 +33,12 @@ test-oldest: $(READY)
 	$(VENV)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PARALLEL) -m "not slow" -W ignore::DeprecationWarning
 
+# Quantus brings an OpenCV that is not that of `dev`, and warns as it is imported.
+test-quantus: $(READY)
+	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)-quantus
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)-quantus --constraint constraints.txt --editable . pytest quantus==0.6.0
+	$(VENV)-quantus/bin/python -m pytest -W ignore tests/explain/test_quantus.py
+
 check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -47,4 +54,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-quantus $(OLDEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

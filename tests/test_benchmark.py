@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cnnlab.benchmark import page
 from cnnlab.benchmark.findings import answers
 from cnnlab.benchmark.grades import CASCADE, TRUTHS, Grades, grade
 from cnnlab.benchmark.table import Cell, Table
@@ -22,7 +23,7 @@ from cnnlab.data.truths import LineTruths
 from cnnlab.errors import UserError
 from cnnlab.explain.attribution_metrics import METRICS, auc, auc_within
 from cnnlab.explain.by_hand import left_half_evidence, left_half_net
-from cnnlab.explain.evaluation import EDGES, RANDOM, UPPER_BOUND
+from cnnlab.explain.evaluation import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
 from cnnlab.explain.methods.cams import grad_cam, hires_cam
 from cnnlab.explain.methods.gradients import input_x_gradient
 from cnnlab.explain.network import HeadWrapper
@@ -154,7 +155,7 @@ def _by_hand(images: int = 12) -> Grades:
 
 def test_the_grades_of_a_network_whose_evidence_is_known() -> None:
     found, data = _by_hand(), LineTruths(12)
-    assert found.methods == [RANDOM, EDGES, "grad_cam", "hires_cam", "input_x_gradient", UPPER_BOUND]
+    assert found.methods == [RANDOM, EDGES, BRIGHTNESS, "grad_cam", "hires_cam", "input_x_gradient", UPPER_BOUND]
     left = left_half_evidence(data.images).flatten(1).any(dim=1).numpy()
     # A line that is in the right half alone leaves the logit 0, which is read as red, whatever its colour.
     assert (found.flips[0] == left).all()
@@ -163,11 +164,13 @@ def test_the_grades_of_a_network_whose_evidence_is_known() -> None:
     some = found.flips[0]
     assert np.allclose(found.values[0, found.methods.index("hires_cam"), own, rank][some], 1)
     assert np.allclose(found.values[0, found.methods.index("input_x_gradient"), own, rank][some], 1)
+    line = found.values[0, found.methods.index(BRIGHTNESS), TRUTHS.index("line"), rank]
+    assert np.allclose(line, 1)  # on black what is bright is the line
     whole = left_half_evidence(data.images).flatten(1).sum(dim=1) == data.lines.flatten(1).sum(dim=1)
     both = some & ~whole.numpy()
     if both.any():  # Grad-CAM lights the whole line
         assert (found.values[0, found.methods.index("grad_cam"), own, rank][both] < 1).all()
-    assert found.cascade.shape == (1, 6, len(CASCADE))
+    assert found.cascade.shape == (1, 7, len(CASCADE))
     assert found.passes[0, found.methods.index("grad_cam")] == pytest.approx(1, abs=0.2)
     assert np.allclose(np.diag(found.agreement[0])[:-1], 1)
 
@@ -193,10 +196,12 @@ def test_auc_within_a_domain_counts_its_pairs() -> None:
 
 
 def _table(values: np.ndarray[Any, Any], flips: np.ndarray[Any, Any] | None = None) -> Table:
-    """Grades by hand, (seeds, methods, images) of the methods edges, a and b, for one head of one network."""
+    """Grades by hand, (seeds, methods, images) of the methods edges, a and b, for one head of one network; brightness
+    has those of the edges."""
     base = _by_hand(6)
+    values = np.insert(values, 1, values[:, 0], axis=1)
     seeds, methods, images = values.shape
-    names = [EDGES, "a", "b"][:methods]
+    names = [EDGES, BRIGHTNESS, "a", "b"][:methods]
     every = []
     for seed in range(seeds):
         full = np.zeros((1, methods, len(TRUTHS), len(METRICS), images), dtype=np.float32)
@@ -231,6 +236,19 @@ def test_images_whose_answer_does_not_change_do_not_count() -> None:
     table = _table(values, np.array([[True, True, False]]))
     assert table.standings[Cell("plain", "net", "colour", "a")].mean.mean == pytest.approx(0.9)
     assert {row["images"] for row in table.rows() if row["method"] == "a"} == {2}
+
+
+def test_wrong_answers_are_graded_apart_where_there_are_enough() -> None:
+    values = np.tile(np.array([0.5, 0.5, 0.2, 0.4]), (3, 2, 5))  # (3, 2, 20); of each four images the last two wrong
+    table = _table(values, np.zeros((1, 20), dtype=bool))  # a wrong answer need not change with the counterfactual
+    right = np.tile(np.array([[True, True, False, False]]), (1, 5))
+    told = page.wrong_answers(Table([replace(one, right=right) for one in table.grades]))
+    # 30 values of 0.2 or 0.4: their deviation is 0.1 with a factor of 30 / 29 under the root.
+    half = 1.96 * 0.1 * np.sqrt(30 / 29) / np.sqrt(30)
+    assert told[0] == ["method", "colour, net, plain lines: 30 right", "30 wrong"]
+    assert told[1] == ["a", "0.50 ± 0.00", f"0.30 ± {half:.2f}"]
+    few = np.tile(np.array([[True] * 7 + [False]]), (1, 3))[:, :20]
+    assert page.wrong_answers(Table([replace(one, right=few) for one in table.grades])) == [["method"]]
 
 
 def test_the_variance_is_shared_out_by_where_it_comes_from() -> None:

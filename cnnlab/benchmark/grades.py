@@ -20,7 +20,16 @@ from cnnlab.data.truths import LineTruths
 from cnnlab.errors import UserError
 from cnnlab.explain.attribution import Method, attribute_head
 from cnnlab.explain.attribution_metrics import METRICS, auc_within, rank_correlation, standard_ranks
-from cnnlab.explain.evaluation import EDGES, RANDOM, UPPER_BOUND, edge_map, random_map, randomise, upper_bound_maps
+from cnnlab.explain.evaluation import (
+    BRIGHTNESS,
+    EDGES,
+    RANDOM,
+    UPPER_BOUND,
+    WITHOUT_NETWORK,
+    brightness_map,
+    randomise,
+    upper_bound_maps,
+)
 from cnnlab.explain.network import HeadWrapper, frozen_copy
 from cnnlab.explain.own_truth import flipping_set
 from cnnlab.io import write_atomically
@@ -28,7 +37,7 @@ from cnnlab.models.heads import Head
 
 TRUTHS = ("line", "counterfactual", "own")
 BY_HAND = "by_hand"  # the scene and the network whose weights were set by hand
-BASELINES = (RANDOM, EDGES, UPPER_BOUND)
+BASELINES = (RANDOM, EDGES, BRIGHTNESS, UPPER_BOUND)
 SHOWN = 6  # images of which the maps are kept
 CASCADE = ("the last layer", "half of the layers", "all layers")  # that are given random weights
 IMAGES = 8  # on which that is done
@@ -117,7 +126,7 @@ def grade(
     for head in data.heads if heads is None else heads:
         wrapper = HeadWrapper(frozen_copy(net).to(device), head.name)
         one = _Examined(head, wrapper, _predicted(head, wrapper, images), {}, {}, {})
-        for name, method in {RANDOM: random_map, EDGES: edge_map, **methods}.items():
+        for name, method in {**WITHOUT_NETWORK, BRIGHTNESS: brightness_map, **methods}.items():
             progress(f"{head.name}: {name}")
             _attribute(one, name, method, images, refused)
         one.maps |= {name: maps[head.name] for name, maps in (given or {}).items()}

@@ -10,15 +10,17 @@ import numpy as np
 from cnnlab import html, plots
 from cnnlab.benchmark.findings import answers, heads_of, lead, mean, scene_words, without_doubles
 from cnnlab.benchmark.grades import ABSOLUTE, BY_HAND, CASCADE, SHOWN, Grades
-from cnnlab.benchmark.table import Table, known_mean
+from cnnlab.benchmark.table import Table, interval, known_mean
 from cnnlab.data.truths import LineTruths
-from cnnlab.explain.evaluation import EDGES, RANDOM, UPPER_BOUND
+from cnnlab.explain.evaluation import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
 from cnnlab.explain.method_names import method_title
 from cnnlab.io import to_csv, write_atomically, write_json
 from cnnlab.log import say
 from cnnlab.provenance import versions
 
 Rows = list[list[str]]
+
+FEWEST_WRONG = 10  # wrong answers of which grades are told
 
 
 def written(folder: Path, table: Table, settings: Any) -> Path:
@@ -41,12 +43,14 @@ def written(folder: Path, table: Table, settings: Any) -> Path:
         "The networks": networks(table),
         **{f"Methods by mean rank, {scene_words(scene)}": ranks(table, scene) for scene in scenes},
         "The data's truth and the network's own": own_truth(table, scenes[0]),
+        "Right answers and wrong ones": wrong_answers(table),
         "Random weights": random_weights(table, scenes[0]),
         "Methods that say the same": agreement(table, scenes[0]),
         "What a map costs": costs(table, scenes[0]),
     }
     if by_hand:
         tables["A network whose weights were set by hand"] = known_evidence(Table(by_hand, "own"), table, scenes[0])
+    tables = {title: rows for title, rows in tables.items() if len(rows) > 1}
     said = answers(table)
     page = html.render(
         "benchmark.html", manifest=manifest, answers=said, folder=folder, heads=first.heads, tables=tables
@@ -116,7 +120,7 @@ def ranks(table: Table, scene: str) -> Rows:
         grades = [f"{mean(table, scene, name, head):.2f}" for head in heads]
         said = f"{rank.mean:.1f} [{rank.low:.1f}, {rank.high:.1f}]"
         rows.append([method_title(name), said, *grades, f"{beats} of {total}", f"{loses} of {total}"])
-    for name in (EDGES, UPPER_BOUND, RANDOM):
+    for name in (EDGES, BRIGHTNESS, UPPER_BOUND, RANDOM):
         rows.append([name, "", *(f"{mean(table, scene, name, head):.2f}" for head in heads), "", ""])
     return rows
 
@@ -128,7 +132,7 @@ def own_truth(table: Table, scene: str) -> Rows:
     rows: Rows = [["method", "the data's truth", "the network's own", "own among the data's"]]
     data, own = Table(table.grades, "counterfactual", "auc"), Table(table.grades, "own", "auc")
     found: list[tuple[str, float, float, float]] = []
-    for name in [*without_doubles(table, scene), EDGES]:
+    for name in [*without_doubles(table, scene), EDGES, BRIGHTNESS]:
         means = [known_mean([mean(one, scene, name, head) for head in heads_of(table, scene)]) for one in (data, own)]
         members = table.members(scene)
         inside = [np.where(one.flips, one.within[:, one.methods.index(name)], np.nan) for one in members]
@@ -136,12 +140,37 @@ def own_truth(table: Table, scene: str) -> Rows:
     return rows + [[name, *(f"{value:.2f}" for value in rest)] for name, *rest in sorted(found, key=lambda r: -r[3])]
 
 
+def wrong_answers(table: Table) -> Rows:
+    """A row a method: its grades where the network's answer is right and where it is wrong, with their 95 % intervals
+    over images and seeds, for each network and head with at least FEWEST_WRONG wrong answers; the maps are those of the
+    answer that was given. All images count, as a wrong answer need not change with the counterfactual. Only the header
+    where there are no such networks."""
+    columns = []
+    for (scene, network), members in table.groups.items():
+        for head in members[0].heads:
+            right = np.concatenate([one.right[one.heads.index(head)] for one in members])
+            if (~right).sum() >= FEWEST_WRONG:
+                columns.append((f"{head}, {network}, {scene_words(scene)}", members, head, right))
+    header = ["method"]
+    for title, _, _, right in columns:
+        header += [f"{title}: {right.sum()} right", f"{(~right).sum()} wrong"]
+    rows: Rows = [header]
+    for name in [*table.methods, EDGES, BRIGHTNESS] if columns else []:
+        cells = []
+        for _, members, head, right in columns:
+            values = np.concatenate([table.every_image(one, head, name) for one in members])
+            cells += [interval(values[right]), interval(values[~right])]
+        if not any(np.isnan(cell.mean) for cell in cells):
+            rows.append([method_title(name), *(f"{cell.mean:.2f} ± {cell.high - cell.mean:.2f}" for cell in cells)])
+    return rows
+
+
 def known_evidence(by_hand: Table, table: Table, scene: str) -> Rows:
     """A row a method: how much of the evidence that is known of a network with weights set by hand it finds, which
     answers by the left half of the image alone; beside it how it does for the same head of trained networks."""
     head = heads_of(by_hand, BY_HAND)[0]
     rows: Rows = [["method", f"{head}, left half: rank", f"{head}, trained networks: rank"]]
-    names = [*by_hand.methods, EDGES, UPPER_BOUND]
+    names = [*by_hand.methods, EDGES, BRIGHTNESS, UPPER_BOUND]
     graded = {cell.method: standing.mean.mean for cell, standing in by_hand.standings.items()}
     for name in sorted((name for name in names if name in graded), key=lambda name: -graded[name]):
         rows.append([method_title(name), f"{graded[name]:.2f}", f"{mean(table, scene, name, head):.2f}"])

@@ -75,9 +75,12 @@ class Table:
 
     def images(self, one: Grades, head: str, method: str) -> Array:
         """The grades of a method, an image each, float64 (N,), NaN where the answer does not change."""
-        h = one.heads.index(head)
-        values = one.values[h, one.methods.index(method), TRUTHS.index(self.truth), list(METRICS).index(self.metric)]
-        return np.where(one.flips[h], values, np.nan).astype(np.float64)
+        return np.where(one.flips[one.heads.index(head)], self.every_image(one, head, method), np.nan)
+
+    def every_image(self, one: Grades, head: str, method: str) -> Array:
+        """The grades of a method, an image each, float64 (N,), whether or not the answer changes."""
+        place = one.heads.index(head), one.methods.index(method), TRUTHS.index(self.truth)
+        return np.asarray(one.values[(*place, list(METRICS).index(self.metric))], dtype=np.float64)
 
     @cached_property
     def standings(self) -> dict[Cell, Standing]:
@@ -199,16 +202,18 @@ def known_mean(values: Any, axis: int | None = None) -> Any:
 def _standing(own: Array, edges: Array) -> Standing:
     """Of grades float64 (seeds, N) of a method and of the edge map."""
     ahead = own - edges
-    by_image = _interval(known_mean(ahead, axis=0))
+    by_image = interval(known_mean(ahead, axis=0))
     over = [
-        _interval(np.array([known_mean(row) for row in rows])) if len(rows) > 1 else _interval(rows[0])
+        interval(np.array([known_mean(row) for row in rows])) if len(rows) > 1 else interval(rows[0])
         for rows in (own, ahead)
     ]
     beats, loses = min(over[1].low, by_image.low) > 0, max(over[1].high, by_image.high) < 0
     return Standing(over[0], over[1], beats, loses)
 
 
-def _interval(values: Array) -> Interval:
+def interval(values: Array) -> Interval:
+    """The mean of the values float64 (N,) that are not NaN, with its interval; that is NaN where there are fewer than
+    two."""
     values = values[~np.isnan(values)]
     if len(values) < 2:
         mean = known_mean(values) if len(values) else math.nan

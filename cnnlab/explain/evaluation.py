@@ -27,6 +27,7 @@ from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 
 CHANCE, RANDOM, EDGES, UPPER_BOUND = "chance", "random map", "edges (Sobel)", "upper bound of the layer"
+BRIGHTNESS = "image brightness"
 
 
 def random_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
@@ -37,6 +38,11 @@ def random_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
 def edge_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Maps float32 (N, H, W) that know the image and not the network: its Sobel edges."""
     return sobel(images)
+
+
+def brightness_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Maps float32 (N, H, W) that know the image and not the network: the brightest channel of each pixel."""
+    return images.amax(dim=1)
 
 
 WITHOUT_NETWORK: dict[str, Method] = {RANDOM: random_map, EDGES: edge_map}

@@ -116,4 +116,4 @@ def test_a_data_set_for_others() -> None:
 def test_the_protocol_knows_its_images() -> None:
     assert LineTruths(20).fingerprint == LineTruths(20).fingerprint
     assert len({LineTruths(20).fingerprint, LineTruths(21).fingerprint, LineTruths(20, "noise").fingerprint}) == 3
-    assert LineTruths(32).fingerprint == "1-6adaf918e608ab5d"
+    assert LineTruths(32).fingerprint == "2-6adaf918e608ab5d"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations, product
+from statistics import mean
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cnnlab.data.draws import LineDraws
@@ -14,6 +18,7 @@ from cnnlab.data.rendering import KINDS, attributes_of, counterfactual_mask, kin
 from cnnlab.explain.attribution_metrics import (
     METRICS,
     auc,
+    auc_within,
     layer_upper_bound,
     mass_accuracy,
     pointing_game,
@@ -90,6 +95,34 @@ def test_scores_have_the_precision_of_float64() -> None:
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[0, 0, :3] = True
     assert abs(rank_accuracy(_map(5, 0, 0, 4, 3, *[0.0] * 11), mask).item() - 1 / 3) < 1e-15
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(-2, 2), st.booleans(), st.booleans()), min_size=2, max_size=6))
+def test_every_metric_is_the_mean_over_all_orders_of_equal_pixels(pixels: list[tuple[int, bool, bool]]) -> None:
+    values, truth, inside = ([pixel[part] for pixel in pixels] for part in range(3))
+    maps, masks, domain = torch.tensor([[values]]).float(), torch.tensor([[truth]]), torch.tensor([[inside]])
+    places = range(len(pixels))
+    orders = [order for order in permutations(places) if sorted(values, reverse=True) == [values[i] for i in order]]
+    something, count = any(values), sum(truth)
+
+    def pairs(among: list[int]) -> float:
+        """The share of pairs of a true pixel and another in which the true one is the higher."""
+        lit, dark = ([i for i in among if truth[i] == wanted] for wanted in (True, False))
+        won = [(values[i] > values[j]) + (values[i] == values[j]) / 2 for i, j in product(lit, dark)]
+        return mean(won) if won else math.nan
+
+    positive = [max(value, 0) for value in values]
+    expected = {
+        "mass": sum(value for value, true in zip(positive, truth, strict=True) if true) / (sum(positive) or 1),
+        "rank": something * mean(sum(truth[i] for i in order[:count]) / max(count, 1) for order in orders),
+        "pointing": something * mean(truth[order[0]] for order in orders),
+        "auc": pairs(list(places)),
+    }
+    for name, metric in METRICS.items():
+        assert metric(maps, masks).item() == pytest.approx(expected[name] if count else math.nan, nan_ok=True), name
+    within = pairs([i for i in places if inside[i]])
+    assert auc_within(maps, masks, domain).item() == pytest.approx(within, nan_ok=True)
 
 
 def test_images_are_scored_apart() -> None:
