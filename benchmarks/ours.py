@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import hydra
 import lightning.pytorch as L
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnnlab import hardware
 from cnnlab.build import build_classifier, build_datamodule, build_trainer
@@ -71,20 +71,24 @@ def epoch_seconds(cfg: DictConfig) -> float:
 
 
 class ByHand:
-    """The same network, losses, optimizer and schedule in a plain loop on float32 images in memory.
-    It keeps the running loss and the heads' accuracies, as ours and Keras do."""
+    """A network, None: the one of `cfg`, with the losses, optimizer and schedule of `cfg` in a plain loop on float32
+    images in memory. It keeps the running loss and the heads' accuracies, as ours and Keras do."""
 
-    def __init__(self, cfg: DictConfig) -> None:
-        hardware.disable_malloc_trim()
+    def __init__(
+        self, cfg: DictConfig, net: nn.Module | None = None, channels_last: bool = True, compiled: bool = False
+    ) -> None:
         data = build_datamodule(cfg, "fit")
         pixels, targets = arrays(data, "train")
         self.images = torch.from_numpy(pixels).float() / 255
         self.targets = {name: torch.from_numpy(values) for name, values in targets.items()}
-        self.cfg, self.data = cfg, data
+        self.cfg, self.heads = cfg, data.heads
+        self.net = (net or build_classifier(cfg, data).net).train()
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        self.run: Callable[[Tensor], dict[str, Tensor]] = torch.compile(self.net) if compiled else self.net
 
     def __call__(self) -> float:
-        classifier = build_classifier(self.cfg, self.data)
-        net, heads = classifier.net.to(memory_format=torch.channels_last).train(), self.data.heads
+        net, heads = self.net, self.heads
         batch_size, bf16 = self.cfg.data.batch_size, hardware.precision(self.cfg.trainer.precision)
         optimizer = torch.optim.Adam(net.parameters(), lr=self.cfg.optimizer.lr, eps=1e-7, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -95,7 +99,7 @@ class ByHand:
         for rows in torch.randperm(len(self.images)).split(batch_size):
             images: Tensor = self.images[rows]
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16 == "bf16-mixed"):
-                logits = net(images)
+                logits = self.run(images)
                 losses = [head.loss(logits[head.name], self.targets[head.name][rows]) for head in heads]
                 loss = torch.stack(losses).sum()
             optimizer.zero_grad()

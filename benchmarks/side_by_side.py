@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -20,7 +21,15 @@ from typing import Any
 
 Rounds = dict[str, Callable[[], float]]  # {contestant: does its work once and says how many seconds it took}
 
-PACKAGES = ("cnnlab", "torch", "lightning", "captum", "keras", "tensorflow-cpu", "grad-cam")
+PACKAGES = ("cnnlab", "torch", "lightning", "captum", "keras", "tensorflow-cpu", "jax", "grad-cam", "torchcam")
+
+# What keeps each library to AVX2, as a machine without AVX-512 has it: oneDNN, PyTorch, MKL, XLA.
+AVX2 = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+}
 
 
 class Library:
@@ -96,6 +105,16 @@ class Result:
         return [self.work, self.against, f"**{middle}** {self.unit}", spread, str(len(self.values)), asked]
 
 
+def best(seconds: dict[str, list[float]], among: Iterable[str]) -> str:
+    """The contestant of the shortest median."""
+    return min(among, key=lambda who: median(seconds[who]))
+
+
+def avx2_alone() -> bool:
+    """Whether this process was told to use no later instructions."""
+    return all(os.environ.get(name) == value for name, value in AVX2.items())
+
+
 def compared(seconds: dict[str, list[float]], work: str, ours: str, theirs: str, at_least: float) -> Result:
     """How many times faster `ours` was than its neighbour in each round."""
     pairs = zip(seconds[ours], seconds[theirs], strict=True)
@@ -112,7 +131,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads, and the versions of what was measured."""
+    """Processor, threads, instructions, and the versions of what was measured."""
     from cnnlab import hardware  # torch comes with it: not in a process that measures another library
 
     versions = {}
@@ -121,7 +140,20 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"processor": hardware.description(), "python": platform.python_version(), **versions}
+    return {
+        "processor": hardware.description(),
+        "instructions": "AVX2 alone, simulated" if avx2_alone() else ", ".join(instructions()) or "AVX2 at most",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def instructions() -> list[str]:
+    """Those for matrices and for long vectors that PyTorch finds on this processor."""
+    import torch
+
+    names = {"AVX-512": "avx512", "AVX-512 BF16": "avx512_bf16", "AMX": "amx_tile"}
+    return [name for name, word in names.items() if getattr(torch.cpu, f"_is_{word}_supported")()]
 
 
 def report(record: dict[str, Any]) -> str:
@@ -146,8 +178,11 @@ def command(
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=words)
     parser.add_argument("--full", action="store_true", help="for the record, not for a quick look")
     parser.add_argument("--rounds", type=int, help="how many, instead of the mode's own number")
+    parser.add_argument("--avx2", action="store_true", help="as a machine does that has no later instructions")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks") / f"{name}.json")
     given = parser.parse_args()
+    if given.avx2:
+        os.environ.update(AVX2)  # before a library is imported; the contestants' processes have it from here
     results, figures = measure(given.full, given.rounds)
     record: dict[str, Any] = {
         "benchmark": name,
@@ -158,4 +193,4 @@ def command(
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\n{report(record)}\n\n{record['machine']['processor']}; {given.out}")
+    print(f"\n{report(record)}\n\n{record['machine']['processor']}, {record['machine']['instructions']}; {given.out}")

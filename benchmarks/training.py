@@ -1,15 +1,18 @@
-"""Training images a second: cnnlab beside Keras, and beside a loop written by hand in PyTorch."""
+"""Training images a second: cnnlab beside Keras on TensorFlow and JAX, beside plain PyTorch, and beside its own network
+in a loop written by hand."""
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from statistics import median
 from typing import Any
 
-from benchmarks.side_by_side import Library, Result, Rounds, command, compared, in_turns
+from benchmarks.side_by_side import Library, Result, Rounds, avx2_alone, best, command, compared, in_turns
 
 BATCHES = {"Branched": 256, "Classifier-1": 128}
-PRECISIONS = {"default": "auto", "float32": "32-true"}
+PRECISIONS = {"default": "auto", "float32": "32-true"}  # of which AVX2 alone knows the second
+FLOAT32 = "float32"  # in the name of every contestant that trains so
 
 
 def settings(name: str, steps: int) -> list[str]:
@@ -21,24 +24,54 @@ def settings(name: str, steps: int) -> list[str]:
     return ["experiment=mnist", f"data.train_size={images}", "data.val_size=0", "trainer.max_epochs=1"]
 
 
+def precisions() -> dict[str, str]:
+    """{label: Lightning's word} of the precisions that are compared."""
+    return {FLOAT32: PRECISIONS[FLOAT32]} if avx2_alone() else PRECISIONS
+
+
 def torch_rounds(name: str, steps: int) -> Rounds:
     from benchmarks.ours import ByHand, configuration, epoch_seconds
+    from cnnlab import hardware
 
+    hardware.disable_malloc_trim()
     rounds: Rounds = {}
-    for label, precision in PRECISIONS.items():
+    for label, precision in precisions().items():
         cfg = configuration(*settings(name, steps), f"trainer.precision={precision}")
         rounds[f"cnnlab, {label}"] = partial(epoch_seconds, cfg)
         rounds[f"by hand, {label}"] = ByHand(cfg)
     return rounds
 
 
-def keras_rounds(name: str, pixels: Any, targets: dict[str, Any]) -> Rounds:
+def plain_rounds(name: str, steps: int, compiled: bool) -> Rounds:
+    from benchmarks import plain_torch
+    from benchmarks.ours import ByHand, configuration
+
+    make = plain_torch.branched if name == "Branched" else plain_torch.classifier1
+    rounds: Rounds = {}
+    for label, precision in {FLOAT32: "32-true", **({} if avx2_alone() else {"bfloat16": "bf16-mixed"})}.items():
+        cfg = configuration(*settings(name, steps), f"trainer.precision={precision}")
+        rounds[f"PyTorch, {label}"] = ByHand(cfg, make(), channels_last=False)
+        rounds[f"PyTorch, channels last, {label}"] = ByHand(cfg, make())
+        if compiled:
+            rounds[f"PyTorch, compiled, {label}"] = ByHand(cfg, make(), compiled=True)
+    return rounds
+
+
+def keras_rounds(name: str, backend: str, pixels: Any, targets: dict[str, Any]) -> Rounds:
+    os.environ["KERAS_BACKEND"] = backend  # read when it is imported
+    import keras
+
     from benchmarks import peers
 
-    net = peers.branched() if name == "Branched" else peers.classifier1()
-    images, batch = peers.as_keras(pixels), BATCHES[name]
-    wanted = targets if name == "Branched" else targets["digit"]
-    return {"Keras": partial(peers.epoch_seconds, net, images, wanted, batch)}
+    make = peers.branched if name == "Branched" else peers.classifier1
+    images, wanted = peers.as_keras(pixels), targets if name == "Branched" else targets["digit"]
+    rounds: Rounds = {}
+    for label, policy in {FLOAT32: "float32", **({} if avx2_alone() else {"bfloat16": "mixed_bfloat16"})}.items():
+        keras.config.set_dtype_policy(policy)
+        for jit in (False, True) if backend == "tensorflow" else (True,):
+            how = "JAX" if backend == "jax" else "XLA" if jit else "TensorFlow"
+            rounds[f"Keras, {how}, {label}"] = partial(peers.epoch_seconds, make(jit), images, wanted, BATCHES[name])
+    return rounds
 
 
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
@@ -49,19 +82,22 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
     rounds, results, figures = given or rounds, [], []
     for name, batch in BATCHES.items():
         data = build_datamodule(configuration(*settings(name, steps)))
-        libraries = [Library(torch_rounds, name, steps), Library(keras_rounds, name, *arrays(data, "train"))]
+        images, targets = arrays(data, "train")
+        libraries = [
+            Library(torch_rounds, name, steps),
+            Library(plain_rounds, name, steps, full),  # compiling takes a minute
+            *(Library(keras_rounds, name, backend, images, targets) for backend in ("tensorflow", "jax")),
+        ]
         seconds = in_turns(libraries, rounds)
         work = f"{name}, batch {batch}"
-        results += [
-            compared(seconds, f"{work}, default precision", "cnnlab, default", "Keras", 1.6),
-            compared(seconds, f"{work}, float32", "cnnlab, float32", "Keras", 1.0),
-            compared(seconds, f"{work}, default precision", "cnnlab, default", "by hand, default", 0.97),
-            compared(seconds, f"{work}, float32", "cnnlab, float32", "by hand, float32", 0.97),
-        ]
-        images = len(data.splits["train"])
+        peers = [who for who in seconds if not who.startswith(("cnnlab", "by hand"))]
+        for label in precisions():
+            among = [who for who in peers if FLOAT32 in who] if label == FLOAT32 else peers
+            for other, asked in ((best(seconds, among), 1.0 if label == FLOAT32 else 1.5), (f"by hand, {label}", 0.97)):
+                results.append(compared(seconds, f"{work}, {label} precision", f"cnnlab, {label}", other, asked))
         figures += [
-            {"network": name, "contestant": who, "images/s (median)": f"{images / median(took):,.0f}"}
-            for who, took in seconds.items()
+            {"network": name, "contestant": who, "images/s (median)": f"{len(images) / median(took):,.0f}"}
+            for who, took in sorted(seconds.items(), key=lambda pair: median(pair[1]))
         ]
     return results, figures
 

@@ -7,8 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.side_by_side import Library, Result, Rounds, compared, in_turns, report
+from benchmarks.kernels import shares
+from benchmarks.plain_torch import branched, classifier1
+from benchmarks.side_by_side import AVX2, Library, Result, Rounds, avx2_alone, best, compared, in_turns, report
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -47,6 +50,39 @@ def test_a_ratio_is_that_of_neighbours_in_one_round() -> None:
     assert Result("drawing", "training", [1.5], at_most=2, unit="%").cells[2:] == [
         "**1.5** %", "1.5 to 1.5", "1", "≤ 2",
     ]  # fmt: skip
+
+
+def test_the_best_peer_has_the_shortest_median() -> None:
+    seconds = {"a": [1.0, 9.0, 9.0], "b": [5.0, 5.0, 20.0], "ours": [1.0, 1.0, 1.0]}
+    assert best(seconds, ["a", "b"]) == "b"
+
+
+def test_a_log_of_onednn_is_shared_out_by_kernel() -> None:
+    line = "onednn_verbose,v1,primitive,exec,cpu,{},undef,src:f32::blocked:acdb::f0,,,mb1_ic3oc32,{}"
+    log = [
+        "onednn_verbose,v1,info,cpu,isa:Intel AVX2",
+        line.format("convolution,jit:avx2,forward_training", 3),
+        "not of it, exec, cpu, 5",
+        line.format("pooling_v2,jit:avx2,forward_training", 1),
+        line.format("convolution,jit:avx2,backward_data", 4),
+    ]
+    assert shares("\n".join(log)) == {"convolution: jit:avx2": 7 / 8, "pooling_v2: jit:avx2": 1 / 8}
+    assert shares("") == {}
+
+
+def test_avx2_alone_is_when_every_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not avx2_alone()
+    for name, value in AVX2.items():
+        monkeypatch.setenv(name, value)
+    assert avx2_alone()
+
+
+def test_the_networks_in_plain_pytorch_answer_as_ours() -> None:
+    answers = branched()(torch.zeros(2, 3, 28, 28))  # the number of parameters is checked as they are made
+    assert {name: tuple(given.shape) for name, given in answers.items()} == {
+        "angle": (2, 12), "length": (2, 1), "width": (2, 1), "colour": (2, 1),
+    }  # fmt: skip
+    assert classifier1()(torch.zeros(2, 1, 28, 28))["digit"].shape == (2, 10)
 
 
 def test_a_report_is_markdown() -> None:
