@@ -42,6 +42,8 @@ def tables(folder: Path, slow: Path | None) -> dict[str, Rows]:
         "random": page.random_weights(table, "plain"),
         "agreement": page.agreement(table, "plain"),
         "costs": page.costs(table, "plain"),
+        "scenes": page.by_scene(table),
+        "wrong": page.wrong_answers(table),
         "by_hand": page.known_evidence(by_hand, table, "plain"),
         "variance": [["source", "share of the variance"], *_percents(table.variance("plain"))],
         **{scene: page.ranks(table, scene) for scene, _ in table.groups if scene != "plain"},

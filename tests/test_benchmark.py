@@ -83,6 +83,8 @@ def test_grades_of_another_recipe_or_setting_are_not_taken_for_these(small: Path
     assert file.stat().st_mtime_ns == same
     in_process("benchmark", *SMALL, runs, f"out={tmp_path}/out", "+method.grad_cam.layer=stem.conv")
     assert file.stat().st_mtime_ns > same
+    with pytest.raises(SystemExit, match="holds another run than this; choose another folder"):
+        in_process("benchmark", *SMALL, f"out={tmp_path}/out", "networks.branched=['data.train_per_class=7']")
     with pytest.raises(SystemExit, match="two networks are called plain_plain_branched_0_0"):
         in_process(
             "benchmark", *SMALL, f"runs=[{small}/networks/plain_branched_0,{tmp_path}/out/networks/plain_branched_0]"
@@ -229,6 +231,20 @@ def test_a_method_beats_the_edges_only_where_seeds_and_images_allow() -> None:
     assert answers(table)[0].startswith(
         "For colour (plain lines) a beats an edge map on the one network (0.71 against 0.50"
     )
+
+
+def test_scenes_stand_beside_each_other() -> None:
+    """In one scene a is ahead of the edges, in the other it is behind them and b is the better."""
+    edges = np.full((3, 1, 4), 0.5)
+    high, low = np.full((3, 1, 4), 0.9), np.full((3, 1, 4), 0.2)
+    here = _table(np.concatenate([edges, high, low], axis=1))
+    there = _table(np.concatenate([edges, low, 0 * low + 0.4], axis=1))
+    other = [replace(one, facts={**one.facts, "scene": "noise"}) for one in there.grades]
+    assert page.by_scene(Table([*here.grades, *other])) == [
+        ["mean rank (beats edges)", "plain lines", "scene noise"],
+        ["a", "1.0 (1 of 1)", "2.0 (0 of 1)"],
+        ["b", "2.0 (0 of 1)", "1.0 (0 of 1)"],
+    ]
 
 
 def test_images_whose_answer_does_not_change_do_not_count() -> None:

@@ -125,7 +125,7 @@ def test_a_refused_run_leaves_no_folder_in_outputs(tmp_path: Path, words: list[s
 
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(SystemExit, match=r"is not empty; choose another hydra\.run\.dir"):
+    with pytest.raises(SystemExit, match=r"is not empty; choose another folder"):
         run_train(tmp_path, *TINY_LINES)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

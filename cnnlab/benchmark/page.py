@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def written(folder: Path, table: Table, settings: Any) -> Path:
     write_json(folder / "manifest.json", manifest)
     tables = {
         "The networks": networks(table),
+        **({"Methods by scene": by_scene(table)} if len(scenes) > 1 else {}),
         **{f"Methods by mean rank, {scene_words(scene)}": ranks(table, scene) for scene in scenes},
         "The data's truth and the network's own": own_truth(table, scenes[0]),
         "Right answers and wrong ones": wrong_answers(table),
@@ -125,19 +127,43 @@ def ranks(table: Table, scene: str) -> Rows:
     return rows
 
 
+def by_scene(table: Table) -> Rows:
+    """A row a method: its mean rank in each scene, and on how many networks and heads of it it beats the edge map."""
+    ranks_ = {scene: table.ranks(scene) for scene in dict.fromkeys(scene for scene, _ in table.groups)}
+    rows: Rows = [["mean rank (beats edges)", *map(scene_words, ranks_)]]
+    for name in next(iter(ranks_.values())):
+        cells = []
+        for scene, found in ranks_.items():
+            beats, _, total = table.beaten(scene, name)
+            cells.append(f"{found[name].mean:.1f} ({beats} of {total})" if name in found else "")
+        rows.append([method_title(name), *cells])
+    return rows
+
+
 def own_truth(table: Table, scene: str) -> Rows:
-    """A row a method: auc against the data's truth and against the network's own, and whether, among the pixels that
-    are true by the data, it puts those first that this network needs (0.5 is chance); means over networks and
-    heads."""
-    rows: Rows = [["method", "the data's truth", "the network's own", "own among the data's"]]
+    """A row a method: auc against the data's truth and against the network's own; whether, among the pixels that are
+    true by the data, it puts those first that this network needs (0.5 is chance), and by how much better it does so
+    than the brightness of the pixels, with the 95 % interval over the networks; means over networks and heads."""
+    rows: Rows = [["method", "the data's truth", "the network's own", "own among the data's", "ahead of brightness"]]
     data, own = Table(table.grades, "counterfactual", "auc"), Table(table.grades, "own", "auc")
-    found: list[tuple[str, float, float, float]] = []
+    found: list[tuple[float, list[str]]] = []
     for name in [*without_doubles(table, scene), EDGES, BRIGHTNESS]:
         means = [known_mean([mean(one, scene, name, head) for head in heads_of(table, scene)]) for one in (data, own)]
-        members = table.members(scene)
-        inside = [np.where(one.flips, one.within[:, one.methods.index(name)], np.nan) for one in members]
-        found.append((method_title(name), float(means[0]), float(means[1]), float(known_mean(inside))))
-    return rows + [[name, *(f"{value:.2f}" for value in rest)] for name, *rest in sorted(found, key=lambda r: -r[3])]
+        groups = [members for (place, _), members in table.groups.items() if place == scene]
+        inside, bright = (np.array([_within(members, one) for members in groups]) for one in (name, BRIGHTNESS))
+        ahead, told = interval(inside - bright), ""
+        if name != BRIGHTNESS:
+            told = f"{ahead.mean:+.2f}" + (f" [{ahead.low:+.2f}, {ahead.high:+.2f}]" if len(groups) > 1 else "")
+        average = known_mean(inside)
+        found.append((average, [method_title(name), *(f"{value:.2f}" for value in (*means, average)), told]))
+    return rows + [cells for _, cells in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _within(members: Sequence[Grades], name: str) -> float:
+    """How well a method tells the pixels that a network needs from the other true ones, over its seeds, heads and those
+    images that count."""
+    values = [np.where(one.flips, one.within[:, one.methods.index(name)], np.nan) for one in members]
+    return float(known_mean(np.stack(values)))
 
 
 def wrong_answers(table: Table) -> Rows:
