@@ -2,8 +2,8 @@
 # make play:  set everything up, train the multi-head network where there is no run yet, then play with it in the browser.
 # make test:  set everything up, then run all tests.   make test-fast: the quick ones.   make check: lint and types.
 # make test-oldest: the quick tests with the oldest versions that pyproject.toml allows.
-# make test-quantus: the metrics beside those of Quantus. With another Python:
-# make test VENV=.venv-3.13 PYTHON=python3.13.
+# make test-quantus: the metrics beside those of Quantus.
+# Any of these with another Python: make test VENV=.venv-3.13 PYTHON=python3.13.
 # make docs:  set everything up, then build the site in site/, notebooks included (ten minutes).
 PYTHON ?= python3
 VENV := .venv

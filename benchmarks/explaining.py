@@ -12,7 +12,7 @@ from benchmarks.side_by_side import Library, Result, Rounds, best, command, comp
 
 LAYER, CHANNELS, STEPS = "angle.conv1", 64, 80  # the layer whose filters Report B shows
 PACKAGES = ("grad-cam", "torch-cam", "Captum")
-BATCH = 250  # images of Grad-CAM at once, for both
+BATCH = 250  # images of Grad-CAM at once, for all
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -45,7 +45,7 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
             log = subprocess.run(
                 [sys.executable, "-c", WORK, *words],
                 env={**os.environ, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"},
-                capture_output=True, text=True, check=True,
+                stdout=subprocess.PIPE, text=True, check=True,
             ).stdout  # fmt: skip
             if not rows:
                 found = {library: re.search(pattern, log) for library, pattern in INSTRUCTIONS.items()}

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.ours import configuration, job
 from benchmarks.side_by_side import Result, command
-from benchmarks.training import BATCHES, settings
+from benchmarks.training import BATCHES, precisions, settings
 from cnnlab import hardware
 
 PASSES = 5  # over an activation: written, read by the next layer, read again and its gradient written and read
@@ -115,7 +115,7 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
     rounds = given or (21 if full else 5)
     limits = []
     for name in BATCHES:
-        for precision in ("auto", "32-true"):
+        for precision in precisions().values():
             shares, limit = _network(name, precision, rounds)
             limits.append(limit)
             print(f"{limit['step']}: " + ", ".join(f"{row['operator']} {row['share']}" for row in shares))

@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from benchmarks.side_by_side import avx2_alone
 from cnnlab import hardware
 from cnnlab.build import build_classifier, build_datamodule, build_trainer
 from cnnlab.callbacks.metrics_history import MetricsHistory
@@ -26,9 +27,10 @@ from cnnlab.models.classifier import Classifier
 
 
 def configuration(*overrides: str) -> DictConfig:
-    """What `python -m cnnlab.train <overrides>` would train."""
+    """What `python -m cnnlab.train <overrides>` would train; with AVX2 alone in float32, as it would there."""
+    known = ["trainer.precision=32-true"] if avx2_alone() else []  # "auto" asks the processor, which knows more
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+        return hydra.compose("train", [*overrides, *known])
 
 
 def arrays(data: ImageDataModule, stage: str) -> tuple[Any, dict[str, Any]]:
@@ -71,8 +73,8 @@ def epoch_seconds(cfg: DictConfig) -> float:
 
 
 class ByHand:
-    """A network, None: the one of `cfg`, with the losses, optimizer and schedule of `cfg` in a plain loop on float32
-    images in memory. It keeps the running loss and the heads' accuracies, as ours and Keras do."""
+    """A plain loop with the losses, optimizer and schedule of `cfg` on float32 images in memory. It keeps the running
+    loss and the heads' accuracies, as ours and Keras do. The network is that of `cfg` where no other is given."""
 
     def __init__(
         self, cfg: DictConfig, net: nn.Module | None = None, channels_last: bool = True, compiled: bool = False

@@ -17,6 +17,8 @@ BATCHES = (32, 64, 128, 256, 512, 1024, 2048)
 PER_CLASS = (75, 750, 7500)  # images of each of 96 kinds
 FIXED = ("experiment=multihead", "trainer.max_epochs=1", "data.val_per_class=1", "data.test_per_class=1")
 
+DDP = ("trainer=ddp", "trainer.devices=2")
+
 
 def run(words: list[str], threads: int) -> tuple[float, float]:
     """Images a second in the steps of a command's training, and the peak memory of its largest process in GB."""
@@ -57,8 +59,6 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
         for place, (what, value, _, _) in enumerate(points)
     ]
 
-
-DDP = ("trainer=ddp", "trainer.devices=2")
 
 if __name__ == "__main__":
     command("scale", measure, __doc__)

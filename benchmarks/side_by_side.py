@@ -142,7 +142,7 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "processor": hardware.description(),
-        "instructions": "AVX2 alone, simulated" if avx2_alone() else ", ".join(instructions()) or "AVX2 at most",
+        "instructions": "AVX2 alone, simulated" if avx2_alone() else ", ".join(instructions()) or "none of AVX-512",
         "python": platform.python_version(),
         **versions,
     }

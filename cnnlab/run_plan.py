@@ -48,7 +48,7 @@ def plan_run(cfg: DictConfig) -> RunPlan:
     if cfg.skip_finished and (folder / "config.yaml").is_file():
         run = Run(folder)
         if run.config != OmegaConf.create(OmegaConf.to_container(config, resolve=True)):
-            elsewhere = "choose another folder (of a sweep hydra.sweep.dir, of a benchmark out)"
+            elsewhere = "choose another folder: hydra.sweep.dir=<folder>, of a benchmark out=<folder>"
             raise UserError(f"{folder} holds another run than this; {elsewhere}")
         return RunPlan(config, folder, finished=True) if run.finished else _going_on(run, config)
     if is_main_process() and not cfg.skip_finished:
@@ -82,7 +82,7 @@ def _based(cfg: DictConfig, init_from: Run | None) -> DictConfig:
 def reserve_run_dir(folder: Path) -> None:
     """Make the folder ours: of several runs that want it at the same moment one gets it, the one that makes
     its `log.txt`. Nothing in it is ever written over. Raises `UserError` where it is another's."""
-    taken = f"{folder} is not empty; choose another folder (hydra.run.dir), or go on with resume={folder}"
+    taken = f"{folder} is not empty; choose another folder (hydra.run.dir=<folder>), or go on with resume={folder}"
     if any(folder.iterdir()):
         raise UserError(taken)
     try:
@@ -90,7 +90,7 @@ def reserve_run_dir(folder: Path) -> None:
     except FileExistsError:
         raise UserError(taken) from None
     except OSError as error:
-        raise UserError(f"cannot write to {folder}; choose another folder (hydra.run.dir)") from error
+        raise UserError(f"cannot write to {folder}; choose another folder (hydra.run.dir=<folder>)") from error
 
 
 @contextmanager

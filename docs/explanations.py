@@ -68,7 +68,7 @@ def keep(folder: Path, slow: Path | None) -> None:
         row
         for one in (table, by_hand)
         for row in one.rows()
-        if (row["truth"], row["metric"]) in (("counterfactual", "rank"), ("own", "auc"))
+        if (row["truth"], row["metric"]) in (("counterfactual", "rank"), ("own", "auc"), ("own", "auc within"))
     ]
     with (KEPT / "scores.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")

@@ -238,13 +238,29 @@ def test_scenes_stand_beside_each_other() -> None:
     edges = np.full((3, 1, 4), 0.5)
     high, low = np.full((3, 1, 4), 0.9), np.full((3, 1, 4), 0.2)
     here = _table(np.concatenate([edges, high, low], axis=1))
-    there = _table(np.concatenate([edges, low, 0 * low + 0.4], axis=1))
+    there = _table(np.concatenate([edges, low, np.full((3, 1, 4), 0.4)], axis=1))
     other = [replace(one, facts={**one.facts, "scene": "noise"}) for one in there.grades]
     assert page.by_scene(Table([*here.grades, *other])) == [
         ["mean rank (beats edges)", "plain lines", "scene noise"],
         ["a", "1.0 (1 of 1)", "2.0 (0 of 1)"],
         ["b", "2.0 (0 of 1)", "1.0 (0 of 1)"],
     ]
+
+
+def test_what_a_network_needs_is_told_beside_brightness_network_by_network() -> None:
+    grades = []
+    for network, ahead in (("one", 0.2), ("two", 0.3)):
+        within = np.full((1, 4, 4), 0.5, dtype=np.float32)  # edges, brightness, a, b
+        within[0, 1:3] = [[0.6] * 4, [0.6 + ahead] * 4]
+        table = _table(np.full((2, 3, 4), 0.5))
+        grades += [replace(one, within=within, facts={**one.facts, "network": network}) for one in table.grades]
+    found = {row[0]: row[3:] for row in page.own_truth(Table(grades), "plain")}
+    half = 12.706 * 0.05 * np.sqrt(2) / np.sqrt(2)  # Student's factor for two; 0.2 and 0.3 lie 0.05 from their mean
+    assert found["a"] == ["0.85", f"+0.25 [{0.25 - half:+.2f}, {0.25 + half:+.2f}]"]
+    assert found["image brightness"] == ["0.60", ""]
+    assert {row["mean"] for row in Table(grades).rows() if (row["method"], row["metric"]) == ("a", "auc within")} == {
+        0.8, 0.9,
+    }  # fmt: skip
 
 
 def test_images_whose_answer_does_not_change_do_not_count() -> None:
@@ -259,8 +275,8 @@ def test_wrong_answers_are_graded_apart_where_there_are_enough() -> None:
     table = _table(values, np.zeros((1, 20), dtype=bool))  # a wrong answer need not change with the counterfactual
     right = np.tile(np.array([[True, True, False, False]]), (1, 5))
     told = page.wrong_answers(Table([replace(one, right=right) for one in table.grades]))
-    # 30 values of 0.2 or 0.4: their deviation is 0.1 with a factor of 30 / 29 under the root.
-    half = 1.96 * 0.1 * np.sqrt(30 / 29) / np.sqrt(30)
+    # Ten images, the same for each seed, of 0.2 or 0.4: their deviation is 0.1 with a factor of 10 / 9 under the root.
+    half = 2.262 * 0.1 * np.sqrt(10 / 9) / np.sqrt(10)
     assert told[0] == ["method", "colour, net, plain lines: 30 right", "30 wrong"]
     assert told[1] == ["a", "0.50 ± 0.00", f"0.30 ± {half:.2f}"]
     few = np.tile(np.array([[True] * 7 + [False]]), (1, 3))[:, :20]

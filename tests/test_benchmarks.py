@@ -77,7 +77,7 @@ def test_avx2_alone_is_when_every_library_is_told(monkeypatch: pytest.MonkeyPatc
     assert avx2_alone()
 
 
-def test_the_networks_in_plain_pytorch_answer_as_ours() -> None:
+def test_the_networks_in_plain_pytorch_have_the_heads_of_ours() -> None:
     answers = branched()(torch.zeros(2, 3, 28, 28))  # the number of parameters is checked as they are made
     assert {name: tuple(given.shape) for name, given in answers.items()} == {
         "angle": (2, 12), "length": (2, 1), "width": (2, 1), "colour": (2, 1),

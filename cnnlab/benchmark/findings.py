@@ -45,13 +45,13 @@ def scene_words(scene: str) -> str:
 
 
 def _by_head(table: Table, scene: str) -> Iterator[str]:
+    unbeaten = []
     for head in heads_of(table, scene):
         won = {name: table.beaten(scene, name, head) for name in table.methods}
         most = max((count for count, _, _ in won.values()), default=0)
         networks = max(total for _, _, total in won.values())
-        where = f"For {head} ({scene_words(scene)})"
         if not most:
-            yield f"{where} no method beats an edge map on any network."
+            unbeaten.append(head)
             continue
         best = [name for name, (count, _, _) in won.items() if count == most]
         best = sorted(best, key=lambda name: -lead(table, scene, name, head))
@@ -61,9 +61,11 @@ def _by_head(table: Table, scene: str) -> Iterator[str]:
         told = f", as {others} {'does' if len(rest) == 1 else 'do'}" if rest else ""
         networks_ = f"{most} of {networks} networks" if networks > 1 else "the one network"
         yield (
-            f"{where} {method_title(best[0])} beats an edge map on {networks_} "
+            f"For {head} ({scene_words(scene)}) {method_title(best[0])} beats an edge map on {networks_} "
             f"({means[0]:.2f} against {means[1]:.2f} on average){told}."
         )
+    if unbeaten:
+        yield f"For {listed(unbeaten)} ({scene_words(scene)}) no method beats an edge map on any network."
 
 
 def _cells(table: Table, scene: str, method: str, head: str) -> list[Standing]:

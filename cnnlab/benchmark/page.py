@@ -131,7 +131,7 @@ def by_scene(table: Table) -> Rows:
     """A row a method: its mean rank in each scene, and on how many networks and heads of it it beats the edge map."""
     ranks_ = {scene: table.ranks(scene) for scene in dict.fromkeys(scene for scene, _ in table.groups)}
     rows: Rows = [["mean rank (beats edges)", *map(scene_words, ranks_)]]
-    for name in next(iter(ranks_.values())):
+    for name in dict.fromkeys(name for found in ranks_.values() for name in found):
         cells = []
         for scene, found in ranks_.items():
             beats, _, total = table.beaten(scene, name)
@@ -144,7 +144,7 @@ def own_truth(table: Table, scene: str) -> Rows:
     """A row a method: auc against the data's truth and against the network's own; whether, among the pixels that are
     true by the data, it puts those first that this network needs (0.5 is chance), and by how much better it does so
     than the brightness of the pixels, with the 95 % interval over the networks; means over networks and heads."""
-    rows: Rows = [["method", "the data's truth", "the network's own", "own among the data's", "ahead of brightness"]]
+    rows: Rows = [["method", "auc: data's truth", "network's own", "own among the data's", "ahead of brightness"]]
     data, own = Table(table.grades, "counterfactual", "auc"), Table(table.grades, "own", "auc")
     found: list[tuple[float, list[str]]] = []
     for name in [*without_doubles(table, scene), EDGES, BRIGHTNESS]:
@@ -168,13 +168,13 @@ def _within(members: Sequence[Grades], name: str) -> float:
 
 def wrong_answers(table: Table) -> Rows:
     """A row a method: its grades where the network's answer is right and where it is wrong, with their 95 % intervals
-    over images and seeds, for each network and head with at least FEWEST_WRONG wrong answers; the maps are those of the
-    answer that was given. All images count, as a wrong answer need not change with the counterfactual. Only the header
-    where there are no such networks."""
+    over the images, of each the mean over the seeds; for each network and head with at least FEWEST_WRONG wrong
+    answers. The maps are those of the answer that was given. All images count, as a wrong answer need not change with
+    the counterfactual. Only the header where there are no such networks."""
     columns = []
     for (scene, network), members in table.groups.items():
         for head in members[0].heads:
-            right = np.concatenate([one.right[one.heads.index(head)] for one in members])
+            right = np.stack([one.right[one.heads.index(head)] for one in members])  # (seeds, N)
             if (~right).sum() >= FEWEST_WRONG:
                 columns.append((f"{head}, {network}, {scene_words(scene)}", members, head, right))
     header = ["method"]
@@ -184,8 +184,8 @@ def wrong_answers(table: Table) -> Rows:
     for name in [*table.methods, EDGES, BRIGHTNESS] if columns else []:
         cells = []
         for _, members, head, right in columns:
-            values = np.concatenate([table.every_image(one, head, name) for one in members])
-            cells += [interval(values[right]), interval(values[~right])]
+            values = np.stack([table.every_image(one, head, name) for one in members])
+            cells += [interval(known_mean(np.where(which, values, np.nan), axis=0)) for which in (right, ~right)]
         if not any(np.isnan(cell.mean) for cell in cells):
             rows.append([method_title(name), *(f"{cell.mean:.2f} ± {cell.high - cell.mean:.2f}" for cell in cells)])
     return rows

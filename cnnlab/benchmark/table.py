@@ -172,15 +172,18 @@ class Table:
         return known_mean(seeds), known_mean(networks)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row for each network, seed, head, method, truth and metric: the mean over the images that count."""
+        """A row for each network, seed, head, method, truth and metric: the mean over the images that count. Of the
+        network's own truth there is one metric more, the auc among the pixels of the counterfactual."""
         for one in self.grades:
-            for h, head in enumerate(one.heads):
-                for (m, method), (t, truth), (k, metric) in product(
-                    enumerate(one.methods), enumerate(TRUTHS), enumerate(METRICS)
-                ):
-                    values = one.values[h, m, t, k][one.flips[h]]
+            known = {name: one.facts[name] for name in ("protocol", "scene", "network", "seed")}
+            for (h, head), (m, method) in product(enumerate(one.heads), enumerate(one.methods)):
+                graded = {
+                    (truth, metric): one.values[h, m, t, k]
+                    for (t, truth), (k, metric) in product(enumerate(TRUTHS), enumerate(METRICS))
+                }
+                for (truth, metric), every in {**graded, ("own", "auc within"): one.within[h, m]}.items():
+                    values = every[one.flips[h]]
                     if not np.isnan(values).all():
-                        known = {name: one.facts[name] for name in ("protocol", "scene", "network", "seed")}
                         told = {"head": head, "method": method, "truth": truth, "metric": metric}
                         yield {
                             **known,
