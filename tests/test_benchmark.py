@@ -210,7 +210,8 @@ def _table(values: np.ndarray[Any, Any], flips: np.ndarray[Any, Any] | None = No
         full[0, :, TRUTHS.index("counterfactual"), list(METRICS).index("rank")] = values[seed]
         facts = {**base.facts, "seed": seed, "methods": names, "heads": ["colour"]}
         kept = np.ones((1, images), dtype=bool) if flips is None else flips
-        every.append(replace(base, facts=facts, values=full, flips=kept))
+        inside = np.full((1, methods, images), np.nan, dtype=np.float32)
+        every.append(replace(base, facts=facts, values=full, flips=kept, within=inside))
     return Table(every)
 
 
