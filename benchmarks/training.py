@@ -57,7 +57,7 @@ def plain_rounds(name: str, steps: int, compiled: bool) -> Rounds:
     return rounds
 
 
-def keras_rounds(name: str, backend: str, pixels: Any, targets: dict[str, Any]) -> Rounds:
+def keras_rounds(name: str, backend: str, xla: bool, pixels: Any, targets: dict[str, Any]) -> Rounds:
     os.environ["KERAS_BACKEND"] = backend  # read when it is imported
     import keras
 
@@ -68,7 +68,7 @@ def keras_rounds(name: str, backend: str, pixels: Any, targets: dict[str, Any]) 
     rounds: Rounds = {}
     for label, policy in {FLOAT32: "float32", **({} if avx2_alone() else {"bfloat16": "mixed_bfloat16"})}.items():
         keras.config.set_dtype_policy(policy)
-        for jit in (False, True) if backend == "tensorflow" else (True,):
+        for jit in (True,) if backend == "jax" else (False, True) if xla else (False,):
             how = "JAX" if backend == "jax" else "XLA" if jit else "TensorFlow"
             rounds[f"Keras, {how}, {label}"] = partial(peers.epoch_seconds, make(jit), images, wanted, BATCHES[name])
     return rounds
@@ -85,9 +85,11 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
         images, targets = arrays(data, "train")
         libraries = [
             Library(torch_rounds, name, steps),
-            Library(plain_rounds, name, steps, full),  # compiling takes a minute
-            *(Library(keras_rounds, name, backend, images, targets) for backend in ("tensorflow", "jax")),
+            Library(plain_rounds, name, steps, full),
+            Library(keras_rounds, name, "tensorflow", full, images, targets),
         ]
+        if full:  # on a CPU what is compiled takes minutes
+            libraries.append(Library(keras_rounds, name, "jax", full, images, targets))
         seconds = in_turns(libraries, rounds)
         work = f"{name}, batch {batch}"
         peers = [who for who in seconds if not who.startswith(("cnnlab", "by hand"))]
