@@ -85,7 +85,9 @@ def torch_rounds(channels: int, count: int) -> Rounds:
             return None
 
     for head in data.heads:
-        same = ours(head, torch.arange(BATCH)).layer_map
+        placed = ours(head, torch.arange(BATCH)).layer_map
+        assert placed is not None
+        same = placed.values
         for _ in range(2):  # scaled to [0, 1] as the package does, a layer's map and then all layers' mean
             same = same - same.amin(dim=(1, 2), keepdim=True)
             same = same / (1e-7 + same.amax(dim=(1, 2), keepdim=True))
