@@ -19,7 +19,7 @@ def settings(name: str, steps: int) -> list[str]:
     """One epoch of so many steps."""
     images = steps * BATCHES[name]
     if name == "Branched":
-        words = ["experiment=multihead", "net.dropout=0.25", f"data.train_per_class={images // 96}"]
+        words = ["experiment=multihead_adam", "net.dropout=0.25", f"data.train_per_class={images // 96}"]
         return [*words, "data.val_per_class=0", "data.test_per_class=1", "trainer.max_epochs=1"]
     return ["experiment=mnist", f"data.train_size={images}", "data.val_size=0", "trainer.max_epochs=1"]
 

@@ -31,6 +31,8 @@ from cnnlab.log import say
 from cnnlab.models.heads import Head
 from cnnlab.runs import Run
 
+RECIPE = "multihead_adam"  # the experiment from which the networks of a breadth differ
+
 
 @dataclass(frozen=True)
 class Job:
@@ -112,7 +114,7 @@ def _check(cfg: DictConfig, jobs: Sequence[Job], methods: Mapping[str, Method]) 
         if names.count(job.name) > 1:
             raise UserError(f"two networks are called {job.name}: give their run folders different names")
     for words in {job.words for job in jobs if job.words is not None}:  # before the first is trained
-        with TemporaryDirectory() as place, composed("train", ["experiment=multihead", *words], place):
+        with TemporaryDirectory() as place, composed("train", [f"experiment={RECIPE}", *words], place):
             pass
     for name in cfg.maps:
         if name in methods:
@@ -162,7 +164,7 @@ def _graded(job: Job, cfg: DictConfig, methods: Mapping[str, Method], data: Line
 
 def _trained(job: Job, folder: Path) -> Run:
     words = [*(job.words or ()), f"data.scene={job.scene}", "skip_finished=true"]
-    return train("multihead", job.seed, words, folder / "networks" / job.name)
+    return train(RECIPE, job.seed, words, folder / "networks" / job.name)
 
 
 def _given(job: Job, cfg: DictConfig, heads: list[Head], count: int) -> dict[str, dict[str, Tensor]]:
