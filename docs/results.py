@@ -25,14 +25,16 @@ Row = dict[str, str]
 SECTIONS: dict[str, tuple[list[str], dict[str, str] | None]] = {
     "mnist": (["mnist", "mnist_5x5", "mnist_flat", "mnist_dropout", "mnist_deep", "mnist_best"], None),
     "lines": (["lines", "lines_deep"], None),
-    "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead"], None),
+    "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead_adam"], None),
+    "base": (["multihead", "multihead_adam"], None),
+    "seeds": (["multihead_seeds"], None),
     "theirs": (["multihead_v1_theirs", "multihead_v2_theirs", "multihead_v3_theirs", "multihead_figure5_theirs"], None),
-    "region": (["multihead_region", "multihead_mixed_region", "multihead_anywhere_region"], None),
+    "region": (["multihead_adam_region", "multihead_mixed_region", "multihead_anywhere_region"], None),
     "weighting": (["sweep_weighting"], None),
     "green": (["add_colour_multihead", "add_colour_multihead_hue_blind"], {"colour": "green"}),
     "red": (["add_colour_multihead", "add_colour_multihead_hue_blind"], {"colour": "red"}),
     "holdout": (["sweep_holdout"], None),
-    "precision": (["mnist", "mnist_float32", "multihead", "multihead_float32"], None),
+    "precision": (["mnist", "mnist_float32", "multihead_adam", "multihead_adam_float32"], None),
     **{name: ([f"sweep_{name}"], None) for name in ("filters", "pooling", "depth", "decay", "regularisation")},
 }
 
@@ -50,7 +52,7 @@ THEIRS = {
 }
 # The networks that are shown lines which others drew, by their folders.
 READERS = {
-    "multihead": "`multihead`",
+    "multihead_adam": "`multihead_adam`",
     "multihead_mixed": "… mixed styles",
     "multihead_jitter": "… and jitter",
     "anywhere_plain": "means over places",
@@ -77,10 +79,12 @@ class Table:
 
 SHORT = ["mnist", "mnist_deep", "mnist_best", "lines", "lines_deep", "multihead_figure5", "multihead"]
 TABLES = {
-    "readme": Table(["mnist", "lines", "multihead"], ["experiment"], ["theirs", "accuracy", *RUN], SHORT),
+    "readme": Table(["mnist", "lines", "multihead", "base"], ["experiment"], ["theirs", "accuracy", *RUN], SHORT),
     "mnist": Table(["mnist"], ["experiment"], ["theirs", *SCORES, *RUN]),
     "lines": Table(["lines"], ["experiment"], ["theirs", *SCORES, *RUN]),
     "multihead": Table(["multihead"], ["experiment"], ["theirs", "mean of heads", "all heads right", *HEADS, *RUN]),
+    "base": Table(["base"], ["experiment"], ["validation", "all heads right", "lowest", *HEADS, *RUN]),
+    "seeds": Table(["seeds"], ["experiment"], ["validation", "all heads right", "lowest", *HEADS, "n"]),
     "weighting": Table(
         ["weighting"], ["weighting"], ["epochs to 99.9 %", "validation", "all heads right", *HEADS, "n"]
     ),
@@ -103,6 +107,8 @@ NAMES = {"accuracy": "joint", "all heads right": "joint", "mean of heads": "head
 def cell(column: str, row: Row) -> str:
     if column == "theirs":
         return THEIRS.get(row["experiment"], "–")
+    if column == "lowest":
+        return percent(float(row["joint_min"])).removesuffix(" %")
     if column == "n":
         return row["finished"]
     if column == "epochs to 99.9 %":
@@ -206,7 +212,7 @@ def collect_readers(root: Path) -> None:
             seed = file.parts[-4]
             with file.open(encoding="utf-8") as lines:
                 rows += [{"network": name, "seed": seed, **row} for row in csv.DictReader(lines)]
-    for name in ("multihead", "multihead_anywhere"):
+    for name in ("multihead_adam", "multihead_anywhere"):
         picture = root / name / "0" / "robustness" / "1" / "robustness.png"
         if picture.is_file():
             shutil.copy(picture, DOCS / "results" / f"renderers_{name}.png")

@@ -13,7 +13,7 @@ train() {  # <name> <seed> <settings...>
 
 for seed in 0 1 2; do
   for name in mnist mnist_5x5 mnist_flat mnist_dropout mnist_deep mnist_best lines lines_deep \
-    multihead multihead_v1 multihead_v2 multihead_v3 multihead_figure5 multihead_hue_blind; do
+    multihead multihead_adam multihead_v1 multihead_v2 multihead_v3 multihead_figure5 multihead_hue_blind; do
     train $name $seed experiment=$name
   done
   for name in v1 v2 v3; do
@@ -25,27 +25,30 @@ for seed in 0 1 2; do
   jitter='data.jitter={length:0.4,width:0.7,angle:5}'
   plain='data.jitter={length:0.0,width:0.0,angle:0.0}'
   anywhere='experiment=multihead_anywhere trainer.max_epochs=8'
-  train multihead_mixed $seed experiment=multihead $mixed
-  train multihead_jitter $seed experiment=multihead $mixed "$jitter"
+  train multihead_mixed $seed experiment=multihead_adam $mixed
+  train multihead_jitter $seed experiment=multihead_adam $mixed "$jitter"
   train anywhere_plain $seed $anywhere data.style=antialiased "$plain"
   train anywhere_mixed $seed $anywhere "$plain"
   train anywhere_jitter $seed $anywhere
   train anywhere_light $seed $anywhere augment=light
   train multihead_anywhere $seed experiment=multihead_anywhere
-  for name in multihead multihead_mixed multihead_jitter anywhere_plain anywhere_mixed anywhere_jitter anywhere_light \
+  for name in multihead_adam multihead_mixed multihead_jitter anywhere_plain anywhere_mixed anywhere_jitter anywhere_light \
     multihead_anywhere; do
     [ -e "$root/$name/$seed/robustness" ] || "$python" -m cnnlab.robustness run="$root/$name/$seed" per_kind=30
   done
-  train multihead_region $seed experiment=multihead data.holdout=region
-  train multihead_mixed_region $seed experiment=multihead data.holdout=region $mixed
+  train multihead_adam_region $seed experiment=multihead_adam data.holdout=region
+  train multihead_mixed_region $seed experiment=multihead_adam data.holdout=region $mixed
   train multihead_anywhere_region $seed experiment=multihead_anywhere data.holdout=region
 
-  for name in mnist multihead; do
+  for name in mnist multihead_adam; do
     train ${name}_float32 $seed experiment=$name trainer.precision=32-true
   done
   for base in multihead multihead_hue_blind; do
     train add_colour_$base $seed experiment=add_colour init_from="$root/$base/$seed"
   done
+done
+for seed in $(seq 0 19); do
+  train multihead_seeds $seed experiment=multihead
 done
 for name in filters pooling depth decay regularisation weighting holdout; do
   [ -e "$root/sweep_$name" ] || "$python" -m cnnlab.train experiment=sweep_$name hydra.sweep.dir="$root/sweep_$name"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +86,17 @@ def test_the_networks_in_plain_pytorch_have_the_heads_of_ours() -> None:
         "angle": (2, 12), "length": (2, 1), "width": (2, 1), "colour": (2, 1),
     }  # fmt: skip
     assert classifier1()(torch.zeros(2, 1, 28, 28))["digit"].shape == (2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kernels", "limits", "rendering", "scale", "startup"])  # those that need no peer
+def test_a_benchmark_measures_something(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    words = [sys.executable, "-m", f"benchmarks.{name}", "--rounds", "1", "--out", str(file)]
+    subprocess.run(words, check=True, capture_output=True, cwd=DOCS.parent, timeout=300)
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["benchmark"] == name
+    assert record["results"] or record["figures"]
 
 
 def test_a_report_is_markdown() -> None:

@@ -59,6 +59,7 @@ def build(name: str, data: dict[str, Any], **settings: Any) -> MultiHeadNet:
         ("shared_v2", MULTI, {}, 273_253, 0),
         ("shared_v3", MULTI, {}, 126_719, 0),
         ("branched", MULTI, {}, 98_927, 512),
+        ("branched_edge", MULTI, {}, 98_927, 512),
         # The common stem has one channel instead of three, the colour head a stem of its own.
         ("branched", MULTI, {"hue_heads": ["colour"]}, 98_927 - 2 * 9 * 32 + 1_024, 512 + 64),
         ("blocks", MNIST, {}, 510_906, 2 * 2 * (16 + 64 + 192)),
@@ -329,9 +330,8 @@ def test_poolings_to_the_edge_see_every_pixel(stride: int, size: tuple[int, int]
     assert int(plain.flatten(1).any(dim=1).sum()) == kept  # what the usual pooling sees
 
 
-def test_branched_with_poolings_to_the_edge_has_the_report_s_parameters() -> None:
-    net = Branched(**MULTI, pool_to_the_edge=True)
-    assert parameter_counts(net)["total"] == 98_927
+def test_branched_edge_sees_the_last_corner() -> None:
+    net = build("branched_edge", MULTI)
     corner = torch.zeros(2, 3, 28, 28)
     corner[1, :, 27, 27] = 1
     features = net.eval().get_submodule("stem")(corner)
