@@ -10,7 +10,9 @@ from pathlib import Path
 
 from benchmarks.side_by_side import RESULT_HEADER, Result, markdown
 
-NAMES = ("training", "explaining", "time_to_accuracy", "rendering", "startup", "limits", "kernels", "scale")
+NAMES = (
+    "training", "compilers", "explaining", "time_to_accuracy", "rendering", "startup", "limits", "kernels", "scale",
+)  # fmt: skip
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.all", description=__doc__)

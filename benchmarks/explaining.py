@@ -12,7 +12,7 @@ from benchmarks.side_by_side import Library, Result, Rounds, best, command, comp
 
 LAYER, CHANNELS, STEPS = "angle.conv1", 64, 80  # the layer whose filters Report B shows
 PACKAGES = ("grad-cam", "torch-cam", "Captum")
-BATCH = 250  # images of Grad-CAM at once, for all
+BATCH = 250  # images of Grad-CAM at once; ours is given all, and splits them so itself
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -74,8 +74,8 @@ def torch_rounds(channels: int, count: int) -> Rounds:
         maps = cam.attribute(images[rows], targets[head.name][rows], relu_attributions=True)
         return LayerAttribution.interpolate(maps, images.shape[2:], "bilinear")
 
-    def every(method: Callable[[Head, Tensor], Any]) -> Callable[[], float]:
-        batches = torch.arange(count).split(BATCH)
+    def every(method: Callable[[Head, Tensor], Any], at_once: int = BATCH) -> Callable[[], float]:
+        batches = torch.arange(count).split(at_once)
         return lambda: _seconds(lambda: [method(head, rows) for head in data.heads for rows in batches])
 
     class AsItIs(GradCAM):  # type: ignore[misc]
@@ -97,7 +97,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     return {
         "at once": lambda: _seconds(lambda: maximize_channels(net, LAYER, every_channel, data.image_shape, plain)),
         "one by one": lambda: _seconds(one_by_one),
-        "cnnlab": every(ours),
+        "cnnlab": every(ours, count),
         "grad-cam": every(theirs),
         "torch-cam": every(by_torch_cam),
         "Captum": every(by_captum),

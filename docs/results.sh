@@ -43,7 +43,7 @@ for seed in 0 1 2; do
   for name in mnist multihead_adam; do
     train ${name}_float32 $seed experiment=$name trainer.precision=32-true
   done
-  for base in multihead multihead_hue_blind; do
+  for base in multihead_adam multihead_hue_blind; do
     train add_colour_$base $seed experiment=add_colour init_from="$root/$base/$seed"
   done
 done
