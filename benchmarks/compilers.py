@@ -17,7 +17,7 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
 
     images, targets = arrays(build_datamodule(configuration(*settings(NAME, STEPS))), "train")
     libraries = [
-        Library(plain_rounds, NAME, STEPS, full),
+        Library(plain_rounds, NAME, STEPS, False),
         *(Library(keras_rounds, NAME, backend, True, images, targets) for backend in ("tensorflow", "jax")),
     ]
     seconds = in_turns(libraries, given or 2)

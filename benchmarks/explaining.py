@@ -40,7 +40,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
 
     torch.manual_seed(0)
     hardware.disable_malloc_trim()
-    cfg = configuration("experiment=multihead")
+    cfg = configuration("experiment=multihead_adam")
     data = build_datamodule(cfg)
     net = build_net(cfg, data.image_shape, data.heads).eval()
     images, targets = data.splits["test"][torch.arange(count)]

@@ -26,7 +26,7 @@ SECTIONS: dict[str, tuple[list[str], dict[str, str] | None]] = {
     "mnist": (["mnist", "mnist_5x5", "mnist_flat", "mnist_dropout", "mnist_deep", "mnist_best"], None),
     "lines": (["lines", "lines_deep"], None),
     "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead_adam"], None),
-    "base": (["multihead", "multihead_adam"], None),
+    "base": (["base/multihead", "base/multihead_adam"], None),
     "seeds": (["multihead_seeds"], None),
     "theirs": (["multihead_v1_theirs", "multihead_v2_theirs", "multihead_v3_theirs", "multihead_figure5_theirs"], None),
     "region": (["multihead_adam_region", "multihead_mixed_region", "multihead_anywhere_region"], None),

@@ -13,7 +13,7 @@ train() {  # <name> <seed> <settings...>
 
 for seed in 0 1 2; do
   for name in mnist mnist_5x5 mnist_flat mnist_dropout mnist_deep mnist_best lines lines_deep \
-    multihead multihead_adam multihead_v1 multihead_v2 multihead_v3 multihead_figure5 multihead_hue_blind; do
+    multihead_adam multihead_v1 multihead_v2 multihead_v3 multihead_figure5 multihead_hue_blind; do
     train $name $seed experiment=$name
   done
   for name in v1 v2 v3; do
@@ -47,8 +47,12 @@ for seed in 0 1 2; do
     train add_colour_$base $seed experiment=add_colour init_from="$root/$base/$seed"
   done
 done
+for seed in 0 1 2 3 4; do  # in turns, on an idle machine
+  train base/multihead_adam $seed experiment=multihead_adam
+  train base/multihead $seed experiment=multihead
+done
 for seed in $(seq 0 19); do
-  train multihead_seeds $seed experiment=multihead
+  train multihead_seeds $seed experiment=multihead threads=1
 done
 for name in filters pooling depth decay regularisation weighting holdout; do
   [ -e "$root/sweep_$name" ] || "$python" -m cnnlab.train experiment=sweep_$name hydra.sweep.dir="$root/sweep_$name"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cnnlab.errors import UserError
 from cnnlab.models.muon import MuonWithAdam, orthogonal
 
 
@@ -75,6 +76,23 @@ def test_it_goes_on_from_its_state_exactly(layout: Any) -> None:
     _trained(second, again, images, 2)
     for one, other in zip(net.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("bad", [{"muon_lr": -0.1}, {"momentum": 1.0}, {"steps": 0}])
+def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
+    (name,) = bad
+    with pytest.raises(UserError, match=rf"optimizer\.{name}="):
+        MuonWithAdam(_net().parameters(), **bad)
+
+
+def test_a_copy_goes_on_as_well() -> None:
+    net = _net()
+    optimizer = MuonWithAdam(net.parameters())
+    _trained(net, optimizer, torch.ones(1, 2, 5, 5), 1)
+    second_net, second = copy.deepcopy((net, optimizer))
+    for one, its_optimizer in ((net, optimizer), (second_net, second)):
+        _trained(one, its_optimizer, torch.ones(1, 2, 5, 5), 1)
+    assert torch.equal(net[0].weight, second_net[0].weight)  # type: ignore[arg-type]
 
 
 def test_a_network_without_convolutions_is_trained_by_adam_alone() -> None:
