@@ -28,7 +28,8 @@ def _drawings(folder: Path) -> Path:
     for number in (3, 90):
         image = split.images(torch.tensor([number]))[0].permute(1, 2, 0).numpy()
         Image.fromarray(image).save(folder / f"line_{number}.png")
-    Image.new("RGB", (50, 40), "white").save(folder / "white.gif")
+    noise = torch.randint(256, (40, 50, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(folder / "noise.gif")
     (folder / "broken.png").write_bytes(b"no image")
     (folder / "notes.txt").write_text("not looked at")
     return folder
@@ -40,12 +41,12 @@ def test_a_folder_with_an_unreadable_file_among_others(
     folder = _drawings(tmp_path / "drawings")
     in_process("predict", f"run={lines_run}", f"image={folder}", f"out={tmp_path}/out")
     said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines()[:4]] == ["image", "line_3.png", "line_90.png", "white.gif"]
-    assert "! white.gif is unlike the images that the network was trained on" in said
+    assert [line.split()[0] for line in said.splitlines()[:4]] == ["image", "line_3.png", "line_90.png", "noise.gif"]
+    assert "! noise.gif is unlike the images that the network was trained on" in said
     assert f"! {folder}/broken.png cannot be read as an image" in said
     with (tmp_path / "out" / "1" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == ["line_3.png", "line_90.png", "white.gif"]
+    assert [row["image"] for row in rows] == ["line_3.png", "line_90.png", "noise.gif"]
     content = json.loads((tmp_path / "out" / "1" / "predictions.json").read_text())
     assert list(content["unreadable"]) == [f"{folder}/broken.png"]
     angle = content["images"][0]["heads"]["angle"]

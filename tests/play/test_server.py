@@ -134,8 +134,8 @@ def test_what_it_says_of_a_run(played: Served) -> None:
     assert [head["name"] for head in facts["heads"]] == ["length", "width", "angle", "colour"]
     layers = {layer["name"]: layer for layer in facts["layers"]}
     assert layers["stem.conv"]["looks"][0] == {"start": 0.5, "step": 1.0, "size": 3.0}
-    # After a pooling by 3: places of 5 pixels, 3 apart, the first around the middle of pixel 1.
-    assert layers["stem.pool"]["looks"][0] == {"start": 1.5, "step": 3.0, "size": 5.0}
+    # After a pooling by 3 of windows of 4: places of 6 pixels, 3 apart, the first around the end of pixel 1.
+    assert layers["stem.pool"]["looks"][0] == {"start": 2.0, "step": 3.0, "size": 6.0}
     assert layers["angle.conv1"]["branch"] == "angle"
     assert "angle.out" not in layers
 
