@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,10 +83,20 @@ def cut(killed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(killed, tmp_path / "cut")
 
 
+def _within_a_tensor(content: bytes) -> int:
+    """A place in the middle of the largest record: between records the file has bytes that nobody reads."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    return largest.header_offset + largest.file_size // 2
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "torn": lambda content: content[: len(content) // 2],
-    # A bit in each of 100 bytes: between tensors the file has up to 63 that nobody reads.
-    "flipped": lambda content: content[:500_000] + bytes(b ^ 1 for b in content[500_000:500_100]) + content[500_100:],
+    "flipped": lambda content: _flipped(content, _within_a_tensor(content)),
     "empty": lambda _: b"",
     "text": lambda _: b"not a checkpoint",
 }
