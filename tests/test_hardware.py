@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,3 +18,9 @@ def test_precision_auto_is_what_the_processor_multiplies(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     assert hardware.precision("auto") == meant
     assert hardware.precision("64-true") == "64-true"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="only Linux says there who made the processor")
+def test_mkl_is_slow_on_amd_processors_alone() -> None:
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    assert hardware.mkl_is_slow() == (both and "AuthenticAMD" in Path("/proc/cpuinfo").read_text())

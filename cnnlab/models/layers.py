@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cnnlab.errors import UserError
 
@@ -71,26 +70,6 @@ class Flatten(nn.Flatten):
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.permute(0, 2, 3, 1).flatten(1)
-
-
-class PixelDense(nn.Conv2d):
-    """A dense layer at every pixel, as Keras's on maps: a 1 x 1 convolution, (B, C, H, W) to (B, units, H, W)
-    with channels last in memory, computed as one matrix product of all pixels, which in float32 takes half of
-    the convolution's time.
-
-    The bias is the weight of a channel of ones: so neither it nor its gradient is a pass of its own.
-    """
-
-    def __init__(self, in_channels: int, units: int) -> None:
-        super().__init__(in_channels, units, 1)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        assert self.bias is not None
-        pixels = maps.permute(0, 2, 3, 1)
-        with_ones = F.pad(pixels.flatten(0, 2), (0, 1), value=1.0)
-        weight = torch.cat([self.weight.flatten(1), self.bias[:, None]], dim=1)
-        units = with_ones @ weight.t().contiguous()  # this way round its gradient is quicker, too
-        return units.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def max_pool(stride: int, size: Sequence[int], to_the_edge: bool = False) -> nn.MaxPool2d:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
+from cnnlab.models.dense import Dense, PixelDense
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import (
     HALVINGS,
@@ -24,7 +25,6 @@ from cnnlab.models.layers import (
     Dropout,
     Flatten,
     Layers,
-    PixelDense,
     Residual,
     check_one_of,
     check_positive,
@@ -60,7 +60,7 @@ class MultiHeadNet(nn.Module):
         for head in heads:
             seen = image_shape if head.name in hue_heads else features
             layers = nn.Sequential(OrderedDict(branch(head, seen)))
-            layers.add_module("out", nn.Linear(math.prod(output_shape(layers, seen)), head.units))
+            layers.add_module("out", Dense(math.prod(output_shape(layers, seen)), head.units))
             self.add_module(head.name, layers)
         keras_init(self)
 
@@ -112,7 +112,7 @@ class Classifier1(MultiHeadNet):
         else:
             stem["flatten"] = Flatten()
             (features,) = output_shape(nn.Sequential(OrderedDict(stem)), image_shape)
-            stem |= {"dense": nn.Linear(features, 1024), "dense_relu": nn.ReLU()}
+            stem |= {"dense": Dense(features, 1024), "dense_relu": nn.ReLU()}
             stem["dropout"] = Dropout(dropout)
         super().__init__(image_shape, heads, stem)
 
@@ -142,7 +142,7 @@ class Deep(MultiHeadNet):
             "flatten": Flatten(),
         }
         (features,) = output_shape(nn.Sequential(OrderedDict(stem)), image_shape)
-        stem |= {"dense": nn.Linear(features, 1024), "dense_relu": nn.ReLU()}
+        stem |= {"dense": Dense(features, 1024), "dense_relu": nn.ReLU()}
         stem["dropout4"] = Dropout(rates[3])
         super().__init__(image_shape, heads, stem)
 
@@ -186,7 +186,7 @@ class Shared(MultiHeadNet):
             layers: Layers = {}
             (features,) = shape
             for number, units in enumerate(hidden.get(head.name, [64]), start=1):
-                layers |= {f"dense{number}": nn.Linear(features, units), f"relu{number}": nn.ReLU()}
+                layers |= {f"dense{number}": Dense(features, units), f"relu{number}": nn.ReLU()}
                 features = units
             return layers
 

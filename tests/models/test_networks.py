@@ -21,7 +21,6 @@ from cnnlab.models.layers import (
     BatchNorm,
     Dropout,
     Flatten,
-    PixelDense,
     halving,
     max_pool,
     output_shape,
@@ -246,22 +245,6 @@ def test_flatten_is_in_the_order_of_keras() -> None:
     assert Flatten()(maps).tolist() == [[0, 4, 1, 5, 2, 6, 3, 7]]
     last = maps.to(memory_format=torch.channels_last)
     assert Flatten()(last).data_ptr() == last.data_ptr()  # a view, no copy
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_a_dense_layer_at_every_pixel_is_a_convolution(memory_format: torch.memory_format) -> None:
-    torch.manual_seed(0)
-    maps = torch.rand(3, 4, 5, 6).contiguous(memory_format=memory_format)
-    dense, conv = PixelDense(4, 7), torch.nn.Conv2d(4, 7, 1)
-    conv.load_state_dict(dense.state_dict())
-    assert dense(maps).is_contiguous(memory_format=torch.channels_last)
-    gradients = []
-    for layer in (dense, conv):
-        values = maps.clone().requires_grad_()
-        out = layer(values)
-        out.square().sum().backward()
-        gradients.append([out.detach(), values.grad, layer.weight.grad, layer.bias.grad])
-    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
