@@ -65,7 +65,7 @@ def disable_malloc_trim() -> None:
 @cache
 def mkl_is_slow() -> bool:
     """Whether MKL multiplies the matrices of float32 for PyTorch on a processor of AMD's, on which oneDNN is quicker:
-    the products of a step of Classifier-1 take 64 ms by MKL and 33 by oneDNN (EPYC, Zen 4, two cores)."""
+    the products of a step of Classifier-1 take 65 ms by MKL and 37 by oneDNN (EPYC, Zen 4, two cores)."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     return "AuthenticAMD" in (_cpu_info("vendor_id") or platform.processor())  # as Windows has it: "..., AuthenticAMD"

@@ -131,10 +131,10 @@ def _climb(
             parameter.requires_grad_()
             picture = _picture(parameter, size, ascent)
             shift = torch.randint(-ascent.jitter, ascent.jitter + 1, (2,), generator=generator).tolist()
-            reached = value(picture.roll(shift, dims=(2, 3)))
+            reached = value(picture.roll(shift, dims=(2, 3)) if any(shift) else picture)
             penalty = ascent.tv * _variation(picture).sum() if ascent.tv else 0.0
             (slope,) = torch.autograd.grad(reached.sum() - penalty, parameter)
-            length = slope.flatten(1).abs().square().mean(dim=1).sqrt()
+            length = slope.flatten(1).square().mean(dim=1).sqrt()
             values.append(reached.detach())
             unit = slope / length.clamp(min=1e-12)[(...,) + (None,) * (slope.ndim - 1)]
             parameter = parameter.detach() + ascent.rate * unit
