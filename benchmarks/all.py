@@ -11,7 +11,8 @@ from pathlib import Path
 from benchmarks.side_by_side import RESULT_HEADER, Result, markdown
 
 NAMES = (
-    "training", "compilers", "explaining", "time_to_accuracy", "rendering", "startup", "limits", "kernels", "scale",
+    "training", "compilers", "explaining", "time_to_accuracy", "rendering", "startup", "limits", "kernels", "products",
+    "scale",
 )  # fmt: skip
 
 if __name__ == "__main__":

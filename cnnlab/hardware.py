@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,22 @@ from cnnlab.errors import UserError
 
 # glibc's mallopt parameters, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def _cpu_info(what: str) -> str:
+    """What Linux says of the first processor, "" where it says nothing."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(what)), "")
+
+
+# Whether oneDNN is to multiply the matrices of float32, which PyTorch leaves to MKL where it has it: on processors of
+# AMD's, where MKL is slow (docs/performance.md). Windows says "..., AuthenticAMD" of them.
+MULTIPLY_BY_ONEDNN = (
+    torch.backends.mkl.is_available()
+    and torch.backends.mkldnn.is_available()
+    and "AuthenticAMD" in (_cpu_info("vendor_id") or platform.processor())
+)
 
 
 def precision(setting: str) -> str:
@@ -62,15 +77,6 @@ def disable_malloc_trim() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-@cache
-def mkl_is_slow() -> bool:
-    """Whether MKL multiplies the matrices of float32 for PyTorch on a processor of AMD's, on which oneDNN is quicker:
-    the products of a step of Classifier-1 take 65 ms by MKL and 37 by oneDNN (EPYC, Zen 4, two cores)."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
-    return "AuthenticAMD" in (_cpu_info("vendor_id") or platform.processor())  # as Windows has it: "..., AuthenticAMD"
-
-
 def description() -> str:
     """The device a run is trained on, in words."""
     if torch.cuda.is_available():
@@ -78,10 +84,3 @@ def description() -> str:
     name = _cpu_info("model name") or platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def _cpu_info(what: str) -> str:
-    """What Linux says of the first processor, "" where it says nothing."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(what)), "")

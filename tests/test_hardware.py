@@ -21,6 +21,7 @@ def test_precision_auto_is_what_the_processor_multiplies(
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="only Linux says there who made the processor")
-def test_mkl_is_slow_on_amd_processors_alone() -> None:
+def test_onednn_multiplies_on_amd_processors_alone() -> None:
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    assert hardware.mkl_is_slow() == (both and "AuthenticAMD" in Path("/proc/cpuinfo").read_text())
+    amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    assert (both and amd) == hardware.MULTIPLY_BY_ONEDNN

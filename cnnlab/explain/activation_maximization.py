@@ -131,7 +131,8 @@ def _climb(
             parameter.requires_grad_()
             picture = _picture(parameter, size, ascent)
             shift = torch.randint(-ascent.jitter, ascent.jitter + 1, (2,), generator=generator).tolist()
-            reached = value(picture.roll(shift, dims=(2, 3)) if any(shift) else picture)
+            # A copy at least, as a network's first layer may work in place; a roll costs four.
+            reached = value(picture.roll(shift, dims=(2, 3)) if any(shift) else picture.clone())
             penalty = ascent.tv * _variation(picture).sum() if ascent.tv else 0.0
             (slope,) = torch.autograd.grad(reached.sum() - penalty, parameter)
             length = slope.flatten(1).square().mean(dim=1).sqrt()

@@ -1,5 +1,5 @@
 """Dense layers, each computed by whichever library multiplies matrices quickly on this processor (see
-`hardware.mkl_is_slow`)."""
+`hardware.MULTIPLY_BY_ONEDNN`)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from cnnlab import hardware
 
 
 class Dense(nn.Linear):
-    """A dense layer, (B, inputs) to (B, units). While it is trained in float32 where MKL is slow, oneDNN multiplies:
-    for the 10 units of Classifier-1, whose kernel is 124 thousand values wide, in a third of the time."""
+    """A dense layer, (B, inputs) to (B, units). While it is trained in float32, oneDNN multiplies where MKL is slow; it
+    is differentiable once then."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        by_onednn = self.training and inputs.device.type == "cpu" and inputs.dtype == torch.float32
-        if by_onednn and hardware.mkl_is_slow() and not torch.is_autocast_enabled("cpu"):
-            outputs: Tensor = _OneDnnLinear.apply(inputs, self.weight, self.bias)
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__(inputs, units)
+
+    def forward(self, values: Tensor) -> Tensor:
+        float32 = values.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if hardware.MULTIPLY_BY_ONEDNN and self.training and values.device.type == "cpu" and float32:
+            outputs: Tensor = _OneDnnLinear.apply(values, self.weight, self.bias)
             return outputs
-        return super().forward(inputs)
+        return super().forward(values)
 
 
 class PixelDense(nn.Conv2d):
@@ -30,16 +33,16 @@ class PixelDense(nn.Conv2d):
     with channels last in memory.
 
     Computed as one matrix product of all pixels, which in float32 takes half of the convolution's time on Intel's
-    processors; where MKL is slow, as the convolution it is. The bias is the weight of a channel of ones: so neither it
-    nor its gradient is a pass of its own.
+    processors; where MKL is slow as the convolution, in bfloat16 too. In the product the bias is the weight of a
+    channel of ones: so neither it nor its gradient is a pass of its own.
     """
 
     def __init__(self, in_channels: int, units: int) -> None:
         super().__init__(in_channels, units, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        if maps.device.type == "cpu" and hardware.mkl_is_slow():
-            return super().forward(maps)
+        if hardware.MULTIPLY_BY_ONEDNN and maps.device.type == "cpu":
+            return super().forward(maps.contiguous(memory_format=torch.channels_last))
         assert self.bias is not None
         pixels = maps.permute(0, 2, 3, 1)
         with_ones = F.pad(pixels.flatten(0, 2), (0, 1), value=1.0)
