@@ -11,6 +11,7 @@ import argparse
 
 import torch
 
+from cnnlab import hardware
 from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
 from cnnlab.runs import Run
@@ -20,16 +21,29 @@ NEAR = 2  # rows or columns from the image's edge
 EDGES = ("right or bottom", "left or top")
 
 
-def mistakes(run: Run, lines: LineDataset) -> torch.Tensor:
-    """The numbers, int64 (wrong,), of the lines of which a head says something wrong."""
-    wrong = []
-    with torch.inference_mode():
-        for rows in torch.arange(len(lines)).split(2000):
-            images, targets = lines[rows]
-            logits = run.net(images)
-            right = [head.predict(logits[head.name]) == targets[head.name] for head in run.task.heads]
-            wrong.append(rows[~torch.stack(right).all(dim=0)])
-    return torch.cat(wrong)
+def mistakes(run: Run, lines: LineDataset) -> dict[int, dict[str, int]]:
+    """{number of a line of which a head says something wrong: {head: class that it says}}."""
+    wrong = {}
+    for rows in torch.arange(len(lines)).split(500):
+        images, targets = lines[rows]
+        logits = run.net(images)
+        said = {head.name: head.predict(logits[head.name]) for head in run.task.heads}
+        right = torch.stack([said[name] == targets[name] for name in said]).all(dim=0)
+        for place in (~right).nonzero()[:, 0].tolist():
+            wrong[int(rows[place])] = {name: int(classes[place]) for name, classes in said.items()}
+    return wrong
+
+
+def told(run: Run, lines: LineDataset, row: int, said: dict[str, int]) -> str:
+    """The classes of a line, the pixels it covers, and what it was taken for."""
+    images, targets = lines[torch.tensor([row])]
+    lit = images[0].amax(dim=0).nonzero()
+    (top, left), (bottom, right) = lit.amin(dim=0).tolist(), lit.amax(dim=0).tolist()
+    true = {name: int(classes) for name, classes in targets.items()}
+    names = {head.name: head.classes for head in run.task.heads}
+    wrong = ", ".join(f"for {names[name][said[name]]}" for name in names if said[name] != true[name])
+    line = " ".join(names[name][true[name]] for name in names)
+    return f"  {line}, rows {top} to {bottom}, columns {left} to {right}, taken {wrong}"
 
 
 def touching(lines: LineDataset, rows: torch.Tensor) -> torch.Tensor:
@@ -45,23 +59,16 @@ if __name__ == "__main__":
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--per-class", type=int, default=PER_CLASS)
     given = parser.parse_args()
+    hardware.disable_malloc_trim()
     fresh = LineDataset(LineDraws(SEED, "test"), given.per_class)
     some = torch.arange(0, len(fresh), 7)  # of all 96 kinds, which come in turns
     usual = torch.cat([touching(fresh, rows) for rows in some.split(10_000)], dim=1).float().mean(dim=1)
     print("of all lines", ", ".join(f"{share:.1%} touch {edge}" for share, edge in zip(usual, EDGES, strict=True)))
     for path in given.runs:
         run = Run(path)
-        found = mistakes(run, fresh)
-        there = ", ".join(
-            f"{n} {edge}" for n, edge in zip(touching(fresh, found).sum(dim=1).tolist(), EDGES, strict=True)
-        )
-        print(f"{path}: {len(found)} of {len(fresh):,} wrong; {there}", flush=True)
-        for row in found.tolist():
-            images, targets = fresh[torch.tensor([row])]
-            logits = run.net(images)
-            said = {h.name: h.classes[int(h.predict(logits[h.name]))] for h in run.task.heads}
-            true = {h.name: h.classes[int(targets[h.name])] for h in run.task.heads}
-            lit = images[0].amax(dim=0).nonzero()
-            (top, left), (bottom, right) = lit.amin(dim=0).tolist(), lit.amax(dim=0).tolist()
-            wrong = ", ".join(f"{name} for {said[name]}" for name in true if said[name] != true[name])
-            print(f"  {' '.join(true.values())}, rows {top} to {bottom}, columns {left} to {right}: {wrong}")
+        with torch.inference_mode():
+            found = mistakes(run, fresh)
+            edges = touching(fresh, torch.tensor(list(found), dtype=torch.int64)).sum(dim=1).tolist()
+            there = ", ".join(f"{count} {edge}" for count, edge in zip(edges, EDGES, strict=True))
+            print(f"{path}: {len(found)} of {len(fresh):,} wrong; {there}")
+            print("\n".join(told(run, fresh, row, said) for row, said in found.items()), flush=True)
