@@ -29,6 +29,10 @@ def filled(text: str) -> str:
     return re.sub(pattern, lambda m: f"{m[1]}\n{_tables(m[2])}\n\n{m[3]}", text, flags=re.DOTALL)
 
 
+def _number(cell: str) -> float:
+    return float(cell.replace(",", ""))
+
+
 def scale_curves(figures: list[dict[str, str]]) -> Figure:
     """Images a second, above, and peak memory, below, against each of what grows."""
     grown = list(dict.fromkeys(row["what grows"] for row in figures))
@@ -37,10 +41,9 @@ def scale_curves(figures: list[dict[str, str]]) -> Figure:
     for row, axes_row in zip(measured, figure.subplots(2, len(grown), sharey="row", squeeze=False), strict=True):
         for what, axes in zip(grown, axes_row, strict=True):
             points = [point for point in figures if point["what grows"] == what]
-            values = [float(point[row].replace(",", "")) for point in points]
-            axes.plot([point["to"] for point in points], values, "o-", color=BLUE)
-            axes.set(xlabel=what, ylim=(0, None))
-            axes.tick_params(axis="x", rotation=45 if len(points) > 4 else 0)
+            axes.plot([point["to"] for point in points], [_number(point[row]) for point in points], "o-", color=BLUE)
+            axes.set(xlabel=what, ylim=(0, 1.1 * max(_number(point[row]) for point in figures)))
+            axes.tick_params(axis="x", rotation=45 if len(points) > 2 else 0)
             axes.grid(alpha=0.3)
         axes_row[0].set(ylabel=row)
     return figure
