@@ -1,8 +1,8 @@
 """Where the mistakes of multi-head networks lie, on lines that nobody has drawn before.
 
-python -m benchmarks.far_edge <run> ...                 100,032 new lines: how many are wrong, how many of these
-                                                        touch an edge, what they are; how many of all lines touch one
-python -m benchmarks.far_edge --per-class 10420 <run>   ten times as many
+python -m benchmarks.edges <run> ...                 100,032 new lines: how many are wrong, how many of these
+                                                     touch an edge, what they are; how many of all lines touch one
+python -m benchmarks.edges --per-class 10420 <run>   ten times as many
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def touching(lines: LineDataset, rows: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.far_edge", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.edges", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--per-class", type=int, default=PER_CLASS)
     given = parser.parse_args()
@@ -71,4 +71,5 @@ if __name__ == "__main__":
             edges = touching(fresh, torch.tensor(list(found), dtype=torch.int64)).sum(dim=1).tolist()
             there = ", ".join(f"{count} {edge}" for count, edge in zip(edges, EDGES, strict=True))
             print(f"{path}: {len(found)} of {len(fresh):,} wrong; {there}")
-            print("\n".join(told(run, fresh, row, said) for row, said in found.items()), flush=True)
+            for row, said in found.items():
+                print(told(run, fresh, row, said), flush=True)
