@@ -14,6 +14,7 @@ import torch
 from cnnlab import hardware
 from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
+from cnnlab.errors import UserError
 from cnnlab.runs import Run
 
 SEED, PER_CLASS = 777, 1042  # no run has this seed
@@ -59,17 +60,20 @@ if __name__ == "__main__":
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--per-class", type=int, default=PER_CLASS)
     given = parser.parse_args()
+    try:
+        runs = [Run(path) for path in given.runs]
+    except UserError as error:
+        parser.error(str(error))
     hardware.disable_malloc_trim()
     fresh = LineDataset(LineDraws(SEED, "test"), given.per_class)
     some = torch.arange(0, len(fresh), 7)  # of all 96 kinds, which come in turns
     usual = torch.cat([touching(fresh, rows) for rows in some.split(10_000)], dim=1).float().mean(dim=1)
     print("of all lines", ", ".join(f"{share:.1%} touch {edge}" for share, edge in zip(usual, EDGES, strict=True)))
-    for path in given.runs:
-        run = Run(path)
+    for run in runs:
         with torch.inference_mode():
             found = mistakes(run, fresh)
             edges = touching(fresh, torch.tensor(list(found), dtype=torch.int64)).sum(dim=1).tolist()
             there = ", ".join(f"{count} {edge}" for count, edge in zip(edges, EDGES, strict=True))
-            print(f"{path}: {len(found)} of {len(fresh):,} wrong; {there}")
+            print(f"{run.path}: {len(found)} of {len(fresh):,} wrong; {there}")
             for row, said in found.items():
                 print(told(run, fresh, row, said), flush=True)
