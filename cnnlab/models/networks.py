@@ -203,7 +203,10 @@ class Branched(MultiHeadNet):
     A head of more than three classes gets two convolutions of twice the filters, as `angle` does there.
     `hue_heads` names the heads that need colours: all others then see brightness alone, and answer for a
     green line what they answer for a red one. Of 28 rows the report's poolings by 3 and 2 drop the last one, and then
-    the last three: with `pool_to_the_edge` their windows overlap instead (see `max_pool`).
+    the last three: with `pool_to_the_edge` their windows overlap instead (see `max_pool`). In the report a convolution
+    is followed by ReLU, BatchNorm and pooling; with `pool_first` by pooling, BatchNorm and ReLU. Then these two have a
+    ninth or a quarter of the work, and the zeros with which the next convolution pads the maps say "nothing here" as
+    the ReLU does, where after BatchNorm they say "as much as usual".
     """
 
     def __init__(
@@ -214,34 +217,35 @@ class Branched(MultiHeadNet):
         dropout: float = 0.25,
         hue_heads: Sequence[str] = (),
         pool_to_the_edge: bool = False,
+        pool_first: bool = False,
     ) -> None:
         check_positive(filters=filters)
         for name in hue_heads:
             check_one_of("net.hue_heads", name, [head.name for head in heads])
 
+        def convolution(channels: int, width: int, pool: nn.Module | None = None, suffix: str = "") -> Layers:
+            conv: Layers = {f"conv{suffix}": nn.Conv2d(channels, width, 3, padding="same")}
+            relu: Layers = {f"relu{suffix}": nn.ReLU()}
+            bn: Layers = {f"bn{suffix}": BatchNorm(width)}
+            pooled: Layers = {} if pool is None else {"pool": pool}
+            return conv | pooled | bn | relu if pool_first else conv | relu | bn | pooled
+
         def stem(channels: int) -> Layers:
-            return {
-                "conv": nn.Conv2d(channels, filters, 3, padding="same"),
-                "relu": nn.ReLU(),
-                "bn": BatchNorm(filters),
-                "pool": max_pool(3, image_shape, pool_to_the_edge),  # (B, filters, 9, 9) of 28 x 28
-                "dropout": Dropout(dropout),
-            }
+            pool = max_pool(3, image_shape, pool_to_the_edge)  # (B, filters, 9, 9) of 28 x 28
+            return convolution(channels, filters, pool) | {"dropout": Dropout(dropout)}
 
         def branch(head: Head, shape: Shape) -> Layers:
-            depth, width = (1, filters) if len(head.classes) <= 3 else (2, 2 * filters)
-            layers: Layers = (
-                {"stem": nn.Sequential(OrderedDict(stem(image_shape[0])))} if head.name in hue_heads else {}
-            )
-            for number in range(1, depth + 1):
-                before = filters if number == 1 else width
-                suffix = str(number) if depth > 1 else ""
-                layers[f"conv{suffix}"] = nn.Conv2d(before, width, 3, padding="same")
-                layers[f"relu{suffix}"] = nn.ReLU()
-                layers[f"bn{suffix}"] = BatchNorm(width)
-            pooled = shape if "stem" not in layers else output_shape(layers["stem"], shape)
-            pool = max_pool(2, pooled, pool_to_the_edge)
-            return layers | {"pool": pool, "dropout": Dropout(dropout), "flatten": Flatten()}
+            layers: Layers = {}
+            if head.name in hue_heads:
+                layers["stem"] = nn.Sequential(OrderedDict(stem(image_shape[0])))
+                shape = output_shape(layers["stem"], shape)
+            pool = max_pool(2, shape, pool_to_the_edge)
+            if len(head.classes) <= 3:
+                layers |= convolution(filters, filters, pool)
+            else:
+                layers |= convolution(filters, 2 * filters, suffix="1")
+                layers |= convolution(2 * filters, 2 * filters, pool, suffix="2")
+            return layers | {"dropout": Dropout(dropout), "flatten": Flatten()}
 
         super().__init__(image_shape, heads, stem(1 if hue_heads else image_shape[0]), branch, hue_heads)
 

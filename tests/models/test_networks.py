@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnnlab.cli import CONF
 from cnnlab.data.lines import class_head
@@ -319,3 +319,31 @@ def test_branched_edge_sees_the_last_corner() -> None:
     corner[1, :, 27, 27] = 1
     features = net.eval().get_submodule("stem")(corner)
     assert not torch.equal(features[0, :, 8, 8], features[1, :, 8, 8])
+
+
+def test_what_pads_the_maps_of_branched_edge_is_what_nothing_gives() -> None:
+    """A black image is the same to every place of a convolution's maps, the border with its padding included: for the
+    report's order, ReLU before BatchNorm, it is not."""
+    spread = {}
+    for name in ("branched", "branched_edge"):
+        net = build(name, MULTI).eval()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):  # as training leaves it: what is usual is not black
+                nn.init.constant_(module.running_mean, 0.5)
+        with torch.no_grad():
+            branch = net.get_submodule("angle")
+            maps = branch.get_submodule("conv1")(net.get_submodule("stem")(torch.zeros(1, 3, 28, 28)))
+        spread[name] = float((maps - maps[:, :, 4:5, 4:5]).abs().max())
+    assert spread["branched_edge"] == 0
+    assert spread["branched"] > 0.1
+
+
+@pytest.mark.parametrize("order", ["report", "pool_first"])
+def test_branched_has_its_layers_in_the_order_asked_for(order: str) -> None:
+    net = build("branched", MULTI, pool_first=order == "pool_first")
+    rest = {"report": ["relu", "bn", "pool"], "pool_first": ["pool", "bn", "relu"]}[order]
+    assert [name for name, _ in net.get_submodule("stem").named_children()] == ["conv", *rest, "dropout"]
+    second = [name if name == "pool" else f"{name}2" for name in ["conv", *rest]]
+    first = [f"{name}1" for name in ["conv", *rest] if name != "pool"]
+    names = [name for name, _ in net.get_submodule("angle").named_children()]
+    assert names == [*first, *second, "dropout", "flatten", "out"]
