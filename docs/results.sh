@@ -18,23 +18,22 @@ for seed in 0 1 2; do
   done
   for name in v1 v2 v3; do
     train multihead_${name}_theirs $seed experiment=multihead_$name data=lines_report_a
+    train multihead_${name}_hard $seed experiment=multihead_$name data.style=hard
   done
   train multihead_figure5_theirs $seed experiment=multihead_figure5 data=lines_report_b
+  train multihead_figure5_hard $seed experiment=multihead_figure5 data.style=hard
 
   mixed='data.style=mixed data.test_style=antialiased'
   jitter='data.jitter={length:0.4,width:0.7,angle:5}'
   plain='data.jitter={length:0.0,width:0.0,angle:0.0}'
-  anywhere='experiment=multihead_anywhere trainer.max_epochs=8'
   train multihead_mixed $seed experiment=multihead_adam $mixed
   train multihead_jitter $seed experiment=multihead_adam $mixed "$jitter"
-  train anywhere_plain $seed $anywhere data.style=antialiased "$plain"
-  train anywhere_mixed $seed $anywhere "$plain"
-  train anywhere_jitter $seed $anywhere
-  train anywhere_light $seed $anywhere augment=light
+  train anywhere_plain $seed experiment=multihead_anywhere data.style=antialiased "$plain"
+  train anywhere_mixed $seed experiment=multihead_anywhere "$plain"
   train multihead_anywhere $seed experiment=multihead_anywhere
-  for name in multihead_adam multihead_mixed multihead_jitter anywhere_plain anywhere_mixed anywhere_jitter anywhere_light \
-    multihead_anywhere; do
-    [ -e "$root/$name/$seed/robustness" ] || "$python" -m cnnlab.robustness run="$root/$name/$seed" per_kind=30
+  train anywhere_light $seed experiment=multihead_anywhere augment=light
+  for name in multihead_adam multihead_mixed multihead_jitter anywhere_plain anywhere_mixed multihead_anywhere anywhere_light; do
+    [ -e "$root/$name/$seed/robustness" ] || "$python" -m cnnlab.robustness run="$root/$name/$seed" per_kind=100
   done
   train multihead_adam_region $seed experiment=multihead_adam data.holdout=region
   train multihead_mixed_region $seed experiment=multihead_adam data.holdout=region $mixed

@@ -26,8 +26,10 @@ SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
 KINDS = math.prod(SHAPE)
 
 # How a line is drawn: as other programs do, so that a network can learn lines and not a renderer.
-STYLES = ("antialiased", "hard", "supersampled", "literal", "capped", "brush", "brush_fitted")
-ROUND_ENDS = ("capped", "brush", "brush_fitted")
+STYLES = (
+    "antialiased", "hard", "supersampled", "literal", "capped", "capped_fitted", "brush", "brush_fitted", "ellipse"
+)  # fmt: skip
+ROUND_ENDS = ("capped", "capped_fitted", "brush", "brush_fitted", "ellipse")
 Style = str | Tensor  # the name of one for all, or the number of one for each image, int64 (B,)
 # How a line differs from its kind: how many times as long and as wide it is, and by how many radians it is turned
 # further, float32 (3, B); None: not at all.
@@ -181,15 +183,33 @@ def _capped(lines: Lines, centres: Tensor) -> Tensor:
     return (_inside_caps(lines, centres) + 0.5).clamp(0, 1)
 
 
+def _capped_fitted(lines: Lines, centres: Tensor) -> Tensor:
+    """Capped, and as long as it should be from one round end to the other."""
+    return _capped(_fitted(lines), centres)
+
+
 def _brush(lines: Lines, centres: Tensor) -> Tensor:
     """Hard pixels where a round brush, as wide as the line, goes from the pixel of one end point to the other's."""
     return (_inside_caps(*_snapped(lines, centres)) >= -1e-4).float()
 
 
 def _brush_fitted(lines: Lines, centres: Tensor) -> Tensor:
-    """A brush whose end points were moved in, so that from one round end to the other the line is as long as it should
-    be, about."""
-    return _brush(replace(lines, length=(lines.length - lines.width).clamp(min=1)), centres)
+    """A brush, and from one round end to the other as long as it should be, about."""
+    return _brush(_fitted(lines), centres)
+
+
+def _fitted(lines: Lines) -> Lines:
+    """Their end points moved in by the caps that will be put on them."""
+    return replace(lines, length=(lines.length - lines.width).clamp(min=1))
+
+
+def _ellipse(lines: Lines, centres: Tensor) -> Tensor:
+    """An anti-aliased ellipse as long and, in its middle, as wide as the line: a stroke whose ends are thin."""
+    half = torch.stack([lines.length, lines.width])[..., None, None] / 2
+    place = half - _inside(lines.box, centres)  # how far from the middle, along and across, without sign
+    level = torch.linalg.vector_norm(place / half, dim=0)  # 1 on the edge
+    slope = torch.linalg.vector_norm(place / half**2, dim=0).clamp(min=1e-6) / level.clamp(min=1e-6)
+    return ((1 - level) / slope + 0.5).clamp_(0, 1)
 
 
 def _inside_caps(lines: Lines, centres: Tensor) -> Tensor:
@@ -205,8 +225,10 @@ _DRAW: dict[str, Callable[[Lines, Tensor], Tensor]] = {
     "supersampled": _supersampled,
     "literal": _literal,
     "capped": _capped,
+    "capped_fitted": _capped_fitted,
     "brush": _brush,
     "brush_fitted": _brush_fitted,
+    "ellipse": _ellipse,
 }
 
 

@@ -124,6 +124,24 @@ def test_a_literal_line_has_both_its_end_points() -> None:
     assert torch.equal(drawn, expected)
 
 
+@pytest.mark.parametrize(
+    ("style", "of_box", "corners"), [("capped_fitted", 1, 1 - math.pi / 4), ("ellipse", math.pi / 4, 0)]
+)
+def test_soft_shapes_of_the_lines_own_length_have_their_area(style: str, of_box: float, corners: float) -> None:
+    at = attributes_of(EVERY)
+    length, width = LENGTH[at["length"]], WIDTH[at["width"]]
+    step = (torch.arange(16) + 0.5) / 16
+    centres = 14 + torch.cartesian_prod(step, step)
+    sums = torch.stack([coverage(LINES, centre.expand(KINDS, 2), style).sum(dim=(1, 2)) for centre in centres])
+    area = of_box * length * width - corners * width**2
+    thick = at["width"] == 1  # of a thin one the soft edge is as wide as the line
+    assert ((sums.mean(dim=0) - area).abs() / area)[thick].max() < 0.03
+    low, high = centre_bounds(LINES, style)
+    for corner in (low, high):  # nothing is cut off there but the soft rim of a tip
+        whole = coverage(LINES, corner - corner.round() + 14, style).sum(dim=(1, 2))
+        torch.testing.assert_close(coverage(LINES, corner, style).sum(dim=(1, 2)), whole, atol=0.5, rtol=0.0)
+
+
 def test_caps_are_half_discs_and_lie_inside() -> None:
     at = attributes_of(EVERY)
     length, width = LENGTH[at["length"]], WIDTH[at["width"]]
