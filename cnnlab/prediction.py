@@ -81,11 +81,15 @@ class Prediction(Result):
         return found
 
     def warnings(self) -> list[str]:
-        """A sentence for each image that is unlike the training images."""
-        if self.ood is None:
-            return []
-        scores = zip(self.inputs.names, self.ood.tolist(), strict=True)
-        return [f"{name} {unlike(score)}: the answer means little" for name, score in scores if score > 1]
+        """A sentence for each image that is empty, or unlike the training images."""
+        scores = [0.0] * len(self) if self.ood is None else self.ood.tolist()
+        found = []
+        for name, image, score in zip(self.inputs.names, self.inputs.images, scores, strict=True):
+            if image.amin() == image.amax():
+                found.append(f"{name} is empty, all its pixels are alike: the answer means nothing")
+            elif score > 1:
+                found.append(f"{name} {unlike(score)}: the answer means little")
+        return found
 
     def __repr__(self) -> str:
         names = list(self.probabilities)

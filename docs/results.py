@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[list[str], dict[str, str] | None]] = {
     "base": (["base/multihead", "base/multihead_adam"], None),
     "seeds": (["multihead_seeds"], None),
     "theirs": (["multihead_v1_theirs", "multihead_v2_theirs", "multihead_v3_theirs", "multihead_figure5_theirs"], None),
+    "hard": (["multihead_v1_hard", "multihead_v2_hard", "multihead_v3_hard", "multihead_figure5_hard"], None),
     "region": (["multihead_adam_region", "multihead_mixed_region", "multihead_anywhere_region"], None),
     "weighting": (["sweep_weighting"], None),
     "green": (["add_colour_multihead_adam", "add_colour_multihead_hue_blind"], {"colour": "green"}),
@@ -57,9 +58,8 @@ READERS = {
     "multihead_jitter": "… and jitter",
     "anywhere_plain": "means over places",
     "anywhere_mixed": "… mixed styles",
-    "anywhere_jitter": "… and jitter",
-    "multihead_anywhere": "… 12 epochs: `multihead_anywhere`",
-    "anywhere_light": "8 epochs, and light",
+    "multihead_anywhere": "… and jitter: `multihead_anywhere`",
+    "anywhere_light": "… and light",
 }
 HEADS = ["length", "width", "angle", "colour"]
 SCORES = ["accuracy", "f1", "precision", "recall", "worst class"]
@@ -144,13 +144,18 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def conditions() -> list[list[str]]:
-    """Report by report: theirs, ours on data made as theirs, ours without leakage."""
-    ours = {section: {row["experiment"]: row for row in rows_of(section)} for section in ("theirs", "multihead")}
-    lines = [["experiment", "theirs", "ours, their data", "ours, no leakage", "n"], ["---", *["---:"] * 4]]
-    for name, row in ours["theirs"].items():
+    """Report by report: theirs, ours on data made as theirs, on as hard pixels without leakage, and on ours."""
+    sections = ("theirs", "hard", "multihead")
+    ours = {section: {row["experiment"]: row for row in rows_of(section)} for section in sections}
+    heads = ["experiment", "theirs", "ours, their data", "hard pixels, no leakage", "anti-aliased, no leakage", "n"]
+    lines = [heads, ["---", *["---:"] * 5]]
+    for name in ours["theirs"]:
         column = "mean of heads" if "mean of heads" in THEIRS[name] else "all heads right"
-        both = [cell(column, each) for each in (row, ours["multihead"][name])]
-        lines.append([f"`{name}`, {column}", THEIRS[name].partition(" ")[0], *both, row["finished"]])
+        of_all = [ours[section][name] for section in sections]
+        cells = [cell(column, of_one) for of_one in of_all]
+        counts = [of_one["finished"] for of_one in of_all]
+        runs = counts[0] if len(set(counts)) == 1 else ", ".join(counts)
+        lines.append([f"`{name}`, {column}", THEIRS[name].partition(" ")[0], *cells, runs])
     return lines
 
 

@@ -19,7 +19,7 @@ from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
 from cnnlab.explain.ood import OODDetector, fit_ood_detector
 from cnnlab.runs import Run
-from tests.conftest import TINY_LINES, in_process, run_train
+from tests.conftest import in_process
 
 
 def _drawings(folder: Path) -> Path:
@@ -28,25 +28,29 @@ def _drawings(folder: Path) -> Path:
     for number in (3, 90):
         image = split.images(torch.tensor([number]))[0].permute(1, 2, 0).numpy()
         Image.fromarray(image).save(folder / f"line_{number}.png")
+    noise = torch.randint(256, (28, 28, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(folder / "noise.png")
     Image.new("RGB", (50, 40), "white").save(folder / "white.gif")
     (folder / "broken.png").write_bytes(b"no image")
     (folder / "notes.txt").write_text("not looked at")
     return folder
 
 
-def test_a_folder_with_an_unreadable_file_among_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # An empty page is only just unlike lines: to a network of experiment=multihead not on every seed.
-    lines_run = run_train(tmp_path / "run", "experiment=multihead_adam", *TINY_LINES)
-    capsys.readouterr()
+def test_a_folder_with_an_unreadable_file_among_others(
+    lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = _drawings(tmp_path / "drawings")
     in_process("predict", f"run={lines_run}", f"image={folder}", f"out={tmp_path}/out")
     said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines()[:4]] == ["image", "line_3.png", "line_90.png", "white.gif"]
-    assert "! white.gif is unlike the images that the network was trained on" in said
+    names = ["line_3.png", "line_90.png", "noise.png", "white.gif"]
+    assert [line.split()[0] for line in said.splitlines()[:5]] == ["image", *names]
+    assert "! noise.png is unlike the images that the network was trained on" in said
+    assert "! white.gif is empty, all its pixels are alike: the answer means nothing" in said
     assert f"! {folder}/broken.png cannot be read as an image" in said
     with (tmp_path / "out" / "1" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == ["line_3.png", "line_90.png", "white.gif"]
+    assert [row["image"] for row in rows] == names
+    assert ["nothing is drawn on it" in row["notes"] for row in rows] == [False, False, False, True]
     content = json.loads((tmp_path / "out" / "1" / "predictions.json").read_text())
     assert list(content["unreadable"]) == [f"{folder}/broken.png"]
     angle = content["images"][0]["heads"]["angle"]
