@@ -151,9 +151,9 @@ def test_the_steps_alone_bound_a_run(tmp_path: Path) -> None:
     words = ("trainer.max_epochs=null", "trainer.max_steps=9", "data.batch_size=96", "lr_scheduler=one_cycle")
     rows = Run(run_train(tmp_path / "run", *TINY_LINES[:3], *words)).metrics
     assert len(rows) == 2  # 6 steps, and 3
-    # Of a cycle of 9 steps the peak lies at 1.8: at step 6 it is (6 - 1.8) / (8 - 1.8) of the way down from 0.04.
+    # Of a cycle of 9 steps the peak lies at 1.8: at step 6 it is (6 - 1.8) / (8 - 1.8) of the way down from 0.02.
     down = (1 + math.cos(math.pi * 4.2 / 6.2)) / 2
-    assert [row["lr"] for row in rows] == pytest.approx([0.04 * (0.001 + 0.999 * down), 0.04 * 0.001])
+    assert [row["lr"] for row in rows] == pytest.approx([0.02 * (0.001 + 0.999 * down), 0.02 * 0.001])
 
 
 @pytest.mark.slow
