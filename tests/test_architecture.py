@@ -62,3 +62,11 @@ def test_the_methods_know_nothing_of_lightning_hydra_and_runs(name: str) -> None
 def test_a_command_does_not_import_torch_before_it_needs_it() -> None:
     code = f"import sys, {', '.join(sorted(COMMANDS))}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_version_is_that_of_the_changes_and_the_citation() -> None:
+    changes, citation = (
+        (PACKAGE.parent / name).read_text(encoding="utf-8").splitlines() for name in ("CHANGELOG.md", "CITATION.cff")
+    )
+    assert next(line for line in changes if line.startswith("## ")) == f"## {cnnlab.__version__}"
+    assert f"version: {cnnlab.__version__}" in citation
