@@ -29,7 +29,7 @@ KINDS = math.prod(SHAPE)
 STYLES = (
     "antialiased", "hard", "supersampled", "literal", "capped", "capped_fitted", "brush", "brush_fitted", "ellipse"
 )  # fmt: skip
-ROUND_ENDS = ("capped", "capped_fitted", "brush", "brush_fitted", "ellipse")
+ROUND_ENDS = ("capped", "capped_fitted", "brush", "brush_fitted")
 Style = str | Tensor  # the name of one for all, or the number of one for each image, int64 (B,)
 # How a line differs from its kind: how many times as long and as wide it is, and by how many radians it is turned
 # further, float32 (3, B); None: not at all.
@@ -204,12 +204,11 @@ def _fitted(lines: Lines) -> Lines:
 
 
 def _ellipse(lines: Lines, centres: Tensor) -> Tensor:
-    """An anti-aliased ellipse as long and, in its middle, as wide as the line: a stroke whose ends are thin."""
+    """An ellipse as long and, in its middle, as wide as the line, anti-aliased across: a stroke whose ends are thin."""
     half = torch.stack([lines.length, lines.width])[..., None, None] / 2
-    place = half - _inside(lines.box, centres)  # how far from the middle, along and across, without sign
-    level = torch.linalg.vector_norm(place / half, dim=0)  # 1 on the edge
-    slope = torch.linalg.vector_norm(place / half**2, dim=0).clamp(min=1e-6) / level.clamp(min=1e-6)
-    return ((1 - level) / slope + 0.5).clamp_(0, 1)
+    along, across = half - _inside(lines.box, centres)  # how far from the middle
+    wide = half[1] * (1 - (along / half[0]) ** 2).clamp_(min=0).sqrt_()  # half of its width at that place
+    return torch.minimum(wide - across + 0.5, 2 * wide).clamp_(0, 1)
 
 
 def _inside_caps(lines: Lines, centres: Tensor) -> Tensor:

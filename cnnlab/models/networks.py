@@ -204,7 +204,7 @@ class Branched(MultiHeadNet):
     `hue_heads` names the heads that need colours: all others then see brightness alone, and answer for a
     green line what they answer for a red one. Of 28 rows the report's poolings by 3 and 2 drop the last one, and then
     the last three: with `pool_to_the_edge` their windows overlap instead (see `max_pool`). In the report a convolution
-    is followed by ReLU, BatchNorm and pooling; with `pool_first` by pooling, BatchNorm and ReLU. Then these two have a
+    is followed by ReLU, BatchNorm and pooling; with `relu_last` by pooling, BatchNorm and ReLU. Then these two have a
     ninth or a quarter of the work, and the zeros with which the next convolution pads the maps say "nothing here" as
     the ReLU does, where after BatchNorm they say "as much as usual".
     """
@@ -217,7 +217,7 @@ class Branched(MultiHeadNet):
         dropout: float = 0.25,
         hue_heads: Sequence[str] = (),
         pool_to_the_edge: bool = False,
-        pool_first: bool = False,
+        relu_last: bool = False,
     ) -> None:
         check_positive(filters=filters)
         for name in hue_heads:
@@ -228,7 +228,7 @@ class Branched(MultiHeadNet):
             relu: Layers = {f"relu{suffix}": nn.ReLU()}
             bn: Layers = {f"bn{suffix}": BatchNorm(width)}
             pooled: Layers = {} if pool is None else {"pool": pool}
-            return conv | pooled | bn | relu if pool_first else conv | relu | bn | pooled
+            return conv | pooled | bn | relu if relu_last else conv | relu | bn | pooled
 
         def stem(channels: int) -> Layers:
             pool = max_pool(3, image_shape, pool_to_the_edge)  # (B, filters, 9, 9) of 28 x 28

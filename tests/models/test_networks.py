@@ -338,10 +338,10 @@ def test_what_pads_the_maps_of_branched_edge_is_what_nothing_gives() -> None:
     assert spread["branched"] > 0.1
 
 
-@pytest.mark.parametrize("order", ["report", "pool_first"])
+@pytest.mark.parametrize("order", ["report", "relu_last"])
 def test_branched_has_its_layers_in_the_order_asked_for(order: str) -> None:
-    net = build("branched", MULTI, pool_first=order == "pool_first")
-    rest = {"report": ["relu", "bn", "pool"], "pool_first": ["pool", "bn", "relu"]}[order]
+    net = build("branched", MULTI, relu_last=order == "relu_last")
+    rest = {"report": ["relu", "bn", "pool"], "relu_last": ["pool", "bn", "relu"]}[order]
     assert [name for name, _ in net.get_submodule("stem").named_children()] == ["conv", *rest, "dropout"]
     second = [name if name == "pool" else f"{name}2" for name in ["conv", *rest]]
     first = [f"{name}1" for name in ["conv", *rest] if name != "pool"]
