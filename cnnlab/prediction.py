@@ -82,14 +82,8 @@ class Prediction(Result):
 
     def warnings(self) -> list[str]:
         """A sentence for each image that is empty, or unlike the training images."""
-        scores = [0.0] * len(self) if self.ood is None else self.ood.tolist()
-        found = []
-        for name, image, score in zip(self.inputs.names, self.inputs.images, scores, strict=True):
-            if image.amin() == image.amax():
-                found.append(f"{name} is empty, all its pixels are alike: the answer means nothing")
-            elif score > 1:
-                found.append(f"{name} {unlike(score)}: the answer means little")
-        return found
+        named = zip(self.inputs.names, doubts(self.inputs.images, self.ood), strict=True)
+        return [f"{name} {doubt}: the answer means little" for name, doubt in named if doubt]
 
     def __repr__(self) -> str:
         names = list(self.probabilities)
@@ -101,14 +95,18 @@ class Prediction(Result):
         marked."""
         from cnnlab import plots
 
-        unusual = [False] * len(self) if self.ood is None else (self.ood > 1).tolist()
+        doubtful = doubts(self.inputs.images[:DRAWN], self.ood)
         captions = []
-        for row, marked in zip(self.rows()[:DRAWN], unusual, strict=False):
+        for row, doubt in zip(self.rows()[:DRAWN], doubtful, strict=True):
             said = zip(self.probabilities, _said(row, list(self.probabilities)), strict=True)
             lines = [row["image"][-24:], *(f"{name}: {answer}" for name, answer in said)]
-            captions.append("\n".join([*lines, *(["unlike the training images"] if marked else [])]))
+            captions.append(
+                "\n".join([*lines, *(["empty" if "empty" in doubt else "unlike the training images"] if doubt else [])])
+            )
         pixels = (self.inputs.images[:DRAWN] * 255).round().to(torch.uint8).numpy()
-        return plots.images(pixels, captions, "What the network says", unusual[:DRAWN], columns=4, picture_width=1.8)
+        return plots.images(
+            pixels, captions, "What the network says", [*map(bool, doubtful)], columns=4, picture_width=1.8
+        )
 
     def arrays(self) -> dict[str, Tensor]:
         ood = {} if self.ood is None else {"ood": self.ood}
@@ -123,9 +121,16 @@ def _said(row: dict[str, Any], heads: list[str]) -> list[str]:
     return [f"{row[name]} {percent(row[f'{name}_probability'])}" for name in heads]
 
 
-def unlike(score: float) -> str:
-    """What an out-of-distribution score above 1 means, in words."""
-    return f"is unlike the images that the network was trained on ({score:.1f} times as far from them as is usual)"
+def doubts(images: Tensor, ood: Tensor | None) -> list[str]:
+    """Why what is said to each of `images` (N, C, H, W) means little, a clause, "" where nothing speaks against it: it
+    is empty, or its out-of-distribution score, of `ood` (N,) or more, is above 1."""
+    empty = (images == images[:, :, :1, :1]).flatten(1).all(dim=1).tolist()
+    scores = [0.0] * len(images) if ood is None else ood[: len(images)].tolist()
+    far = "is unlike the images that the network was trained on ({:.1f} times as far from them as is usual)"
+    return [
+        "is empty, all its pixels are alike" if nothing else far.format(score) if score > 1 else ""
+        for nothing, score in zip(empty, scores, strict=True)
+    ]
 
 
 def predict(net: nn.Module, heads: Sequence[Head], inputs: Inputs, detector: OODDetector | None = None) -> Prediction:

@@ -151,9 +151,9 @@ def conditions() -> list[list[str]]:
     lines = [heads, ["---", *["---:"] * 5]]
     for name in ours["theirs"]:
         column = "mean of heads" if "mean of heads" in THEIRS[name] else "all heads right"
-        of_all = [ours[section][name] for section in sections]
-        cells = [cell(column, of_one) for of_one in of_all]
-        counts = [of_one["finished"] for of_one in of_all]
+        of_all = [ours[section].get(name) for section in sections]
+        cells = ["–" if of_one is None else cell(column, of_one) for of_one in of_all]
+        counts = ["0" if of_one is None else of_one["finished"] for of_one in of_all]
         runs = counts[0] if len(set(counts)) == 1 else ", ".join(counts)
         lines.append([f"`{name}`, {column}", THEIRS[name].partition(" ")[0], *cells, runs])
     return lines
@@ -179,7 +179,19 @@ def renderers() -> list[list[str]]:
     return found
 
 
-SPECIAL = {"conditions": conditions, "renderers": renderers}
+def edges() -> list[list[str]]:
+    """Mistakes a million of the branched network by its order of layers and its epochs."""
+    with (DOCS / "results" / "edges.csv").open(encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if not row["change"] and row["muon_lr"] == "0.1"]
+    epochs = sorted({row["epochs"] for row in rows})
+    found = [["after a convolution", "rate of Adam", *(f"{count} epochs" for count in epochs)], ["---", *["---:"] * 4]]
+    for kind in dict.fromkeys((row["order"], row["adam_lr"]) for row in rows):
+        wrong = {row["epochs"]: row["wrong_per_million"] for row in rows if (row["order"], row["adam_lr"]) == kind}
+        found.append([*kind, *(wrong.get(count, "–") for count in epochs)])
+    return found
+
+
+SPECIAL = {"edges": edges, "conditions": conditions, "renderers": renderers}
 
 
 def rows_of(section: str) -> list[Row]:

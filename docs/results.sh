@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains everything that docs/results.md reports, into <folder>/<name>/<seed>, then fills its tables:
-#   bash docs/results.sh <folder>          (about four hours on two cores)
+#   bash docs/results.sh <folder>          (about six hours on two cores)
 set -euo pipefail
 root=$1
 here=$(cd "$(dirname "$0")" && pwd)

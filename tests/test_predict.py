@@ -18,6 +18,7 @@ from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
 from cnnlab.explain.ood import OODDetector, fit_ood_detector
+from cnnlab.prediction import doubts
 from cnnlab.runs import Run
 from tests.conftest import in_process
 
@@ -45,12 +46,11 @@ def test_a_folder_with_an_unreadable_file_among_others(
     names = ["line_3.png", "line_90.png", "noise.png", "white.gif"]
     assert [line.split()[0] for line in said.splitlines()[:5]] == ["image", *names]
     assert "! noise.png is unlike the images that the network was trained on" in said
-    assert "! white.gif is empty, all its pixels are alike: the answer means nothing" in said
+    assert "! white.gif is empty, all its pixels are alike: the answer means little" in said
     assert f"! {folder}/broken.png cannot be read as an image" in said
     with (tmp_path / "out" / "1" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["image"] for row in rows] == names
-    assert ["nothing is drawn on it" in row["notes"] for row in rows] == [False, False, False, True]
     content = json.loads((tmp_path / "out" / "1" / "predictions.json").read_text())
     assert list(content["unreadable"]) == [f"{folder}/broken.png"]
     angle = content["images"][0]["heads"]["angle"]
@@ -124,6 +124,16 @@ def test_of_images_like_the_training_images_one_in_a_thousand_is_unusual() -> No
     detector = fit_ood_detector(Bars(), train, held_out)
     assert (detector.scores(Bars(), held_out) > 1).sum() == 3
     assert (detector.scores(Bars(), fresh) > 1).float().mean() < 0.004
+
+
+def test_an_image_of_one_colour_is_empty_whatever_its_distance() -> None:
+    images = torch.zeros(4, 3, 28, 28)
+    images[1, 0] = 1  # red all over
+    images[2:, :, 3, 4] = 1  # a white pixel
+    empty, far = "is empty, all its pixels are alike", "is unlike the images that the network was trained on"
+    for_all = doubts(images, torch.tensor([0.5, 3.0, 2.0, 1.0]))
+    assert for_all == [empty, empty, f"{far} (2.0 times as far from them as is usual)", ""]
+    assert doubts(images, None) == [empty, empty, "", ""]
 
 
 def test_what_is_kept_of_the_training_images(lines_run: Path, tmp_path: Path) -> None:

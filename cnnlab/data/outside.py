@@ -112,8 +112,6 @@ def read_image(source: Any, image_shape: Sequence[int], expects: str = "image") 
         notes.append("dark on light, inverted")
     image = _fitted(image, (width, height), notes)
     pixels = np.array(image).reshape(height, width, channels)
-    if np.ptp(pixels) == 0:
-        notes.append("nothing is drawn on it")
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), notes
 
 
@@ -139,6 +137,7 @@ def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Im
     ink = np.abs(values - ground)
     most = float(np.quantile(ink, 1 - min(0.01, 8 / ink.size)))  # a few stray pixels are not the digit
     if most < NOISE:
+        notes.append("nothing is drawn on it")
         return Image.new("L", size)
     if ground > NOISE:
         notes.append("dark on light, inverted" if ground > 127 else f"its ground of {ground:.0f} made black")

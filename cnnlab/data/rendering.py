@@ -25,10 +25,6 @@ ATTRIBUTES = {"length": tuple(LENGTHS), "width": tuple(WIDTHS), "angle": tuple(A
 SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
 KINDS = math.prod(SHAPE)
 
-# How a line is drawn: as other programs do, so that a network can learn lines and not a renderer.
-STYLES = (
-    "antialiased", "hard", "supersampled", "literal", "capped", "capped_fitted", "brush", "brush_fitted", "ellipse"
-)  # fmt: skip
 ROUND_ENDS = ("capped", "capped_fitted", "brush", "brush_fitted")
 Style = str | Tensor  # the name of one for all, or the number of one for each image, int64 (B,)
 # How a line differs from its kind: how many times as long and as wide it is, and by how many radians it is turned
@@ -199,7 +195,7 @@ def _brush_fitted(lines: Lines, centres: Tensor) -> Tensor:
 
 
 def _fitted(lines: Lines) -> Lines:
-    """Their end points moved in by the caps that will be put on them."""
+    """Their end points moved in by the caps that will be put on them, but for a pixel between them."""
     return replace(lines, length=(lines.length - lines.width).clamp(min=1))
 
 
@@ -218,6 +214,7 @@ def _inside_caps(lines: Lines, centres: Tensor) -> Tensor:
     return radius - torch.hypot(beyond.neg().clamp_(min=0), radius - across)  # from the axis
 
 
+# How a line is drawn: as other programs do, so that a network can learn lines and not a renderer.
 _DRAW: dict[str, Callable[[Lines, Tensor], Tensor]] = {
     "antialiased": _antialiased,
     "hard": _hard,
@@ -229,6 +226,7 @@ _DRAW: dict[str, Callable[[Lines, Tensor], Tensor]] = {
     "brush_fitted": _brush_fitted,
     "ellipse": _ellipse,
 }
+STYLES = tuple(_DRAW)
 
 
 def grey_levels(kinds: Tensor, centres: Tensor, style: Style, jitter: Jitter = None) -> Tensor:

@@ -31,7 +31,7 @@ from cnnlab.html import render
 from cnnlab.io import new_folder, write_atomically, write_json
 from cnnlab.log import command_line, say
 from cnnlab.models.heads import Head
-from cnnlab.prediction import unlike
+from cnnlab.prediction import doubts
 from cnnlab.provenance import versions
 from cnnlab.runs import SAMPLE, Run, open_run
 
@@ -104,12 +104,10 @@ class Explanation:
         return from_split(split, list(indices))
 
     def _from_outside(self) -> Inputs:
-        """Images of the user's own; a note says which are unlike the training images."""
-        inputs = self.run.inputs(image_files(as_list(self.cfg.image)))
-        if self.run.ood_detector is None:
-            return inputs
-        scores = self.run.ood_detector.scores(self.net, inputs.images).tolist()
-        notes = [[*own, *([unlike(s)] if s > 1 else [])] for own, s in zip(inputs.notes, scores, strict=True)]
+        """Images of the user's own; a note says which are empty, or unlike the training images."""
+        inputs, detector = self.run.inputs(image_files(as_list(self.cfg.image))), self.run.ood_detector
+        doubtful = doubts(inputs.images, None if detector is None else detector.scores(self.net, inputs.images))
+        notes = [[*own, *([doubt] if doubt else [])] for own, doubt in zip(inputs.notes, doubtful, strict=True)]
         return replace(inputs, notes=notes)
 
     def _targets(self) -> list[tuple[Head, str, Tensor]]:

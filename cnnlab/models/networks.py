@@ -204,9 +204,9 @@ class Branched(MultiHeadNet):
     `hue_heads` names the heads that need colours: all others then see brightness alone, and answer for a
     green line what they answer for a red one. Of 28 rows the report's poolings by 3 and 2 drop the last one, and then
     the last three: with `pool_to_the_edge` their windows overlap instead (see `max_pool`). In the report a convolution
-    is followed by ReLU, BatchNorm and pooling; with `relu_last` by pooling, BatchNorm and ReLU. Then these two have a
-    ninth or a quarter of the work, and the zeros with which the next convolution pads the maps say "nothing here" as
-    the ReLU does, where after BatchNorm they say "as much as usual".
+    is followed by ReLU, BatchNorm and pooling; with `relu_last` by pooling, BatchNorm and ReLU, as in `Blocks`: the
+    zeros with which the next convolution pads the maps then say "nothing here", where after BatchNorm they say "as much
+    as usual"; and after a pooling the two have a tenth, or a fifth, of the work.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import torch
 
 from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataModule, LineDataset
-from cnnlab.data.rendering import Lines, centre_bounds, kind_of, render
+from cnnlab.data.rendering import STYLES, Lines, centre_bounds, kind_of, render
 from cnnlab.errors import UserError
 from tests.conftest import HEADS
 
@@ -156,7 +156,7 @@ def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
     split, rows = LineDataset(LineDraws(1, "train", "mixed"), 50), torch.arange(4800)
     styles = split.draws.styles(rows)
     assert isinstance(styles, torch.Tensor)
-    assert (torch.bincount(styles, minlength=7) / 4800 - 1 / 7).abs().max() < 0.02
+    assert (torch.bincount(styles, minlength=len(STYLES)) / 4800 - 1 / len(STYLES)).abs().max() < 0.02
     some = torch.tensor([4000, 3, 77])
     assert torch.equal(split.images(some), split.images(rows)[some])
     own = render(split.kinds_of(some), split.centres_of(some), styles[some])

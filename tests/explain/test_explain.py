@@ -76,6 +76,7 @@ def test_an_image_from_outside(digits_run: Path, tmp_path: Path) -> None:
     run_explain(f"run={digits_run}", f"out={tmp_path / 'out'}", *FEW, f"image='{path}'")
     html = (tmp_path / "out" / "1" / "index.html").read_text()
     assert "dark on light, inverted" in html
+    assert "is empty, all its pixels are alike" in html
     assert "my &lt;b&gt;digit.png" in html
 
 
