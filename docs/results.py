@@ -7,6 +7,7 @@ python docs/results.py                               fills the tables from these
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 import sys
@@ -184,7 +185,8 @@ def edges() -> list[list[str]]:
     with (DOCS / "results" / "edges.csv").open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if not row["change"] and row["muon_lr"] == "0.1"]
     epochs = sorted({row["epochs"] for row in rows})
-    found = [["after a convolution", "rate of Adam", *(f"{count} epochs" for count in epochs)], ["---", *["---:"] * 4]]
+    found = [["after a convolution", "rate of Adam", *(f"{count} epochs" for count in epochs)]]
+    found.append(["---", *["---:"] * (len(epochs) + 1)])
     for kind in dict.fromkeys((row["order"], row["adam_lr"]) for row in rows):
         wrong = {row["epochs"]: row["wrong_per_million"] for row in rows if (row["order"], row["adam_lr"]) == kind}
         found.append([*kind, *(wrong.get(count, "–") for count in epochs)])
@@ -221,6 +223,19 @@ def collect(root: Path) -> None:
                 shutil.copy(Path(out) / "compare.png", DOCS / "results" / f"{section}.png")
 
 
+def collect_turns(root: Path) -> None:
+    """Keep the training seconds of the runs of "base", which took turns, and their ratio."""
+    names = ("multihead_adam", "multihead")
+    seeds = sorted(path.parent.name for path in (root / "base" / names[0]).glob("*/summary.json"))
+    lines = [",".join(("turn", *names, "ratio"))]
+    for seed in seeds:
+        files = (root / "base" / name / seed / "summary.json" for name in names)
+        before, now = (json.loads(file.read_text(encoding="utf-8"))["train_seconds"] for file in files)
+        lines.append(f"{seed},{before},{now},{now / before:.3f}")
+    if seeds:
+        (DOCS / "results" / "turns.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def collect_readers(root: Path) -> None:
     """Keep how the networks below `root` read the lines of the bench, a seed and a variation a row."""
     rows: list[Row] = []
@@ -244,5 +259,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         collect(Path(sys.argv[1]))
         collect_readers(Path(sys.argv[1]))
+        collect_turns(Path(sys.argv[1]))
     for page in (DOCS / "results.md", DOCS.parent / "README.md"):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
