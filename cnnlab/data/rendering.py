@@ -25,7 +25,7 @@ ATTRIBUTES = {"length": tuple(LENGTHS), "width": tuple(WIDTHS), "angle": tuple(A
 SHAPE = tuple(len(values) for values in ATTRIBUTES.values())
 KINDS = math.prod(SHAPE)
 
-ROUND_ENDS = ("capped", "capped_fitted", "brush", "brush_fitted")
+ROUND_ENDS = ("capped", "capped_fitted", "brush", "brush_fitted", "soft")
 Style = str | Tensor  # the name of one for all, or the number of one for each image, int64 (B,)
 # How a line differs from its kind: how many times as long and as wide it is, and by how many radians it is turned
 # further, float32 (3, B); None: not at all.
@@ -199,12 +199,17 @@ def _fitted(lines: Lines) -> Lines:
     return replace(lines, length=(lines.length - lines.width).clamp(min=1))
 
 
-def _ellipse(lines: Lines, centres: Tensor) -> Tensor:
-    """An ellipse as long and, in its middle, as wide as the line, anti-aliased across: a stroke whose ends are thin."""
-    half = torch.stack([lines.length, lines.width])[..., None, None] / 2
-    along, across = half - _inside(lines.box, centres)  # how far from the middle
-    wide = half[1] * (1 - (along / half[0]) ** 2).clamp_(min=0).sqrt_()  # half of its width at that place
-    return torch.minimum(wide - across + 0.5, 2 * wide).clamp_(0, 1)
+def _pointed(lines: Lines, centres: Tensor) -> Tensor:
+    """Anti-aliased, with pointed ends: the last half of its width tapers at 45° from either side."""
+    beside, across = _inside(lines.box, centres).unbind()
+    tip = (beside + across - lines.width[:, None, None] / 2) / math.sqrt(2)
+    return torch.minimum(across, tip).add_(0.5).clamp_(0, 1)
+
+
+def _soft(lines: Lines, centres: Tensor) -> Tensor:
+    """Capped and fitted, as if out of focus: its edges fall from 1 to 0 over three pixels. Of these the outermost, the
+    faintest, may be cut by the image's edge."""
+    return _inside_caps(_fitted(lines), centres).div_(3).add_(0.5).clamp_(0, 1)
 
 
 def _inside_caps(lines: Lines, centres: Tensor) -> Tensor:
@@ -224,7 +229,8 @@ _DRAW: dict[str, Callable[[Lines, Tensor], Tensor]] = {
     "capped_fitted": _capped_fitted,
     "brush": _brush,
     "brush_fitted": _brush_fitted,
-    "ellipse": _ellipse,
+    "pointed": _pointed,
+    "soft": _soft,
 }
 STYLES = tuple(_DRAW)
 

@@ -40,7 +40,7 @@ def test_a_line_of_a_class_is_drawn_as_the_data_set_draws_it(style: str) -> None
     apart = (draw(scenes, style).int() - render(kinds, centres, style).int()).abs()
     assert (
         apart.max() <= 1
-        if style in ("antialiased", "capped", "capped_fitted", "ellipse")
+        if style in ("antialiased", "capped", "capped_fitted", "pointed", "soft")
         else (apart > 0).float().mean() < 1e-3
     )
 

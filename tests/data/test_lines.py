@@ -172,8 +172,8 @@ def test_the_test_may_be_drawn_in_another_style() -> None:
     data = LineDataModule(train_per_class=2, val_per_class=1, test_per_class=1, style="mixed", test_style="antialiased")
     data.setup()
     assert [data.splits[name].draws.style for name in data.names] == ["mixed", "mixed", "antialiased"]  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"data.style=soft: choose one of antialiased, hard, .*, mixed"):
-        LineDataModule(style="soft")
+    with pytest.raises(UserError, match=r"data.style=blurred: choose one of antialiased, hard, .*, mixed"):
+        LineDataModule(style="blurred")
 
 
 def test_jitter_is_that_of_training_lines_alone_and_stays_within_its_limits() -> None:

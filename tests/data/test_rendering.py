@@ -125,12 +125,15 @@ def test_a_literal_line_has_both_its_end_points() -> None:
     assert torch.equal(drawn, expected)
 
 
-def test_soft_shapes_of_the_lines_own_length_have_their_area() -> None:
+def test_shapes_of_the_lines_own_length_have_their_area() -> None:
     at = attributes_of(EVERY)
     length, width = LENGTH[at["length"]], WIDTH[at["width"]]
     step = (torch.arange(16) + 0.5) / 16
     centres = 14 + torch.cartesian_prod(step, step)
-    areas = {"capped_fitted": length * width - (1 - math.pi / 4) * width**2, "ellipse": math.pi / 4 * length * width}
+    areas = {
+        "capped_fitted": length * width - (1 - math.pi / 4) * width**2,
+        "pointed": length * width - width**2 / 2,  # four triangles with legs of half the width are missing
+    }
     for style, area in areas.items():
         sums = torch.stack([coverage(LINES, centre.expand(KINDS, 2), style).sum(dim=(1, 2)) for centre in centres])
         assert ((sums.mean(dim=0) - area).abs() / area).max() < 0.05
@@ -140,19 +143,33 @@ def test_soft_shapes_of_the_lines_own_length_have_their_area() -> None:
             torch.testing.assert_close(coverage(LINES, corner, style).sum(dim=(1, 2)), whole, atol=0.2, rtol=0.02)
 
 
-@pytest.mark.parametrize("width", [0.6, 1.0, 3.0, 5.1])  # as thin and as wide as jitter may make a line
-def test_an_ellipse_covers_of_each_pixel_what_finer_pixels_say(width: float) -> None:
+# As thin and as wide as jitter may make a line. A pixel is lit by how far its middle is inside, as in all our
+# anti-aliased styles: of a line thinner than a pixel that is less exact.
+@pytest.mark.parametrize(("width", "bound"), [(0.6, 0.35), (1.0, 0.2), (3.0, 0.2), (5.1, 0.2)])
+def test_pointed_ends_cover_of_each_pixel_what_finer_pixels_say(width: float, bound: float) -> None:
     kinds = torch.arange(0, KINDS, 3)  # all but the colours
     lines = replace(LINES[kinds], width=torch.full((len(kinds),), width))
     centres = 14 + torch.rand(len(kinds), 2, generator=torch.Generator().manual_seed(0))
     fine = (torch.arange(28 * 16) + 0.5) / 16
     x, y = (fine - centre[:, None] for centre in centres.T)
     cos, sin = lines.cos[:, None, None], lines.sin[:, None, None]
-    along, across = x[:, None] * cos - y[:, :, None] * sin, x[:, None] * sin + y[:, :, None] * cos
-    inside = (2 * along / lines.length[:, None, None]) ** 2 + (2 * across / width) ** 2 <= 1
+    along = (x[:, None] * cos - y[:, :, None] * sin).abs()
+    across = (x[:, None] * sin + y[:, :, None] * cos).abs()
+    inside = (across <= width / 2) & (along + across <= lines.length[:, None, None] / 2)
     exact = inside.float().view(-1, 28, 16, 28, 16).mean(dim=(2, 4))
-    apart = (coverage(lines, centres, "ellipse") - exact).abs().sum(dim=(1, 2)) / exact.sum(dim=(1, 2))
-    assert apart.max() < 0.2  # a pixel is lit by what lies at its middle
+    apart = (coverage(lines, centres, "pointed") - exact).abs().sum(dim=(1, 2)) / exact.sum(dim=(1, 2))
+    assert apart.max() < bound
+
+
+def test_a_soft_edge_falls_over_three_pixels() -> None:
+    at = {"length": [1, 1], "width": [0, 1], "angle": [0, 0], "colour": [0, 0]}
+    thin_and_thick = kind_of({name: torch.tensor(values) for name, values in at.items()})
+    drawn = coverage(LINES[thin_and_thick], torch.tensor([[14.0, 14.5]]).expand(2, 2), "soft")
+    # From the row of the axis, 14, up: half of the width / 3 + 1/2, and a third less for each row.
+    torch.testing.assert_close(drawn[0, 14:18, 14], torch.tensor([2 / 3, 1 / 3, 0, 0]))
+    torch.testing.assert_close(drawn[1, 14:18, 14], torch.tensor([1, 2 / 3, 1 / 3, 0]))
+    assert torch.equal(drawn, drawn.flip(2))
+    assert drawn[1, 14, 21].item() == pytest.approx(0.5)  # its end, 7.5 pixels from the middle
 
 
 def test_caps_are_half_discs_and_lie_inside() -> None:
