@@ -62,7 +62,10 @@ READERS = {
     "multihead_anywhere": "… and jitter: `multihead_anywhere`",
     "anywhere_light": "… and light",
 }
+# The networks whose Grad-CAM is graded at two layers, by their folders.
+GRADED = {"multihead_seeds": "`multihead`", "multihead_07": "the recipe of 0.7", "multihead_adam": "`multihead_adam`"}
 HEADS = ["length", "width", "angle", "colour"]
+METRICS = ["rank", "auc"]
 SCORES = ["accuracy", "f1", "precision", "recall", "worst class"]
 RUN = ["n", "epochs", "seconds", "parameters"]
 VARIED = ["validation", "accuracy", *RUN]
@@ -193,7 +196,23 @@ def edges() -> list[list[str]]:
     return found
 
 
-SPECIAL = {"edges": edges, "conditions": conditions, "renderers": renderers}
+def grad_cam_layer() -> list[list[str]]:
+    """Network by network, rank accuracy and AUC of Grad-CAM at the last convolution and at the ReLU after it."""
+    with (DOCS / "results" / "grad_cam_layer.csv").open(encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    found = [["network, and where Grad-CAM looks", *HEADS], ["---", *["---:"] * len(HEADS)]]
+    for network, title in GRADED.items():
+        for rectified, place in (("false", "the convolution"), ("true", "the ReLU after it")):
+            own = [row for row in rows if (row["network"], row["rectified"]) == (network, rectified)]
+            cells = [
+                ", ".join(f"{mean(float(row[metric]) for row in own if row['head'] == head):.2f}" for metric in METRICS)
+                for head in HEADS
+            ]
+            found.append([f"{title}, {place}", *cells])
+    return found
+
+
+SPECIAL = {"edges": edges, "grad_cam_layer": grad_cam_layer, "conditions": conditions, "renderers": renderers}
 
 
 def rows_of(section: str) -> list[Row]:
@@ -208,6 +227,15 @@ def filled(text: str) -> str:
     """`text` with what stands between <!-- table: name --> and <!-- end --> made anew."""
     pattern = r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)"
     return re.sub(pattern, lambda m: f"{m[1]}\n{table(m[2])}\n\n{m[3]}", text, flags=re.DOTALL)
+
+
+def write_rows(name: str, rows: list[Row]) -> None:
+    """Rows as `results/<name>.csv`; without any the file is left as it is."""
+    if rows:
+        with (DOCS / "results" / f"{name}.csv").open("w", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def collect(root: Path) -> None:
@@ -248,11 +276,24 @@ def collect_readers(root: Path) -> None:
         picture = root / name / "0" / "robustness" / "1" / "robustness.png"
         if picture.is_file():
             shutil.copy(picture, DOCS / "results" / f"renderers_{name}.png")
-    if rows:
-        with (DOCS / "results" / "renderers.csv").open("w", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    write_rows("renderers", rows)
+
+
+def collect_grad_cam(root: Path) -> None:
+    """Keep how Grad-CAM was graded at two layers: of a head's score its mean, a network, seed, layer and head a row."""
+    rows: list[Row] = []
+    for network in GRADED:
+        for file in sorted((root / "grad_cam" / network).glob("*/*/1/scores.csv")):
+            seed, rectified = file.parts[-4:-2]
+            with file.open(encoding="utf-8") as lines:
+                found = {
+                    (row["head"], row["metric"]): row["mean"]
+                    for row in csv.DictReader(lines)
+                    if (row["method"], row["truth"], row["predictions"]) == ("grad_cam", "counterfactual", "all")
+                }
+            names = {"network": network, "seed": seed, "rectified": rectified}
+            rows += [{**names, "head": head, **{metric: found[head, metric] for metric in METRICS}} for head in HEADS]
+    write_rows("grad_cam_layer", rows)
 
 
 if __name__ == "__main__":
@@ -260,5 +301,6 @@ if __name__ == "__main__":
         collect(Path(sys.argv[1]))
         collect_readers(Path(sys.argv[1]))
         collect_turns(Path(sys.argv[1]))
+        collect_grad_cam(Path(sys.argv[1]))
     for page in (DOCS / "results.md", DOCS.parent / "README.md"):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -53,6 +53,16 @@ done
 for seed in $(seq 0 19); do
   train multihead_seeds $seed experiment=multihead threads=1
 done
+for seed in 0 1 2; do
+  train multihead_07 $seed experiment=multihead net.relu_last=false optimizer.lr=0.04 trainer.max_epochs=4 threads=1
+  for name in multihead_seeds multihead_07 multihead_adam; do
+    for rectified in false true; do
+      out=$root/grad_cam/$name/$seed/$rectified
+      [ -e "$out" ] || "$python" -m cnnlab.score run="$root/$name/$seed" images=200 method=[grad_cam] \
+        method.grad_cam.rectified=$rectified out="$out"
+    done
+  done
+done
 for name in filters pooling depth decay regularisation weighting holdout; do
   [ -e "$root/sweep_$name" ] || "$python" -m cnnlab.train experiment=sweep_$name hydra.sweep.dir="$root/sweep_$name"
 done

@@ -153,6 +153,17 @@ def last_convolution(net: HeadWrapper, images: Tensor) -> str:
     return names[-1]
 
 
+def relu_after(net: HeadWrapper, images: Tensor, layer: str) -> str:
+    """The name of the first ReLU that runs after the layer of that name, on the way to a head's answer. Raises
+    `UserError` where there is none."""
+    path = net.path(images)
+    after = path[[before.name for before in path].index(layer) + 1 :]
+    for found in after:
+        if isinstance(found.module, nn.ReLU):
+            return found.name
+    raise UserError(f"no ReLU follows layer '{layer}' before head '{net.head}'")
+
+
 class _ReachedError(Exception):
     """Stops a forward pass at the layer that was asked for."""
 

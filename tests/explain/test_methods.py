@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,27 @@ def test_grad_cam_of_both_signs_of_a_binary_head() -> None:
     assert found.layer_map.layer == "stem.conv"
     torch.testing.assert_close(found.maps, torch.stack([right, left]))
     torch.testing.assert_close(found.layer_map.values, found.maps)
+
+
+def test_grad_cam_of_the_maps_that_relu_leaves() -> None:
+    stem = {"conv": nn.Conv2d(1, 2, 3, padding="same"), "relu": nn.ReLU(), "flatten": nn.Flatten()}
+    net = MultiHeadNet((1, 28, 28), (SIDE,), stem).eval()
+    with torch.no_grad():
+        kernels = net.get_submodule("stem.conv").get_parameter("weight").zero_()
+        kernels[0, 0, 1, 1], kernels[1, 0, 1, 1] = 1, -1  # the image, and its negative, of which ReLU leaves nothing
+        net.get_submodule("side.out").get_parameter("weight")[:] = torch.tensor([2.0, -1.0]).repeat_interleave(784)
+    image = torch.zeros(1, 1, 28, 28)
+    image[0, 0, 10, 10] = 1
+    # z = sum of 2 ReLU(A0) - ReLU(A1): its gradient by A0 is 2 at one place of 784, by ReLU(A0) it is 2 at all.
+    for rectified, value, layer in ((False, 2 / 784, "stem.conv"), (True, 2.0, "stem.relu")):
+        found = attribute(net, image, 1, partial(grad_cam, rectified=rectified), SIDE.name)
+        assert found.layer_map is not None
+        assert found.layer_map.layer == layer
+        expected = torch.zeros(1, 28, 28)
+        expected[0, 10, 10] = value
+        torch.testing.assert_close(found.maps, expected)
+    with pytest.raises(UserError, match=r"no ReLU follows layer 'stem\.conv' before head 'side'"):
+        attribute(_by_hand(), image, 1, partial(grad_cam, rectified=True), SIDE.name)
 
 
 def test_the_other_methods_on_a_linear_network() -> None:

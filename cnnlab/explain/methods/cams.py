@@ -7,13 +7,18 @@ from captum.attr import LayerGradCam, LayerGradientXActivation, LayerIntegratedG
 from torch import Tensor
 
 from cnnlab.explain.attribution import LayerMap, to_image
-from cnnlab.explain.network import HeadWrapper, last_convolution, layer_named, recorded
+from cnnlab.explain.network import HeadWrapper, last_convolution, layer_named, recorded, relu_after
 
 
-def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+def grad_cam(
+    net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None, rectified: bool = False
+) -> LayerMap:
     """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of `layer`, None:
-    of the last convolution before the head, and a_k the mean over places of the class score's gradient by A_k."""
+    of the last convolution before the head, and a_k the mean over places of the class score's gradient by A_k. With
+    `rectified` they are the maps of the first ReLU after it. Raises `UserError` where there is none."""
     name = layer or last_convolution(net, images)
+    if rectified:
+        name = relu_after(net, images, name)
     cam = LayerGradCam(net, layer_named(net.net, name))
     with torch.enable_grad():
         scores = cam.attribute(images.detach(), target=targets, relu_attributions=True)
