@@ -1,4 +1,5 @@
-"""Where the time of a training step goes, and how far it is from what the machine could do."""
+"""Where the time of a training step goes, and how far it and a step of gradient ascent are from what the machine could
+do."""
 
 from __future__ import annotations
 
@@ -14,10 +15,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.explaining import CHANNELS, LAYER, STEPS
 from benchmarks.ours import configuration, job
 from benchmarks.side_by_side import Result, command
 from benchmarks.training import BATCHES, precisions, settings
 from cnnlab import hardware
+from cnnlab.build import build_datamodule, build_net
+from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels
+from cnnlab.explain.network import layer_named
 
 PASSES = 5  # over an activation: written, read by the next layer, read again and its gradient written and read
 SHOWN = 10  # operators
@@ -100,21 +105,52 @@ def _network(name: str, precision: str, rounds: int) -> tuple[list[dict[str, str
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             moved = PASSES * activation_bytes(classifier.net, batch[0])
         operators = _operators(step, rounds)
-    rate = matrix_rate(torch.bfloat16 if mixed else torch.float32)
-    operations = counter.get_total_flops()
     words = f"{name}, {'bfloat16' if mixed else 'float32'}"
-    limit = {
+    dtype = torch.bfloat16 if mixed else torch.float32
+    limit = _limit(words, BATCHES[name], seconds, counter.get_total_flops(), moved, dtype)
+    largest = sorted(operators.items(), key=lambda item: -item[1])[:SHOWN]
+    whole = sum(operators.values())
+    return [{"step": words, "operator": key, "share": f"{took / whole:.1%}"} for key, took in largest], limit
+
+
+def _limit(
+    words: str, images: int, seconds: float, operations: float, moved: float, dtype: torch.dtype
+) -> dict[str, str]:
+    """A step of so many seconds, operations and bytes beside the machine's limits, which are measured now."""
+    rate, memory = matrix_rate(dtype), memory_rate()
+    return {
         "step": words,
-        "images": str(BATCHES[name]),
+        "images": str(images),
         "ms": f"{1e3 * seconds:.1f}",
         "G operations": f"{operations / 1e9:.1f}",
         "of the matrix rate": f"{operations / seconds / rate:.0%} of {rate / 1e12:.2f} T/s",
         "GB moved at least": f"{moved / 1e9:.2f}",
-        "of the memory rate": f"{moved / seconds / memory_rate():.0%} of {memory_rate() / 1e9:.0f} GB/s",
+        "of the memory rate": f"{moved / seconds / memory:.0%} of {memory / 1e9:.0f} GB/s",
     }
-    largest = sorted(operators.items(), key=lambda item: -item[1])[:SHOWN]
-    whole = sum(operators.values())
-    return [{"step": words, "operator": key, "share": f"{took / whole:.1%}"} for key, took in largest], limit
+
+
+def _filters(rounds: int) -> dict[str, str]:
+    """A step of gradient ascent on all filters of a layer at once beside the machine's limits."""
+    cfg = configuration("experiment=multihead_adam")
+    data = build_datamodule(cfg)
+    net = build_net(cfg, data.image_shape, data.heads).eval()
+    channels = torch.arange(CHANNELS)
+
+    def climb(steps: int) -> None:
+        ascent = AscentConfig(steps=steps, bounded=False, fourier=False, tv=0, jitter=0)
+        maximize_channels(net, LAYER, channels, data.image_shape, ascent)
+
+    operations = []
+    for steps in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            climb(steps)
+        operations.append(counter.get_total_flops())
+    on_the_way = nn.Sequential(net.stem, layer_named(net, LAYER))
+    moved = PASSES * activation_bytes(on_the_way, torch.zeros(CHANNELS, *data.image_shape))
+    seconds = _median_seconds(lambda: climb(STEPS), rounds) / STEPS
+    return _limit(
+        f"{CHANNELS} filters of {LAYER}", CHANNELS, seconds, operations[1] - operations[0], moved, torch.float32
+    )
 
 
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
@@ -125,7 +161,7 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
             shares, limit = _network(name, precision, rounds)
             limits.append(limit)
             print(f"{limit['step']}: " + ", ".join(f"{row['operator']} {row['share']}" for row in shares))
-    return [], limits
+    return [], [*limits, _filters(min(rounds, 5))]
 
 
 if __name__ == "__main__":

@@ -196,6 +196,10 @@ def edges() -> list[list[str]]:
     return found
 
 
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
 def grad_cam_layer() -> list[list[str]]:
     """Network by network, rank accuracy and AUC of Grad-CAM at the last convolution and at the ReLU after it."""
     with (DOCS / "results" / "grad_cam_layer.csv").open(encoding="utf-8") as lines:
@@ -205,7 +209,7 @@ def grad_cam_layer() -> list[list[str]]:
         for rectified, place in (("false", "the convolution"), ("true", "the ReLU after it")):
             own = [row for row in rows if (row["network"], row["rectified"]) == (network, rectified)]
             cells = [
-                ", ".join(f"{mean(float(row[metric]) for row in own if row['head'] == head):.2f}" for metric in METRICS)
+                ", ".join(_spread([float(row[metric]) for row in own if row["head"] == head]) for metric in METRICS)
                 for head in HEADS
             ]
             found.append([f"{title}, {place}", *cells])

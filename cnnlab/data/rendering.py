@@ -102,7 +102,8 @@ def kind_of(attributes: dict[str, Tensor]) -> Tensor:
 
 def centre_bounds(lines: Lines, style: Style = "antialiased") -> tuple[Tensor, Tensor]:
     """Lowest and highest (x, y) in pixels, float32 (B, 2) each, of a centre whose whole line is inside. Of literal
-    lines the end points are inside; the half pixel beyond them may be cut by the image's edge."""
+    lines the end points are inside, of soft ones the half of the brightness; what is beyond may be cut by the image's
+    edge."""
     cos, sin = lines.cos.abs(), lines.sin.abs()
     numbers = torch.tensor(STYLES.index(style)) if isinstance(style, str) else style
     round_ends = torch.isin(numbers, torch.tensor([STYLES.index(name) for name in ROUND_ENDS])).expand(len(lines))
@@ -200,15 +201,15 @@ def _fitted(lines: Lines) -> Lines:
 
 
 def _pointed(lines: Lines, centres: Tensor) -> Tensor:
-    """Anti-aliased, with pointed ends: the last half of its width tapers at 45° from either side."""
+    """Anti-aliased, and as long as it should be from one tip to the other: both sides taper at 45° to either end."""
     beside, across = _inside(lines.box, centres).unbind()
     tip = (beside + across - lines.width[:, None, None] / 2) / math.sqrt(2)
     return torch.minimum(across, tip).add_(0.5).clamp_(0, 1)
 
 
 def _soft(lines: Lines, centres: Tensor) -> Tensor:
-    """Capped and fitted, as if out of focus: its edges fall from 1 to 0 over three pixels. Of these the outermost, the
-    faintest, may be cut by the image's edge."""
+    """Capped and fitted, and out of focus: brightness falls by a third a pixel, from 1 where it is three wide and from
+    less in thinner lines, which have more light than their width."""
     return _inside_caps(_fitted(lines), centres).div_(3).add_(0.5).clamp_(0, 1)
 
 

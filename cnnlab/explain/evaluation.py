@@ -119,7 +119,7 @@ def evaluate(
 
 
 def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) -> list[AttributionScore]:
-    """What is reached without any insight, and the best that Grad-CAM's layer could."""
+    """What is reached without any insight, and the best that the last convolution before the head could."""
     wrapper = HeadWrapper(net, head.name)
     scores: list[AttributionScore] = []
     for name, method in WITHOUT_NETWORK.items():

@@ -154,14 +154,15 @@ def last_convolution(net: HeadWrapper, images: Tensor) -> str:
 
 
 def relu_after(net: HeadWrapper, images: Tensor, layer: str) -> str:
-    """The name of the first ReLU that runs after the layer of that name, on the way to a head's answer. Raises
-    `UserError` where there is none."""
+    """The name of the first ReLU of maps that runs after the layer of that name, on the way to a head's answer. Raises
+    `UserError` where there is no such layer, or none such ReLU follows."""
+    layer_named(net.net, layer)
     path = net.path(images)
-    after = path[[before.name for before in path].index(layer) + 1 :]
-    for found in after:
-        if isinstance(found.module, nn.ReLU):
+    after = [place for place, before in enumerate(path, start=1) if before.name == layer]
+    for found in path[after[0] :] if after else []:
+        if isinstance(found.module, nn.ReLU) and found.size_out:
             return found.name
-    raise UserError(f"no ReLU follows layer '{layer}' before head '{net.head}'")
+    raise UserError(f"no ReLU of maps follows layer '{layer}' before head '{net.head}'")
 
 
 class _ReachedError(Exception):

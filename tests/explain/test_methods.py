@@ -99,8 +99,10 @@ def test_grad_cam_of_the_maps_that_relu_leaves() -> None:
         expected = torch.zeros(1, 28, 28)
         expected[0, 10, 10] = value
         torch.testing.assert_close(found.maps, expected)
-    with pytest.raises(UserError, match=r"no ReLU follows layer 'stem\.conv' before head 'side'"):
+    with pytest.raises(UserError, match=r"no ReLU of maps follows layer 'stem\.conv' before head 'side'"):
         attribute(_by_hand(), image, 1, partial(grad_cam, rectified=True), SIDE.name)
+    with pytest.raises(UserError, match=r"there is no layer 'stem\.con'; did you mean 'stem\.conv'"):
+        attribute(net, image, 1, partial(grad_cam, rectified=True, layer="stem.con"), SIDE.name)
 
 
 def test_the_other_methods_on_a_linear_network() -> None:
