@@ -95,15 +95,16 @@ class Prediction(Result):
         marked."""
         from cnnlab import plots
 
-        doubtful = doubts(self.inputs.images[:DRAWN], self.ood)
+        images = self.inputs.images[:DRAWN]
+        doubtful = doubts(images, self.ood)
         captions = []
-        for row, doubt in zip(self.rows()[:DRAWN], doubtful, strict=True):
+        for row, doubt, nothing in zip(self.rows()[:DRAWN], doubtful, is_empty(images).tolist(), strict=True):
             said = zip(self.probabilities, _said(row, list(self.probabilities)), strict=True)
             lines = [row["image"][-24:], *(f"{name}: {answer}" for name, answer in said)]
-            captions.append(
-                "\n".join([*lines, *(["empty" if "empty" in doubt else "unlike the training images"] if doubt else [])])
-            )
-        pixels = (self.inputs.images[:DRAWN] * 255).round().to(torch.uint8).numpy()
+            if doubt:
+                lines.append("empty" if nothing else "unlike the training images")
+            captions.append("\n".join(lines))
+        pixels = (images * 255).round().to(torch.uint8).numpy()
         return plots.images(
             pixels, captions, "What the network says", [*map(bool, doubtful)], columns=4, picture_width=1.8
         )
@@ -121,15 +122,19 @@ def _said(row: dict[str, Any], heads: list[str]) -> list[str]:
     return [f"{row[name]} {percent(row[f'{name}_probability'])}" for name in heads]
 
 
+def is_empty(images: Tensor) -> Tensor:
+    """Of which of `images` (N, C, H, W) all pixels are alike, bool (N,)."""
+    return (images == images[:, :, :1, :1]).flatten(1).all(dim=1)
+
+
 def doubts(images: Tensor, ood: Tensor | None) -> list[str]:
     """Why what is said to each of `images` (N, C, H, W) means little, a clause, "" where nothing speaks against it: it
     is empty, or its out-of-distribution score, of `ood` (N,) or more, is above 1."""
-    empty = (images == images[:, :, :1, :1]).flatten(1).all(dim=1).tolist()
     scores = [0.0] * len(images) if ood is None else ood[: len(images)].tolist()
     far = "is unlike the images that the network was trained on ({:.1f} times as far from them as is usual)"
     return [
         "is empty, all its pixels are alike" if nothing else far.format(score) if score > 1 else ""
-        for nothing, score in zip(empty, scores, strict=True)
+        for nothing, score in zip(is_empty(images).tolist(), scores, strict=True)
     ]
 
 

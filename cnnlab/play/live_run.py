@@ -25,6 +25,7 @@ from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, recep
 from cnnlab.log import command_line
 from cnnlab.models.heads import Head
 from cnnlab.play.questions import Question, Source
+from cnnlab.prediction import is_empty
 from cnnlab.runs import Run
 
 MOST_CHANNELS = 64  # of a layer that are shown, the first
@@ -174,12 +175,13 @@ class LiveRun:
             "layers": {name: _scaled(outputs[name][0, :MOST_CHANNELS]) for name in shown},
         }
 
-    def ood(self, question: Question, of: LiveRun) -> float | None:
-        """How unlike the training images the image is (see `Run.ood_detector`)."""
-        if self.run.ood_detector is None:
-            return None
-        image = question.painted(self.image(question.source, of)[0])
-        return self.run.ood_detector.scores(self.net, image[None].float() / 255).item()
+    def ood(self, question: Question, of: LiveRun) -> dict[str, Any]:
+        """How unlike the training images the image is, `ood`, None where nothing of them was kept (see
+        `Run.ood_detector`), and whether it is `empty`."""
+        image = question.painted(self.image(question.source, of)[0])[None].float() / 255
+        detector = self.run.ood_detector
+        score = None if detector is None else detector.scores(self.net, image).item()
+        return {"ood": score, "empty": bool(is_empty(image))}
 
     def _evidence(
         self, head: Head, question: Question, of: LiveRun, image: Tensor, shares: list[float], edges: Tensor

@@ -107,7 +107,7 @@ def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
 
     def ood(asked: Mapping[str, Any]) -> Any:
         run, question, of = about(asked)
-        return {"ood": run.ood(question, of)}
+        return run.ood(question, of)
 
     def way(asked: Mapping[str, Any]) -> Any:
         run, question, of = about(asked)

@@ -104,7 +104,11 @@ def test_a_drawing_is_brought_to_the_form_of_the_data(played_digits: Served, dig
     assert torch.equal(given, (expected.images[0, 0] * 255).round().to(torch.uint8))
     assert answer["notes"] == expected.notes[0]
     assert "truth" not in answer["heads"]["digit"]
-    assert played_digits.ask("ood", run="run", input={"drawing": drawing})["ood"] > 0
+    judged = played_digits.ask("ood", run="run", input={"drawing": drawing})
+    assert judged["ood"] > 0
+    assert not judged["empty"]
+    blank = {**drawing, "pixels": base64.b64encode(bytes(sheet.nbytes)).decode()}
+    assert played_digits.ask("ood", run="run", input={"drawing": blank})["empty"]
 
 
 def test_the_way_to_the_nearest_other_class(played: Served, played_digits: Served) -> None:
