@@ -35,7 +35,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels
     from cnnlab.explain.attribution import attribute
     from cnnlab.explain.methods.cams import grad_cam
-    from cnnlab.explain.network import HeadWrapper, last_convolution, layer_named
+    from cnnlab.explain.network import HeadWrapper, cam_layer, layer_named
     from cnnlab.models.heads import Head
 
     torch.manual_seed(0)
@@ -55,22 +55,20 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     def ours(head: Head, rows: Tensor) -> Any:
         return attribute(net, images[rows], targets[head.name][rows], grad_cam, head.name)
 
-    def last(head: Head) -> Any:
-        return layer_named(net, last_convolution(HeadWrapper(net, head.name), images))
+    layers = {head.name: layer_named(net, cam_layer(HeadWrapper(net, head.name), images)) for head in data.heads}
 
     def theirs(head: Head, rows: Tensor, kind: type[GradCAM] = GradCAM) -> Any:
-        layer = last(head)
         wanted = [ClassifierOutputTarget(target) for target in targets[head.name][rows].tolist()]
-        with kind(model=HeadWrapper(net, head.name), target_layers=[layer]) as cam:
+        with kind(model=HeadWrapper(net, head.name), target_layers=[layers[head.name]]) as cam:
             return cam(input_tensor=images[rows], targets=wanted)
 
     def by_torch_cam(head: Head, rows: Tensor) -> Any:
         wrapper = HeadWrapper(net, head.name)
-        with TorchCam(wrapper, target_layer=last(head)) as cam:
+        with TorchCam(wrapper, target_layer=layers[head.name]) as cam:
             return cam(targets[head.name][rows].tolist(), wrapper(images[rows]))
 
     def by_captum(head: Head, rows: Tensor) -> Any:
-        cam = LayerGradCam(HeadWrapper(net, head.name), last(head))
+        cam = LayerGradCam(HeadWrapper(net, head.name), layers[head.name])
         maps = cam.attribute(images[rows], targets[head.name][rows], relu_attributions=True)
         return LayerAttribution.interpolate(maps, images.shape[2:], "bilinear")
 

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -72,12 +73,12 @@ def _serve(pipe: Connection, make: Callable[..., Rounds], args: tuple[Any, ...])
 
 
 def in_turns(libraries: Sequence[Library], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """{contestant: seconds of each round}, without the rounds to warm up. Every other round goes backwards: who comes
-    first in a process finds its caches cold, after another's work. Ends the libraries."""
+    """{contestant: seconds of each round}, without the rounds to warm up. Each round is in another random order, the
+    same in each measurement: who comes first in a process finds its caches cold. Ends the libraries."""
     turns = [(library, name) for library in libraries for name in library.names]
     seconds: dict[str, list[float]] = {name: [] for _, name in turns}
     for number in range(warm_up + rounds):
-        for library, name in turns if number % 2 == 0 else reversed(turns):
+        for library, name in random.Random(number).sample(turns, len(turns)):
             took = library.round(name)
             if number >= warm_up:
                 seconds[name].append(took)

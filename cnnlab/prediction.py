@@ -91,8 +91,8 @@ class Prediction(Result):
         return "\n".join([as_table(lines, left=len(lines[0])), *(f"! {warning}" for warning in self.warnings())])
 
     def plot(self) -> Figure:
-        """The first 48 images as the network got them, with the answers; those unlike the training images are
-        marked."""
+        """The first 48 images as the network got them, with the answers; those that are empty, or unlike the
+        training images, are marked."""
         from cnnlab import plots
 
         images = self.inputs.images[:DRAWN]

@@ -11,11 +11,13 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from statistics import mean
 
 from cnnlab.benchmark import page
 from cnnlab.benchmark.findings import answers
 from cnnlab.benchmark.grades import BY_HAND, Grades
-from cnnlab.benchmark.table import Table
+from cnnlab.benchmark.table import Cell, Table
+from cnnlab.explain.method_names import method_title
 
 DOCS = Path(__file__).parent
 KEPT = DOCS / "explanations"
@@ -42,6 +44,7 @@ def tables(folder: Path, slow: Path | None) -> dict[str, Rows]:
         "random": page.random_weights(table, "plain"),
         "agreement": page.agreement(table, "plain"),
         "costs": page.costs(table, "plain"),
+        "cam_layer": by_cam_layer(table),
         "scenes": page.by_scene(table),
         "wrong": page.wrong_answers(table),
         "by_hand": page.known_evidence(by_hand, table, "plain"),
@@ -51,6 +54,24 @@ def tables(folder: Path, slow: Path | None) -> dict[str, Rows]:
     if slow is not None:
         found["slow"] = page.ranks(read(slow)[0], "plain")
     return found
+
+
+def by_cam_layer(table: Table) -> Rows:
+    """The rank accuracy of the CAM family on each network of plain lines, the mean over its heads: at the last
+    convolution, where version 0.9 looked (`cams_at_convolution.csv`, of its `scores.csv`), and at its ReLU."""
+    before: dict[tuple[str, str], list[float]] = {}
+    now: dict[tuple[str, str], list[float]] = {}
+    with (KEPT / "cams_at_convolution.csv").open(encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            place, cell = (row["network"], row["method"]), Cell("plain", row["network"], row["head"], row["method"])
+            before.setdefault(place, []).append(float(row["rank"]))
+            now.setdefault(place, []).append(table.standings[cell].mean.mean)
+    networks, methods = (list(dict.fromkeys(names)) for names in zip(*before, strict=True))
+    rows = [["convolution → ReLU", *networks]]
+    for method in methods:
+        both = [f"{mean(before[name, method]):.2f} → {mean(now[name, method]):.2f}" for name in networks]
+        rows.append([method_title(method), *both])
+    return rows
 
 
 def _percents(shares: dict[str, float]) -> Rows:

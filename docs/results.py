@@ -63,7 +63,15 @@ READERS = {
     "anywhere_light": "… and light",
 }
 # The networks whose Grad-CAM is graded at two layers, by their folders.
-GRADED = {"multihead_seeds": "`multihead`", "multihead_07": "the recipe of 0.7", "multihead_adam": "`multihead_adam`"}
+GRADED = {
+    "multihead_seeds": "`multihead`",
+    "figure5_briefly": "Report B's Figure 5, briefly",
+    "resnet": "`net=resnet`",
+    "multihead_anywhere": "`multihead_anywhere`",
+    "multihead_07": "the recipe of 0.7",
+    "multihead_adam": "`multihead_adam`",
+}
+PLACES = {"last_convolution": "the convolution", "null": "the ReLU after it"}
 HEADS = ["length", "width", "angle", "colour"]
 METRICS = ["rank", "auc"]
 SCORES = ["accuracy", "f1", "precision", "recall", "worst class"]
@@ -206,8 +214,8 @@ def grad_cam_layer() -> list[list[str]]:
         rows = list(csv.DictReader(lines))
     found = [["network, and where Grad-CAM looks", *HEADS], ["---", *["---:"] * len(HEADS)]]
     for network, title in GRADED.items():
-        for rectified, place in (("false", "the convolution"), ("true", "the ReLU after it")):
-            own = [row for row in rows if (row["network"], row["rectified"]) == (network, rectified)]
+        for layer, place in PLACES.items():
+            own = [row for row in rows if (row["network"], row["layer"]) == (network, layer)]
             cells = [
                 ", ".join(_spread([float(row[metric]) for row in own if row["head"] == head]) for metric in METRICS)
                 for head in HEADS
@@ -288,14 +296,16 @@ def collect_grad_cam(root: Path) -> None:
     rows: list[Row] = []
     for network in GRADED:
         for file in sorted((root / "grad_cam" / network).glob("*/*/1/scores.csv")):
-            seed, rectified = file.parts[-4:-2]
+            seed, layer = file.parts[-4:-2]
+            if layer not in PLACES:
+                continue
             with file.open(encoding="utf-8") as lines:
                 found = {
                     (row["head"], row["metric"]): row["mean"]
                     for row in csv.DictReader(lines)
                     if (row["method"], row["truth"], row["predictions"]) == ("grad_cam", "counterfactual", "all")
                 }
-            names = {"network": network, "seed": seed, "rectified": rectified}
+            names = {"network": network, "seed": seed, "layer": layer}
             rows += [{**names, "head": head, **{metric: found[head, metric] for metric in METRICS}} for head in HEADS]
     write_rows("grad_cam_layer", rows)
 

@@ -55,11 +55,14 @@ for seed in $(seq 0 19); do
 done
 for seed in 0 1 2; do
   train multihead_07 $seed experiment=multihead net.relu_last=false optimizer.lr=0.04 trainer.max_epochs=4 threads=1
-  for name in multihead_seeds multihead_07 multihead_adam; do
-    for rectified in false true; do
-      out=$root/grad_cam/$name/$seed/$rectified
+  train figure5_briefly $seed experiment=multihead_adam net=shared_figure5 optimizer.lr=0.003 trainer.max_epochs=6 \
+    bn_momentum=0.99
+  train resnet $seed experiment=multihead_adam net=resnet optimizer.lr=0.003
+  for name in multihead_seeds figure5_briefly resnet multihead_anywhere multihead_07 multihead_adam; do
+    for layer in last_convolution null; do
+      out=$root/grad_cam/$name/$seed/$layer
       [ -e "$out" ] || "$python" -m cnnlab.score run="$root/$name/$seed" images=200 method=[grad_cam] \
-        method.grad_cam.rectified=$rectified out="$out"
+        method.grad_cam.layer=$layer out="$out"
     done
   done
 done

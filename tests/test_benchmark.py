@@ -81,7 +81,7 @@ def test_grades_of_another_recipe_or_setting_are_not_taken_for_these(small: Path
     same = file.stat().st_mtime_ns
     in_process("benchmark", *SMALL, runs, f"out={tmp_path}/out")
     assert file.stat().st_mtime_ns == same
-    in_process("benchmark", *SMALL, runs, f"out={tmp_path}/out", "+method.grad_cam.layer=stem.conv")
+    in_process("benchmark", *SMALL, runs, f"out={tmp_path}/out", "method.grad_cam.layer=stem.conv")
     assert file.stat().st_mtime_ns > same
     with pytest.raises(SystemExit, match="holds another run than this; choose another folder"):
         in_process("benchmark", *SMALL, f"out={tmp_path}/out", "networks.branched=['data.train_per_class=7']")

@@ -35,9 +35,14 @@ def broken() -> Rounds:
 
 def test_contestants_take_turns_and_the_warm_up_is_forgotten(tmp_path: Path) -> None:
     file = tmp_path / "log"
-    seconds = in_turns([Library(make, file, "ab"), Library(make, file, "c")], rounds=2)
-    assert file.read_text() == "abccbaabc"  # there and back: nobody is always the first
-    assert seconds == {"a": [6, 7], "b": [5, 8], "c": [4, 9]}
+    seconds = in_turns([Library(make, file, "ab"), Library(make, file, "c")], rounds=8)
+    said = file.read_text()
+    turns = [said[start : start + 3] for start in range(0, len(said), 3)]
+    assert [sorted(turn) for turn in turns] == [["a", "b", "c"]] * 9
+    assert {turn[0] for turn in turns} == {"a", "b", "c"}  # nobody is always the first
+    assert seconds == {
+        name: [3 * place + turn.index(name) + 1 for place, turn in enumerate(turns)][1:] for name in "abc"
+    }
 
 
 def test_a_contestant_that_cannot_start_is_named(capfd: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from cnnlab.explain.attribution_metrics import (
 )
 from cnnlab.explain.method_names import method_title
 from cnnlab.explain.methods.cams import grad_cam
-from cnnlab.explain.network import HeadWrapper, frozen_copy, last_convolution, leaf_modules, output_of, receptive_fields
+from cnnlab.explain.network import HeadWrapper, cam_layer, frozen_copy, leaf_modules, receptive_fields
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 
@@ -119,7 +119,7 @@ def evaluate(
 
 
 def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) -> list[AttributionScore]:
-    """What is reached without any insight, and the best that the last convolution before the head could."""
+    """What is reached without any insight, and the best that maps as coarse as Grad-CAM's could."""
     wrapper = HeadWrapper(net, head.name)
     scores: list[AttributionScore] = []
     for name, method in WITHOUT_NETWORK.items():
@@ -137,12 +137,11 @@ def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) ->
 
 
 def upper_bound_maps(net: HeadWrapper, images: Tensor, masks: Tensor) -> Tensor:
-    """Maps float (N, H, W): the true pixels `masks` bool (N, H, W) themselves, drawn as coarsely as the last
-    convolution before the head is."""
-    layer = last_convolution(net, images)
+    """Maps float (N, H, W): the true pixels `masks` bool (N, H, W) themselves, drawn as coarsely as the maps
+    at which Grad-CAM looks by default (see `cam_layer`)."""
+    layer = cam_layer(net, images)
     fields = receptive_fields(net, layer, images)
-    with torch.no_grad():
-        places = output_of(frozen_copy(net.net), layer, images[:1]).shape[2:]
+    places = next(found.size_out for found in reversed(net.path(images)) if found.name == layer)
     sizes = zip(fields, places, images.shape[2:], strict=True)
     rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
     return layer_upper_bound(masks, rows, columns)

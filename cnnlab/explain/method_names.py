@@ -27,12 +27,12 @@ _TITLES = {
 }
 
 _WORDS = {
-    "grad_cam": "Where those channels of the last convolution that speak for the class are bright.",
-    "hires_cam": "Where the last convolution adds to the score, place by place.",
+    "grad_cam": "Where those of the last feature maps that speak for the class are bright.",
+    "hires_cam": "Where the last feature maps add to the score, place by place.",
     "grad_cam_pp": "Grad-CAM with weights that favour places of steep gradients.",
-    "layer_cam": "Where the last convolution is bright and more brightness would raise the score.",
-    "score_cam": "Maps of the last convolution, each weighted by the score of the image under it.",
-    "layer_integrated_gradients": "Each place's share of the last convolution in the score's way from a black image.",
+    "layer_cam": "Where the last feature maps are bright and more brightness would raise the score.",
+    "score_cam": "The last feature maps, each weighted by the score of the image under it.",
+    "layer_integrated_gradients": "What each place of the last feature maps adds to the score, from a black image on.",
     "guided_grad_cam": "Grad-CAM times a gradient that follows positive contributions alone.",
     "integrated_gradients": "Each pixel's share in the difference of the score between the image and a black one.",
     "expected_gradients": "Each pixel's share in the difference of the score between the image and other images.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from cnnlab.errors import UserError, did_you_mean
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
-    """A copy of the network in evaluation mode, whose parameters ask for no gradient: whatever is done to it,
-    the network itself is left as it was."""
-    return copy.deepcopy(net).eval().requires_grad_(False)
+    """A copy of the network in evaluation mode, whose parameters ask for no gradient and whose layers do not work in
+    place: whatever is done to it, the network itself is left as it was."""
+    copied = copy.deepcopy(net).eval().requires_grad_(False)
+    for module in copied.modules():
+        if getattr(module, "inplace", False):  # the maps of the layer before it would be gone
+            module.inplace = False  # type: ignore[assignment]
+    return copied
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class HeadWrapper(nn.Module):
         # Of an image's shape: how many classes the head has, and the layers before it.
         self._traced: dict[tuple[int, ...], tuple[int, list[PathLayer]]] = {}
         self.chooses = "heads" in inspect.signature(net.forward).parameters
+        self.title = "the answer" if head is None else f"head '{head}'"
 
     def logits(self, images: Tensor) -> Tensor:
         """What the network says for this head, (B, units)."""
@@ -149,20 +155,45 @@ def last_convolution(net: HeadWrapper, images: Tensor) -> str:
         if isinstance(layer.module, nn.Conv2d) and layer.module.kernel_size != (1, 1)
     ]
     if not names:
-        raise UserError(f"there is no convolution before head '{net.head}'")
+        raise UserError(f"there is no convolution before {net.title}")
     return names[-1]
 
 
-def relu_after(net: HeadWrapper, images: Tensor, layer: str) -> str:
-    """The name of the first ReLU of maps that runs after the layer of that name, on the way to a head's answer. Raises
-    `UserError` where there is no such layer, or none such ReLU follows."""
-    layer_named(net.net, layer)
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid),  # ReLU6 is a Hardtanh
+)
+
+
+def cam_layer(net: HeadWrapper, images: Tensor, layer: str | None = None) -> str:
+    """The name of the layer at whose maps the methods of the CAM family look, asked with `images` (B, C, H, W).
+
+    That is `layer`, or, where it is None, the next activation of maps (ReLU or its kin, as a module) that runs after
+    the last convolution before the head, and that convolution where there is none. So do Grad-CAM's own code
+    (`relu5_3` of VGG) and Keras, where a convolution is given its activation. "last_convolution" is the convolution
+    itself. Raises `UserError` where there is no convolution, and for a layer that the head does not depend on or that
+    answers no maps.
+    """
     path = net.path(images)
-    after = [place for place, before in enumerate(path, start=1) if before.name == layer]
-    for found in path[after[0] :] if after else []:
-        if isinstance(found.module, nn.ReLU) and found.size_out:
+    if layer not in (None, "last_convolution"):
+        layer_named(net.net, layer)
+        runs = [found for found in path if found.name == layer]
+        if not runs:
+            raise UserError(f"{net.title} does not depend on layer '{layer}'")
+        if not runs[-1].size_out:
+            raise UserError(f"layer '{layer}' answers no maps")
+        return layer
+    convolution = last_convolution(net, images)
+    first = max(place for place, found in enumerate(path) if found.name == convolution)
+    for place, found in enumerate(path[first + 1 :] if layer is None else [], start=first + 1):
+        if isinstance(found.module, nn.Linear) or not found.size_out:
+            break
+        # Of a module that runs several times hooks see the last; a single place is a gate, or a mean over all places.
+        again = any(later.name == found.name for later in path[place + 1 :])
+        single = math.prod(found.size_out) == 1 < math.prod(path[first].size_out)
+        if isinstance(found.module, _ACTIVATIONS) and not again and not single:
             return found.name
-    raise UserError(f"no ReLU of maps follows layer '{layer}' before head '{net.head}'")
+    return convolution
 
 
 class _ReachedError(Exception):
@@ -224,20 +255,27 @@ def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[Rece
     path = net.path(images)
     names = [before.name for before in path]
     if layer not in names:
-        raise UserError(f"head '{net.head}' does not depend on layer '{layer}'{did_you_mean(layer, names)}")
+        raise UserError(f"{net.title} does not depend on layer '{layer}'{did_you_mean(layer, names)}")
+    until = len(names) - names[::-1].index(layer)  # of a module that runs several times, the last run
     size = tuple(images.shape[2:])
-    rows, columns = (_field(path[: names.index(layer) + 1], axis, size) for axis in (0, 1))
+    rows, columns = (_field(path[:until], axis, size) for axis in (0, 1))
     return rows, columns
 
 
 def _field(layers: list[PathLayer], axis: int, size: tuple[int, ...]) -> ReceptiveField:
     """The field of the last of `layers`. What a layer sees is known by its size: where a network has parallel ways, as
-    residual blocks do, maps of one size look at the same places."""
+    residual blocks do, maps of one size look at the same places. A size that no layer made, as a pooling that is no
+    module, is taken for maps of the layer before, shrunk without overlap."""
     fields = {size: ReceptiveField(0.5, 1.0)}
+    before = size
     for layer in layers:
-        field, module = fields.get(layer.size_in), layer.module
-        if field is None:
+        if not layer.size_in:
             continue
+        if layer.size_in not in fields:
+            field, shrunk = fields[before], before[axis] / layer.size_in[axis]
+            reach = (shrunk - 1) * field.step
+            fields[layer.size_in] = ReceptiveField(field.start + reach / 2, field.step * shrunk, field.size + reach)
+        field, module = fields[layer.size_in], layer.module
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             reach = _along(getattr(module, "dilation", 1), axis) * (_along(module.kernel_size, axis) - 1)
             padding: Any = module.padding
@@ -245,7 +283,8 @@ def _field(layers: list[PathLayer], axis: int, size: tuple[int, ...]) -> Recepti
                 padding = {"same": reach // 2, "valid": 0}[padding]
             start = field.start + (reach / 2 - _along(padding, axis)) * field.step
             field = ReceptiveField(start, field.step * _along(module.stride, axis), field.size + reach * field.step)
-        fields[layer.size_out] = field
+        if layer.size_out:
+            fields[layer.size_out], before = field, layer.size_out
     return fields[layers[-1].size_out]
 
 

@@ -87,7 +87,7 @@ run.maximise("digit")
 # %% [markdown]
 # ## Where does it look?
 #
-# The reports' third look, Grad-CAM: which places of the last convolution raise the score of the class that was
+# The reports' third look, Grad-CAM: which places of the last feature maps raise the score of the class that was
 # predicted. The number above a map is its largest value; brightness is relative to it.
 
 # %%

@@ -71,7 +71,7 @@ scores.to_pandas().query("truth == 'counterfactual' and predictions == 'all' and
 # - **chance** and **random map** are what a map reaches that knows nothing;
 # - **edges (Sobel)** is an edge detector. It does not know the network at all. A method that does not beat it has not
 #   shown that it explains anything (Clark et al. 2023 found the same on planted shapes);
-# - **upper bound of the layer** is the most that a map as coarse as Grad-CAM's layer can reach.
+# - **upper bound of the layer** is the most that a map as coarse as Grad-CAM's can reach.
 #
 # ## Does it depend on the network at all?
 #

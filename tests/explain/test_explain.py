@@ -47,7 +47,7 @@ def test_the_newest_run_is_explained_with_everything(
     maps = np.load(page.parent / "maps.npz")
     assert {name: list(maps[name].shape) for name in maps.files} == manifest["arrays"]
     assert maps["grad_cam/angle/predicted"].shape == (6, 28, 28)
-    assert maps["grad_cam/angle/predicted/angle.conv2"].shape == (6, 9, 9)
+    assert maps["grad_cam/angle/predicted/angle.relu2"].shape == (6, 4, 4)
     assert (maps["grad_cam/angle/predicted"] >= 0).all()
 
     run_explain(f"run={lines_run}", *FEW)

@@ -1,4 +1,5 @@
-"""Methods that look at the maps of a layer, as a rule the last convolution before the head: the CAM family."""
+"""Methods that look at the maps of a layer, as a rule the last activation of maps before the head: the CAM family. What
+`layer` may say is told in `cnnlab.explain.network.cam_layer`, whose `UserError` all raise."""
 
 from __future__ import annotations
 
@@ -6,19 +7,15 @@ import torch
 from captum.attr import LayerGradCam, LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor
 
+from cnnlab.errors import UserError
 from cnnlab.explain.attribution import LayerMap, to_image
-from cnnlab.explain.network import HeadWrapper, last_convolution, layer_named, recorded, relu_after
+from cnnlab.explain.network import HeadWrapper, cam_layer, layer_named, recorded
 
 
-def grad_cam(
-    net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None, rectified: bool = False
-) -> LayerMap:
-    """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of `layer`, None:
-    of the last convolution before the head, and a_k the mean over places of the class score's gradient by A_k. With
-    `rectified` they are the maps of the first ReLU after it. Raises `UserError` where there is none."""
-    name = layer or last_convolution(net, images)
-    if rectified:
-        name = relu_after(net, images, name)
+def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
+    """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of a layer and a_k
+    the mean over places of the class score's gradient by A_k."""
+    name = cam_layer(net, images, layer)
     cam = LayerGradCam(net, layer_named(net.net, name))
     with torch.enable_grad():
         scores = cam.attribute(images.detach(), target=targets, relu_attributions=True)
@@ -28,7 +25,7 @@ def grad_cam(
 def hires_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
     """HiResCAM (Draelos and Carin 2020): ReLU(sum over channels of A_k times the class score's gradient by A_k), place
     by place, where Grad-CAM takes the gradient's mean over places."""
-    name = layer or last_convolution(net, images)
+    name = cam_layer(net, images, layer)
     method = LayerGradientXActivation(net, layer_named(net.net, name))
     with torch.enable_grad():
         products = method.attribute(images.detach(), target=targets)
@@ -71,8 +68,11 @@ def layer_integrated_gradients(
     net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None, steps: int = 32
 ) -> LayerMap:
     """Integrated gradients by the maps of a layer, on the way from a black image (Dhamdhere et al. 2019, conductance's
-    simpler kin in Captum), summed over channels, with their sign."""
-    name = layer or last_convolution(net, images)
+    simpler kin in Captum), summed over channels, with their sign. Raises `UserError` for a layer that runs several
+    times: Captum would replace all of its answers."""
+    name = cam_layer(net, images, layer)
+    if sum(found.name == name for found in net.path(images)) > 1:
+        raise UserError(f"layer '{name}' runs several times: name another, or layer=last_convolution")
     method = LayerIntegratedGradients(net, layer_named(net.net, name))
     with torch.enable_grad():
         shares = method.attribute(images.detach(), target=targets, n_steps=steps, internal_batch_size=250)
@@ -83,8 +83,7 @@ def _maps_and_slopes(
     net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None
 ) -> tuple[str, Tensor, Tensor]:
     """The layer's name, its maps (N, K, h, w) and the gradients of the class scores by them."""
-    name = layer or last_convolution(net, images)
-    layer_named(net.net, name)
+    name = cam_layer(net, images, layer)
     with torch.enable_grad(), recorded(net.net, [name]) as outputs:
         scores = net(images.detach().clone().requires_grad_()).gather(1, targets[:, None])
         maps = outputs[name]

@@ -23,8 +23,8 @@ const ofLines = () => [
   ["The truth beside the heatmap", "Green are the pixels that would change if the answer were another one. For “short” "
     + "they lie where the line is not: black pixels beyond its ends. A network that measures the length should look there; does the map?",
     line(), "answers"],
-  ["Why a heatmap can be wrong", "Grad-CAM is as coarse as the layer that it looks at, 9 × 9 places here, and says where "
-    + "that layer was bright, not which pixels would turn the answer. Switch “evidence by” to saliency and back, and "
+  ["Why a heatmap can be wrong", "Grad-CAM is as coarse as the maps that it looks at, a few places a side, and says where "
+    + "they were bright, not which pixels would turn the answer. Switch “evidence by” to saliency and back, and "
     + "compare the sentences below the maps: often an edge detector, which knows nothing of the network, hits more.",
     line({ length: 15, width: 3, angle: 120 }), "answers"],
   ["Poke it", "A long line, its ends painted black. Which heads change their minds, and by how much? Paint on: tick Poke "
