@@ -207,5 +207,8 @@ def test_a_residual_network_of_torchvision_is_looked_at_where_it_is_usual(block:
     torch.testing.assert_close(found.values, peer[:, 0].detach())
     for method in ("hires_cam", "grad_cam_pp", "layer_cam"):
         assert attribute(net, images, 3, named_method(method)[1]).maps.shape == (2, 64, 64)
+    shares = attribute(net, images, 3, named_method(FAMILY[-1])[1]).layer_map
+    assert shares is not None
+    assert shares.layer == "layer4.0.conv2"  # Captum would replace what the ReLU answers every time
     with pytest.raises(UserError, match=r"layer 'layer4\.0\.relu' runs several times: name another"):
-        attribute(net, images, 3, named_method(FAMILY[-1])[1])
+        attribute(net, images, 3, named_method(FAMILY[-1], layer="layer4.0.relu")[1])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cnnlab.errors import UserError
 from cnnlab.explain.attribution import LayerMap, to_image
-from cnnlab.explain.network import HeadWrapper, cam_layer, layer_named, recorded
+from cnnlab.explain.network import HeadWrapper, cam_layer, last_convolution, layer_named, recorded
 
 
 def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
@@ -68,11 +68,14 @@ def layer_integrated_gradients(
     net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None, steps: int = 32
 ) -> LayerMap:
     """Integrated gradients by the maps of a layer, on the way from a black image (Dhamdhere et al. 2019, conductance's
-    simpler kin in Captum), summed over channels, with their sign. Raises `UserError` for a layer that runs several
-    times: Captum would replace all of its answers."""
+    simpler kin in Captum), summed over channels, with their sign. Captum would replace all answers of a layer that
+    runs several times: where that is the one that `cam_layer` would take, the convolution is looked at; `UserError`
+    where it was named."""
     name = cam_layer(net, images, layer)
     if sum(found.name == name for found in net.path(images)) > 1:
-        raise UserError(f"layer '{name}' runs several times: name another, or layer=last_convolution")
+        if layer is not None:
+            raise UserError(f"layer '{name}' runs several times: name another, or layer=last_convolution")
+        name = last_convolution(net, images)
     method = LayerIntegratedGradients(net, layer_named(net.net, name))
     with torch.enable_grad():
         shares = method.attribute(images.detach(), target=targets, n_steps=steps, internal_batch_size=250)
