@@ -136,7 +136,7 @@ def test_a_digit_is_drawn_undone_and_read(browser: Browsed, server: Served, lear
     assert not tab.get_by_role("button", name="Line", exact=True).is_visible()
     tab.get_by_role("button", name="Draw").click()
     count = answered(tab, count)
-    tab.wait_for_function("document.getElementById('ood').textContent.startsWith('It is empty')")
+    tab.locator("#ood", has_text="It is empty").wait_for()
     box = tab.locator("#pad").bounding_box()
     assert box is not None
     strokes = [[(4 / 28, 6.5 / 28), (24 / 28, 6.5 / 28)], [(0.5, 0.5), (0.5, 0.8)]]  # a 1 of this set, and more
