@@ -22,7 +22,7 @@ from cnnlab.explain.attribution_metrics import (
 )
 from cnnlab.explain.method_names import method_title
 from cnnlab.explain.methods.cams import grad_cam
-from cnnlab.explain.network import HeadWrapper, cam_layer, frozen_copy, leaf_modules, receptive_fields
+from cnnlab.explain.network import HeadWrapper, cam_layer, frozen_copy, leaf_modules, path_until, receptive_fields
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 
@@ -141,7 +141,7 @@ def upper_bound_maps(net: HeadWrapper, images: Tensor, masks: Tensor) -> Tensor:
     at which Grad-CAM looks by default (see `cam_layer`)."""
     layer = cam_layer(net, images)
     fields = receptive_fields(net, layer, images)
-    places = next(found.size_out for found in reversed(net.path(images)) if found.name == layer)
+    places = path_until(net, images, layer)[-1].size_out
     sizes = zip(fields, places, images.shape[2:], strict=True)
     rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
     return layer_upper_bound(masks, rows, columns)

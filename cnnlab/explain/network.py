@@ -146,6 +146,18 @@ def path_to_head(net: HeadWrapper, images: Tensor) -> list[str]:
     return [layer.name for layer in net.path(images)]
 
 
+def path_until(net: HeadWrapper, images: Tensor, layer: str) -> list[PathLayer]:
+    """The layers up to and with the last run of the one of that name, on the way to a head's answer to `images`
+    (B, C, H, W). Raises `UserError` where the head does not depend on it."""
+    path = net.path(images)
+    runs = [place for place, found in enumerate(path, start=1) if found.name == layer]
+    if not runs:
+        raise UserError(
+            f"{net.title} does not depend on layer '{layer}'{did_you_mean(layer, [one.name for one in path])}"
+        )
+    return path[: runs[-1]]
+
+
 def last_convolution(net: HeadWrapper, images: Tensor) -> str:
     """The name of the last convolution before a head. A 1 x 1 convolution, a dense layer at every pixel, does
     not count. Raises `UserError` where there is none."""
@@ -174,23 +186,19 @@ def cam_layer(net: HeadWrapper, images: Tensor, layer: str | None = None) -> str
     itself. Raises `UserError` where there is no convolution, and for a layer that the head does not depend on or that
     answers no maps.
     """
-    path = net.path(images)
     if layer not in (None, "last_convolution"):
         layer_named(net.net, layer)
-        runs = [found for found in path if found.name == layer]
-        if not runs:
-            raise UserError(f"{net.title} does not depend on layer '{layer}'")
-        if not runs[-1].size_out:
+        if not path_until(net, images, layer)[-1].size_out:
             raise UserError(f"layer '{layer}' answers no maps")
         return layer
     convolution = last_convolution(net, images)
-    first = max(place for place, found in enumerate(path) if found.name == convolution)
-    for place, found in enumerate(path[first + 1 :] if layer is None else [], start=first + 1):
+    until, path = path_until(net, images, convolution), net.path(images)
+    for place, found in enumerate(path[len(until) :] if layer is None else [], start=len(until) + 1):
         if isinstance(found.module, nn.Linear) or not found.size_out:
             break
         # Of a module that runs several times hooks see the last; a single place is a gate, or a mean over all places.
-        again = any(later.name == found.name for later in path[place + 1 :])
-        single = math.prod(found.size_out) == 1 < math.prod(path[first].size_out)
+        again = any(later.name == found.name for later in path[place:])
+        single = math.prod(found.size_out) == 1 < math.prod(until[-1].size_out)
         if isinstance(found.module, _ACTIVATIONS) and not again and not single:
             return found.name
     return convolution
@@ -252,13 +260,8 @@ def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[Rece
     """Where the places of a layer before a head look, along the rows and the columns of the image: from the kernels,
     strides, paddings and dilations of the convolutions and poolings up to it. Raises `UserError` where the head
     does not depend on the layer."""
-    path = net.path(images)
-    names = [before.name for before in path]
-    if layer not in names:
-        raise UserError(f"{net.title} does not depend on layer '{layer}'{did_you_mean(layer, names)}")
-    until = len(names) - names[::-1].index(layer)  # of a module that runs several times, the last run
-    size = tuple(images.shape[2:])
-    rows, columns = (_field(path[:until], axis, size) for axis in (0, 1))
+    until, size = path_until(net, images, layer), tuple(images.shape[2:])
+    rows, columns = (_field(until, axis, size) for axis in (0, 1))
     return rows, columns
 
 
