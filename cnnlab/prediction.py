@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from cnnlab.cli import as_list
-from cnnlab.data.outside import image_files
+from cnnlab.data.outside import WHY_EMPTY, image_files
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.inputs import Inputs, from_outside
 from cnnlab.explain.network import frozen_copy
@@ -82,7 +82,7 @@ class Prediction(Result):
 
     def warnings(self) -> list[str]:
         """A sentence for each image that is empty, or unlike the training images."""
-        named = zip(self.inputs.names, doubts(self.inputs.images, self.ood), strict=True)
+        named = zip(self.inputs.names, doubts(self.inputs.images, self.ood, self.inputs.notes), strict=True)
         return [f"{name} {doubt}: the answer means little" for name, doubt in named if doubt]
 
     def __repr__(self) -> str:
@@ -96,13 +96,13 @@ class Prediction(Result):
         from cnnlab import plots
 
         images = self.inputs.images[:DRAWN]
-        doubtful = doubts(images, self.ood)
+        doubtful = doubts(images, self.ood, self.inputs.notes)
         captions = []
         for row, doubt, nothing in zip(self.rows()[:DRAWN], doubtful, is_empty(images).tolist(), strict=True):
             said = zip(self.probabilities, _said(row, list(self.probabilities)), strict=True)
             lines = [row["image"][-24:], *(f"{name}: {answer}" for name, answer in said)]
             if doubt:
-                lines.append("empty" if nothing else "unlike the training images")
+                lines.append(doubt.partition(",")[0].partition(";")[0] if nothing else "unlike the training images")
             captions.append("\n".join(lines))
         pixels = (images * 255).round().to(torch.uint8).numpy()
         return plots.images(
@@ -127,15 +127,20 @@ def is_empty(images: Tensor) -> Tensor:
     return (images == images[:, :, :1, :1]).flatten(1).all(dim=1)
 
 
-def doubts(images: Tensor, ood: Tensor | None) -> list[str]:
-    """Why what is said to each of `images` (N, C, H, W) means little, a clause, "" where nothing speaks against it: it
-    is empty, or its out-of-distribution score, of `ood` (N,) or more, is above 1."""
+def doubts(images: Tensor, ood: Tensor | None, notes: Sequence[Sequence[str]] = ()) -> list[str]:
+    """Return why the answers to each of `images` (N, C, H, W) mean little, a clause, "" where nothing is wrong: the
+    image is empty, or its out-of-distribution score, of `ood` (N,) or more, is above 1. `notes` on what was done to
+    each image say why it is empty."""
     scores = [0.0] * len(images) if ood is None else ood[: len(images)].tolist()
     far = "is unlike the images that the network was trained on ({:.1f} times as far from them as is usual)"
-    return [
-        "is empty, all its pixels are alike" if nothing else far.format(score) if score > 1 else ""
-        for nothing, score in zip(is_empty(images).tolist(), scores, strict=True)
-    ]
+    found = []
+    for i, (nothing, score) in enumerate(zip(is_empty(images).tolist(), scores, strict=True)):
+        reasons = [note for note in (notes[i] if notes else ()) if note.startswith(WHY_EMPTY)]
+        if nothing:
+            found.append((reasons or ["is empty, all its pixels are alike"])[0])
+        else:
+            found.append(far.format(score) if score > 1 else "")
+    return found
 
 
 def predict(net: nn.Module, heads: Sequence[Head], inputs: Inputs, detector: OODDetector | None = None) -> Prediction:

@@ -200,7 +200,7 @@ class Run:
     def examples(self, count: int = 6) -> Inputs:
         """`count` test images that differ most in their classes, with their true classes; the first is the mistake
         that the network is surest of, where it makes one."""
-        return from_split(self.test_split, pick(self.net, self.test_data.heads, self.test_split, count))
+        return from_split(self.test_split, pick(self.net, self.task.heads, self.test_split, count))
 
     def predict(self, images: Any) -> Prediction:
         """What the network says to images: every head's probabilities, and how unlike the training images each is."""
@@ -252,11 +252,11 @@ class Run:
         return method if asks is None or asks.default is not None else partial(method, references=self.references)  # type: ignore[call-arg]
 
     def activations(self, images: Any, layer: str) -> Activations:
-        """What each channel of a layer answers to images; which never answer is judged on 500 test images."""
+        """What each channel of a layer answers to images; which never answer is judged on 500 random test images."""
         from cnnlab.explain.activations import activations
 
         inputs, count = self.inputs(images), min(SAMPLE, len(self.test_split))
-        sample = self.test_split.inputs(torch.arange(count))
+        sample = self.test_split.inputs(sample_indices(len(self.test_split), count))
         return activations(self.net, [layer], inputs.images, sample, inputs.names)[0]
 
     def maximise(self, name: str, channels: Sequence[int] | None = None, **settings: Any) -> Maximization:

@@ -7,9 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from cnnlab.callbacks.checkpoint import save_tensors
@@ -17,6 +18,7 @@ from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
+from cnnlab.explain.inputs import from_outside
 from cnnlab.explain.ood import OODDetector, fit_ood_detector
 from cnnlab.prediction import doubts
 from cnnlab.runs import Run
@@ -46,7 +48,7 @@ def test_a_folder_with_an_unreadable_file_among_others(
     names = ["line_3.png", "line_90.png", "noise.png", "white.gif"]
     assert [line.split()[0] for line in said.splitlines()[:5]] == ["image", *names]
     assert "! noise.png is unlike the images that the network was trained on" in said
-    assert "! white.gif is empty, all its pixels are alike: the answer means little" in said
+    assert "! white.gif is blank, nothing is drawn on it: the answer means little" in said
     assert f"! {folder}/broken.png cannot be read as an image" in said
     with (tmp_path / "out" / "1" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -167,3 +169,23 @@ def test_a_sample_of_a_split_meets_every_class() -> None:
     assert torch.equal(sample_indices(5, 5), torch.arange(5))
     with pytest.raises(UserError, match="6 images are not to be had: the split holds 5"):
         sample_indices(5, 6)
+
+
+@pytest.mark.parametrize("page", [(255, 255, 255), (250, 240, 200), (200, 200, 200)])
+def test_a_line_drawn_in_black_is_said_to_be_so(lines_run: Path, page: tuple[int, int, int]) -> None:
+    picture = Image.new("RGB", (280, 280), page)
+    ImageDraw.Draw(picture).line((95, 190, 195, 90), fill="black", width=20)
+    for given in (picture, np.asarray(picture), picture.resize((28, 28), Image.Resampling.NEAREST)):
+        prediction = Run(lines_run).predict(given)
+        assert prediction.warnings() == ["image 0 was drawn in black; lines are red or blue: the answer means little"]
+        prediction.plot()
+
+
+@pytest.mark.parametrize(("page", "pixels"), [("black", 7), ("white", 5), ("black", 1)])
+def test_a_line_too_short_for_a_digit_is_not_called_empty(page: str, pixels: int) -> None:
+    picture = Image.new("RGB", (28, 28), page)
+    ImageDraw.Draw(picture).line((10, 14, 9 + pixels, 14), fill="red")
+    inputs = from_outside(picture, (1, 28, 28), "digit")
+    assert doubts(inputs.images, None, inputs.notes) == [
+        f"has too little drawn on it for a digit ({pixels} of 784 pixels)"
+    ]

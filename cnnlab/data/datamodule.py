@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -138,6 +138,20 @@ class ResumableLoader(DataLoader[Batch]):
         self.sampler.skip = (state["epoch"], state["served"])
 
 
+def check_targets(name: str, split: BatchedDataset, heads: Sequence[Head]) -> None:
+    """Raise `UserError` where a target of a split is not a class of its head, an integer in 0..classes - 1."""
+    for rows in torch.arange(len(split)).split(CHUNK):
+        targets = split.targets(rows)
+        for head in heads:
+            values, last = targets[head.name], len(head.classes) - 1
+            if values.is_floating_point() or not ((values >= 0) & (values <= last)).all():
+                low, high = values.aminmax()
+                raise UserError(
+                    f"data: the {name} split has targets from {low.item()} to {high.item()} for head '{head.name}'; "
+                    f"its classes are the whole numbers 0..{last}"
+                )
+
+
 class ImageDataModule(LightningDataModule):
     """A data set of images: its heads, the shape (C, H, W) of its images and its three splits.
 
@@ -191,6 +205,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(name, sampler)
 
     def _loader(self, name: str, sampler: Sampler[Any]) -> DataLoader[Batch]:
+        check_targets(name, self.splits[name], self.heads)
         loader = ResumableLoader if isinstance(sampler, SeededBatchSampler) else DataLoader
         return loader(
             self.splits[name],

@@ -33,6 +33,14 @@ MOST_PIXELS = 50_000_000  # of an image file; a larger one is refused before it 
 BOX = 20 / 28  # of an image's side: in which MNIST's digits lie
 FAINT = 0.2  # of the strongest ink: what is fainter is no part of a digit
 NOISE = 24  # of 255: a ground that differs less from black is black
+DEGREE = 4  # of the polynomial that the background of a photograph is taken for
+FITTED = 64  # pixels of a side to which it is fitted
+
+# Notes that say why nothing is left of an image; the first words of each.
+BLANK = "is blank, nothing is drawn on it"
+DRAWN_IN_BLACK = "was drawn in black; lines are red or blue"
+TOO_SMALL = "has too little drawn on it for a digit"
+WHY_EMPTY = (BLANK, DRAWN_IN_BLACK, TOO_SMALL)
 
 WRONG_RANGE = "an image is uint8 in [0, 255] or float in [0, 1]"
 
@@ -62,38 +70,69 @@ def image_files(words: Sequence[str]) -> list[Path]:
     return found
 
 
-def images_of(given: Any) -> list[Any]:
-    """One or many images as a list: of paths, PIL images, arrays (H, W) or (H, W, C), and tensors (C, H, W), each as
-    `read_image` takes them. Arrays of three axes are one image in colour where the last has 1, 3 or 4 places, else many
-    in grey; tensors likewise by their first; of four axes are many. Words name files, folders and patterns."""
+def images_of(given: Any, image_shape: Sequence[int] = (3, 28, 28)) -> list[Any]:
+    """Return one or many images as a list, each as `read_image` takes it.
+
+    A word names files, folders or a pattern. Arrays are (H, W), (H, W, C) or (N, H, W, C); tensors are (H, W),
+    (C, H, W) or (N, C, H, W). What is as large as the network's own images `image_shape` (C, H, W) is read by their
+    number of channels: for a network of grey images (3, 28, 28) are three images. Other grey images may come as
+    (N, H, W). Raises `UserError` for a shape that can be read in two ways.
+    """
     if isinstance(given, str | Path):
         return list(image_files([str(given)]))
     if isinstance(given, np.ndarray | Tensor):
-        channels = given.shape[-1 if isinstance(given, np.ndarray) else 0] if given.ndim == 3 else 0
-        return list(given) if given.ndim == 4 or (given.ndim == 3 and channels not in (1, 3, 4)) else [given]
+        return _images_of_array(given, tuple(image_shape))
     if isinstance(given, Sequence):
-        return [image for one in given for image in images_of(one)]
+        return [image for one in given for image in images_of(one, image_shape)]
     return [given]
+
+
+def _images_of_array(given: NDArray[Any] | Tensor, image_shape: tuple[int, ...]) -> list[Any]:
+    shape = tuple(given.shape)
+    if shape[-3:] == image_shape and isinstance(given, np.ndarray):
+        given = torch.from_numpy(given)  # its channels come first
+    if given.ndim != 3:
+        return list(given) if given.ndim == 4 else [given]
+    if shape == image_shape:
+        return [given]
+    if shape[1:] == image_shape[1:] and image_shape[0] == 1:
+        return list(given)
+    kind = "a tensor" if isinstance(given, Tensor) else "an array"
+    words = f"{kind} of shape {shape}"
+    if isinstance(given, Tensor) and shape[0] not in (1, 3, 4) and shape[2] in (1, 3, 4):
+        raise UserError(f"{words} has its channels last: in a tensor they come first, use .permute(2, 0, 1)")
+    if (isinstance(given, Tensor) and shape[0] in (3, 4)) or (shape[0] == 3 and shape[2] not in (1, 3, 4)):
+        if isinstance(given, Tensor) and shape[0] == image_shape[0]:
+            return [given]
+        size, (height, width) = shape[0], shape[1:]
+        one, many = f"(1, {size}, {height}, {width})", f"({size}, 1, {height}, {width})"
+        if isinstance(given, np.ndarray):
+            one, many = f"(1, {height}, {width}, {size})", f"({size}, {height}, {width}, 1)"
+        raise UserError(f"{words} is one image in colour or {size} grey ones: give it as {one} or as {many}")
+    channels = shape[0 if isinstance(given, Tensor) else 2]
+    return [given] if channels in (1, 3, 4) else list(given)
 
 
 def read_image(source: Any, image_shape: Sequence[int], expects: str = "image") -> tuple[Tensor, list[str]]:
     """An image of any size and mode as uint8 (C, H, W) = `image_shape`, C 1 or 3, with notes on what was done to it.
 
     `source` is a file, a PIL image, an array (H, W) or (H, W, C) or a tensor (C, H, W); floats are in [0, 1]. An array
-    or a tensor that has the shape already is taken as it is, and so is the image in a state that play saved (JSON).
-    Raises `UserError` where there is no such image, or it is broken or absurdly large.
+    or a tensor that has the shape already is taken as it is, and so is the image in a state that play saved (JSON);
+    but digits and lines on a light background are put on black. Raises `UserError` where there is no such image, or it
+    is broken or absurdly large.
     """
     channels, height, width = image_shape
     if isinstance(source, str | Path) and Path(source).suffix.lower() == STATE:
         source = _state(Path(source))
     if isinstance(source, np.ndarray | Tensor):
         pixels = _eight_bit_array(source)
-        if tuple(pixels.transpose(2, 0, 1).shape) == tuple(image_shape):
+        ready = tuple(pixels.transpose(2, 0, 1).shape) == tuple(image_shape)
+        if ready and not is_on_light(pixels, expects):
             return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), []
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         notes = [f"{image.width} x {image.height}"]
     elif isinstance(source, Image.Image):
-        image, notes = source, [f"{source.width} x {source.height}, mode {source.mode}"]
+        image, notes = _upright(source, "the PIL image"), [f"{source.width} x {source.height}, mode {source.mode}"]
     elif isinstance(source, str | Path):
         image, notes = _opened(Path(source))
     else:
@@ -129,25 +168,31 @@ def _fitted(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Imag
     return image
 
 
+def is_on_light(pixels: NDArray[np.uint8], expects: str) -> bool:
+    """Whether a digit or a line, uint8 (H, W, C), lies on a light background."""
+    return expects in ("digit", "line") and float(np.median(_border(pixels).min(axis=-1))) > 127
+
+
 def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Image.Image:
-    """One light digit on black: the strokes are what differs from the ground, the strongest of them white; scaled to a
-    box of 20 / 28 of `size`, and shifted until the centre of mass is in the middle. What is so already stays."""
+    """Return one light digit on black: the strokes are what differs from the background, the strongest of them white;
+    scaled to a box of 20 / 28 of `size`, with the centre of mass in the middle. What is so already stays."""
     values = np.asarray(image, dtype=np.float64)
     ground = float(np.median(_border(values)))
-    ink = np.abs(values - ground)
+    ink = _ink(values)
     most = float(np.quantile(ink, 1 - min(0.01, 8 / ink.size)))  # a few stray pixels are not the digit
     if most < NOISE:
-        notes.append("nothing is drawn on it")
+        drawn = int((ink >= NOISE).sum())
+        notes.append(f"{TOO_SMALL} ({drawn} of {ink.size:,} pixels)" if drawn else BLANK)
         return Image.new("L", size)
     if ground > NOISE:
-        notes.append("dark on light, inverted" if ground > 127 else f"its ground of {ground:.0f} made black")
+        notes.append("dark on light, inverted" if ground > 127 else f"its background of {ground:.0f} made black")
     ink = np.clip(ink / most, 0, 1)
     ink[ink < FAINT] = 0
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     sides = (BOX * size[0], BOX * size[1])
-    if image.size == size and ground <= NOISE and max(box.shape) <= max(sides) + 1 and _off_centre(ink) <= 1.5:
-        return image
+    if image.size == size and max(box.shape) <= max(sides) + 1 and _off_centre(ink) <= 1.5:
+        return image if ground <= NOISE else Image.fromarray(np.rint(ink * 255).astype(np.uint8))
     scale = min(sides[0] / box.shape[1], sides[1] / box.shape[0])
     width, height = (max(1, round(scale * side)) for side in (box.shape[1], box.shape[0]))
     small = Image.fromarray((box * 255).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
@@ -161,6 +206,46 @@ def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Im
     canvas[top : top + height, left : left + width] = digit
     notes.append(f"its strokes scaled to {width} x {height}, their centre of mass put into the middle")
     return Image.fromarray(np.rint(canvas).astype(np.uint8))
+
+
+def _ink(values: Pixels) -> Pixels:
+    """Return how far each pixel, (H, W) in [0, 255], differs from the background, in grey levels.
+
+    The background is one grey level, or, where the light is uneven, a smooth surface. Strokes then count by their
+    ratio to it, so that they are as strong in the shade.
+    """
+    border = _border(values)
+    low, ground, high = np.quantile(border, (0.05, 0.5, 0.95))
+    if high - low <= NOISE:
+        ink: Pixels = np.abs(values - ground)
+        return ink
+    surface = _background(values)
+    shares = (values - surface) / surface.clip(min=NOISE) * np.median(surface)
+    dark = (shares**3).sum() < 0
+    strokes: Pixels = (-shares if dark else shares).clip(min=0)
+    return strokes
+
+
+def _background(values: Pixels) -> Pixels:
+    """Return the polynomial surface (H, W) that most pixels lie on: the strokes, which are few, hardly move a fit that
+    minimises absolute differences (by iteratively reweighted least squares)."""
+    size = tuple(min(side, FITTED) for side in values.shape[::-1])
+    small = np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BOX), np.float64)
+    terms, wanted = _terms(*small.shape), small.ravel()
+    weights = np.ones(len(wanted))
+    for _ in range(20):
+        weighted = terms * weights[:, None]
+        factors = np.linalg.lstsq(weighted.T @ terms, weighted.T @ wanted, rcond=None)[0]
+        weights = 1 / np.maximum(np.abs(terms @ factors - wanted), 1.0)
+    surface: Pixels = (_terms(*values.shape) @ factors).reshape(values.shape).clip(0, 255)
+    return surface
+
+
+def _terms(height: int, width: int) -> Pixels:
+    """Return x^i y^j, i + j <= DEGREE, at every pixel, (H W, terms); x and y are in [-1, 1]."""
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    powers = [(i, j) for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i)]
+    return np.stack([(x**i * y**j).ravel() for i, j in powers], axis=1)
 
 
 def _centre(ink: Pixels) -> tuple[float, float]:
@@ -188,12 +273,13 @@ def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
     strongest = distance >= max(NOISE, 0.97 * float(distance.max()))
     notes.append(f"its ground of {', '.join(f'{value:.0f}' for value in ground)} made black")
     if not strongest.any():
+        notes.append(BLANK)
         return Image.new(image.mode, image.size)
     colour = values[strongest].mean(axis=0)
     share = ((values - ground) @ (colour - ground) / np.square(colour - ground).sum()).clip(0, 1)
     pixels = np.rint(share[..., None] * colour).astype(np.uint8)
     if pixels.max() <= NOISE:
-        notes.append("nothing is left on it: what is drawn is black")
+        notes.append(DRAWN_IN_BLACK)
     return Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
 
 
@@ -206,13 +292,21 @@ def _opened(path: Path) -> tuple[Image.Image, list[str]]:
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MOST_PIXELS:
                     raise UserError(f"{path} has {file.width} x {file.height} pixels, over {MOST_PIXELS:,}")
-                image = ImageOps.exif_transpose(file)
-                image.load()
-                return image, [f"{file.width} x {file.height}, mode {file.mode}"]
+                return _upright(file, str(path)), [f"{file.width} x {file.height}, mode {file.mode}"]
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {' or '.join(FORMATS)} ({error})") from error
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """Return the image as its EXIF orientation says that it is to be seen."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        upright.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{name} cannot be read as an image: {' or '.join(FORMATS)} ({error})") from error
+    return upright
 
 
 def _state(path: Path) -> NDArray[np.uint8]:

@@ -1,11 +1,11 @@
-"""Any classification set of torchvision: fetched once, held in memory, split with validation from its end."""
+"""Any classification set of torchvision: fetched once, held in memory, with validation images of every class."""
 
 from __future__ import annotations
 
 import inspect
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,11 +47,15 @@ class TorchvisionDataModule(ImageDataModule):
 
     `train` and `test` make a data set each, as `partial(torchvision.datasets.MNIST, root, train=True)` does; a
     `download` that it takes is asked for in `prepare_data`, and a `transform` that it is not given is `PILToTensor`.
-    `root` is where they keep what they fetch. The last `val_size` of the training images are for validation (0:
-    none); of the others the first `train_size` are trained on, and of the test images the first `test_size` met, all
-    where it is None. `head` names the head; its classes are the data set's `classes`, or else its numbers.
-    `expects` says how images from outside are treated (see `data.outside`). Raises
-    `UserError` in one line for what cannot be fetched or read, and for sizes that do not fit.
+    `root` is where they keep what they fetch.
+
+    `val_size` training images are held out for validation (0: none). `train_size` of the others are trained on and
+    `test_size` test images are used (None: all). Every part is drawn at random and holds each class in its share of
+    the whole; `split_seed` chooses the images, so that runs with different `seed` share one split.
+
+    `head` names the head; its classes are the data set's `classes`, or else its numbers. `expects` says how images
+    from outside are treated (see `data.outside`). Raises `UserError` for what cannot be fetched or read, for labels
+    that are not 0, 1, 2, ..., for a split without images of some class, and for sizes that do not fit.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class TorchvisionDataModule(ImageDataModule):
         train_size: int | None = None,
         val_size: int = 5_000,
         test_size: int | None = None,
+        split_seed: int = 0,
         seed: int = 0,
         batch_size: int = 128,
         eval_batch_size: int = 500,
@@ -74,7 +79,7 @@ class TorchvisionDataModule(ImageDataModule):
         self.root, self.head, self.expects = Path(root).expanduser(), head, expects
         if expects not in EXPECTS:
             raise UserError(f"data.expects={expects}: choose one of {', '.join(EXPECTS)}")
-        self.sizes = {"train": train_size, "val": val_size, "test": test_size}
+        self.sizes, self.split_seed = {"train": train_size, "val": val_size, "test": test_size}, split_seed
         for name, size in self.sizes.items():
             if size is not None and size < (0 if name == "val" else 1):
                 raise UserError(f"data.{name}_size={size} is too small")
@@ -104,35 +109,106 @@ class TorchvisionDataModule(ImageDataModule):
                     f"data.train_size={train_size} and data.val_size={val_size} do not fit: there are "
                     f"{len(pixels):,} training images"
                 )
-            self.splits["train"] = InMemoryDataset(pixels[:train_size], classes[:train_size], self.head)
-            self.splits["val"] = InMemoryDataset(pixels[left:], classes[left:], self.head)
+            order = stratified_order(classes, self.split_seed)
+            self._add_split("val", pixels, classes, order[:val_size])
+            self._add_split("train", pixels, classes, order[val_size : val_size + train_size])
         if stage in ("test", "predict", None) and "test" not in self.splits:
             pixels, classes = self._load("test")
             size = len(pixels) if self.sizes["test"] is None else self.sizes["test"]
             if size > len(pixels):
                 raise UserError(f"data.test_size={size}: there are {len(pixels):,} test images")
-            self.splits["test"] = InMemoryDataset(pixels[:size], classes[:size], self.head)
+            self._add_split("test", pixels, classes, stratified_order(classes, self.split_seed)[:size].sort().values)
+
+    def _add_split(self, name: str, pixels: Tensor, classes: Tensor, rows: Tensor) -> None:
+        """Keep the images `rows` int64 (N,) as a split. Raises `UserError` where it lacks a class."""
+        names = self.heads[0].classes
+        for number, count in enumerate(classes.bincount(minlength=len(names)).tolist()):
+            if len(rows) and not (classes[rows] == number).any():
+                remedy = f"raise data.{name}_size, or give each class more images" if count else "the data has none"
+                raise UserError(
+                    f"data: the {name} split of {len(rows):,} images has none of class '{names[number]}'; {remedy}"
+                )
+        self.splits[name] = InMemoryDataset(pixels[rows], classes[rows], self.head)
+
+    def _open(self, stage: str) -> VisionDataset:
+        make = self.make[stage]
+        return make() if "transform" in make.keywords else make(transform=PILToTensor())
 
     def _load(self, stage: str) -> tuple[Tensor, Tensor]:
         """All images uint8 (N, C, H, W) and classes int64 (N,), and with them `heads` and `image_shape`."""
-        make = self.make[stage]
+        kind = self.make[stage].func.__name__
         try:
-            dataset = make() if "transform" in make.keywords else make(transform=PILToTensor())
-            images, classes = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+            dataset = self._open(stage)
+            names = class_names(dataset)
+            if stage == "fit":
+                _check_same_classes(names, class_names(self._open("test")))
+            images, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
             pixels = torch.stack(images)
         except UserError:
             raise
         except UNREADABLE as error:
-            raise UserError(f"data: {make.func.__name__} cannot be read ({' '.join(str(error).split())})") from error
+            raise UserError(f"data: {kind} cannot be read ({' '.join(str(error).split())})") from error
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
-            raise UserError(
-                f"data: {make.func.__name__} gives {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 (C, H, W)"
-            )
-        targets = torch.tensor(classes)
-        names = getattr(dataset, "classes", None) or range(int(targets.max()) + 1)
-        self.heads = (Head(self.head, tuple(str(name) for name in names)),)
+            raise UserError(f"data: {kind} gives {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 (C, H, W)")
+        if names is None and "train" in self.splits:
+            names = self.heads[0].classes
+        classes, names = _numbered(labels, names, kind)
+        self.heads = (Head(self.head, names),)
         self.image_shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-        return pixels, targets
+        return pixels, classes
+
+
+def stratified_order(classes: Tensor, seed: int) -> Tensor:
+    """Return a random order, int64 (N,), of images with `classes` int64 (N,): among the first n of them each class
+    has about its share of the whole, and at least one image where n is the number of classes or more."""
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
+    place = torch.empty(len(classes), dtype=torch.float64)
+    for number in classes.unique():
+        members = (classes[order] == number).nonzero()[:, 0]
+        place[members] = torch.arange(len(members), dtype=torch.float64) / len(members)
+    return order[place.argsort(stable=True)]
+
+
+def class_names(dataset: VisionDataset) -> tuple[str, ...] | None:
+    """Return the names of a data set's classes; None where it names none."""
+    names = getattr(dataset, "classes", None)
+    return tuple(str(name) for name in names) if names else None
+
+
+def _check_same_classes(train: tuple[str, ...] | None, test: tuple[str, ...] | None) -> None:
+    """Raise `UserError` where the training and the test set name different classes, or order them differently."""
+    if train is None or test is None or train == test:
+        return
+    for first, second, names in (
+        ("training", "test", set(train) - set(test)),
+        ("test", "training", set(test) - set(train)),
+    ):
+        if names:
+            raise UserError(f"data: class '{min(names)}' is in the {first} set and not in the {second} set")
+    raise UserError("data: the training and the test set have their classes in different orders")
+
+
+def _numbered(labels: Sequence[Any], names: tuple[str, ...] | None, kind: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels as int64 (N,), and the names of all classes. Raises `UserError` for labels that are not 0, 1, 2,
+    ..., and for fewer than two classes."""
+    try:
+        classes = torch.tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        classes = torch.empty(0, 2)
+    remedy = "number the classes 0, 1, 2, ... (with the target_transform of data.train and data.test)"
+    if classes.ndim != 1 or classes.is_floating_point() or classes.is_complex():
+        raise UserError(
+            f"data: {kind} has labels like {labels[0]!r:.40}, not one whole number for each image; {remedy}"
+        )
+    classes = classes.long()
+    low, high = int(classes.min()), int(classes.max())
+    expected = len(names) if names else high + 1
+    if low < 0 or high >= expected or (names is None and len(classes.unique()) < expected):
+        known = f" for {len(names)} classes" if names else ""
+        raise UserError(f"data: {kind} has labels from {low} to {high}{known}, some are missing or too high; {remedy}")
+    if expected < 2:
+        raise UserError(f"data: {kind} has one class only; a network needs at least two to tell apart")
+    return classes, names or tuple(map(str, range(expected)))
 
 
 @contextmanager

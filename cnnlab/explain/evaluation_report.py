@@ -124,7 +124,7 @@ def score(
     run: Run, methods: Mapping[str, Method], images: int = 1000, progress: Callable[[str], None] = lambda _: None
 ) -> Scores:
     """The heatmaps of `methods` graded on `images` test images of a run, drawn at random."""
-    split, heads = run.test_split, run.test_data.heads
+    split, heads = run.test_split, run.task.heads
     rows = sample_indices(len(split), images)
     truths = {head.name: split.truths(rows, head) for head in heads}
     sample = Sample(split.inputs(rows), split.targets(rows), truths)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cnnlab import findings, plots
 from cnnlab.build import build_methods, refused
 from cnnlab.cli import as_list
+from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.outside import image_files
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain import explanation_page
@@ -65,12 +66,12 @@ class Explanation:
         self.first_convolution = _first_convolution(self.net)
         with torch.no_grad():
             logits = frozen_copy(self.net)(self.images)
-        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in self.data.heads}
+        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in self.run.task.heads}
         self.targets = self._targets()
         self.raw: dict[str, Tensor] = {"images": self.pixels}
 
     def _heads(self) -> list[Head]:
-        every = {head.name: head for head in self.data.heads}
+        every = {head.name: head for head in self.run.task.heads}
         names = as_list(self.cfg.heads) or list(every)
         for name in names:
             if name not in every:
@@ -97,7 +98,7 @@ class Explanation:
                 raise UserError("give image or indices, not both")
             return self._from_outside()
         if self.cfg.indices is None:
-            return from_split(split, pick(self.net, self.data.heads, split, PICKED))
+            return from_split(split, pick(self.net, self.run.task.heads, split, PICKED))
         indices = self.cfg.indices if isinstance(self.cfg.indices, ListConfig) else [self.cfg.indices]
         if not indices or not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
             raise UserError(f"indices={self.cfg.indices} are not whole numbers")
@@ -106,7 +107,8 @@ class Explanation:
     def _from_outside(self) -> Inputs:
         """Images of the user's own; a note says which are empty, or unlike the training images."""
         inputs, detector = self.run.inputs(image_files(as_list(self.cfg.image))), self.run.ood_detector
-        doubtful = doubts(inputs.images, None if detector is None else detector.scores(self.net, inputs.images))
+        scores = None if detector is None else detector.scores(self.net, inputs.images)
+        doubtful = doubts(inputs.images, scores, inputs.notes)
         notes = [[*own, *([doubt] if doubt else [])] for own, doubt in zip(inputs.notes, doubtful, strict=True)]
         return replace(inputs, notes=notes)
 
@@ -211,7 +213,7 @@ class Explanation:
         for i, name in enumerate(self.inputs.names):
             figure = explanation_page.heatmap_figure(self.pixels[i].numpy(), i, self.heads, self.probabilities, maps)
             plots.save(figure, folder / f"heatmaps_{i + 1}.png")
-            answers = explanation_page.answers(self.data.heads, i, self.probabilities, self.inputs.truth)
+            answers = explanation_page.answers(self.run.task.heads, i, self.probabilities, self.inputs.truth)
             notes = self.inputs.notes[i] if self.inputs.notes else []
             shown.append({"name": name, "notes": notes, "answers": answers})
         return shown
@@ -219,7 +221,7 @@ class Explanation:
     def _write_activations(self, folder: Path) -> list[dict[str, Any]]:
         """A picture a layer; returns what the page shows of each: name, text and picture."""
         split = self.data.splits["test"]
-        sample = split.inputs(torch.arange(min(SAMPLE, len(split))))
+        sample = split.inputs(sample_indices(len(split), min(SAMPLE, len(split))))
         shown = []
         for answer in activations(self.net, self.layers, self.images, sample, self.inputs.names):
             self.raw[f"activations/{answer.layer}"] = answer.maps[:, answer.shown]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.data.datamodule import BatchedDataset
-from cnnlab.data.outside import WRONG_RANGE, images_of, read_image
+from cnnlab.data.datamodule import BatchedDataset, sample_indices
+from cnnlab.data.outside import WRONG_RANGE, images_of, is_on_light, read_image
 from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.models.heads import Head
 
-CANDIDATES = 2000  # test images among which those that differ most are looked for
+CANDIDATES = 2000  # random test images among which those that differ most are looked for
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,15 +53,15 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
 def pick(
     net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int, searched: int | None = None
 ) -> list[int]:
-    """Indices of `count` images that differ most in their classes, in order; where the network errs on any, of the
-    first `searched` or of all, the first is the mistake that it is surest of."""
+    """Indices of `count` images that differ most in their classes, in order; where the network errs on any of
+    `searched` random ones (None: of all), the first is the mistake that it is surest of."""
     if not 1 <= count <= CANDIDATES:
         raise UserError(f"{count} images: ask for 1 to {CANDIDATES:,}")
     chosen: list[int] = []
-    mistake = _surest_mistake(net, heads, split, min(searched or len(split), len(split)))
+    mistake = _surest_mistake(net, heads, split, sample_indices(len(split), min(searched or len(split), len(split))))
     if mistake is not None:
         chosen.append(mistake)
-    rows = torch.arange(min(len(split), CANDIDATES))
+    rows = sample_indices(len(split), min(len(split), CANDIDATES))
     classes = torch.stack([part for part in _parts(heads, split.targets(rows))], dim=1)  # (rows, parts)
     first = classes.new_zeros(0, classes.shape[1]) if not chosen else _row(heads, split, chosen[0])
     taken = first
@@ -69,9 +69,9 @@ def pick(
         # How unlike the chosen ones an image is: first the least unlike, then the sum.
         unlike = (classes[:, None] != taken[None]).sum(dim=2) if len(taken) else torch.zeros(len(rows), 1)
         merit = unlike.amin(dim=1) * 1000 + unlike.sum(dim=1)
-        merit[[index for index in chosen if index < len(rows)]] = -1
+        merit[torch.isin(rows, torch.tensor(chosen, dtype=torch.int64))] = -1
         best = int(merit.argmax())
-        chosen.append(best)
+        chosen.append(int(rows[best]))
         taken = torch.cat([taken, classes[best : best + 1]])
     return chosen
 
@@ -91,11 +91,11 @@ def _parts(heads: tuple[Head, ...], targets: dict[str, Tensor]) -> list[Tensor]:
     return found
 
 
-def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, searched: int) -> int | None:
+def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, searched: Tensor) -> int | None:
     found: tuple[float, int] | None = None
     net = frozen_copy(net)
     with torch.no_grad():
-        for rows in torch.arange(searched).split(500):
+        for rows in searched.split(500):
             logits = net(split.inputs(rows))
             targets = split.targets(rows)
             for head in heads:
@@ -117,7 +117,7 @@ def from_outside(
     is put there, and the others go on.
     """
     images, names, notes = [], [], []
-    for number, source in enumerate(images_of(given)):
+    for number, source in enumerate(images_of(given, image_shape)):
         name = str(source) if isinstance(source, Path) else f"image {number}"
         try:
             image, done = _read(source, image_shape, expects)
@@ -138,7 +138,9 @@ def _read(source: Any, image_shape: Sequence[int], expects: str) -> tuple[Tensor
     if isinstance(source, Tensor) and source.is_floating_point() and tuple(source.shape) == tuple(image_shape):
         if not (torch.isfinite(source).all() and 0 <= source.min() <= source.max() <= 1):
             raise UserError(WRONG_RANGE)
-        return source.detach().float().cpu(), []
+        pixels = source.detach().float().cpu()
+        if not is_on_light((pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy(), expects):
+            return pixels, []
     image, notes = read_image(source, image_shape, expects)
     return image.float() / 255, notes
 

@@ -24,6 +24,10 @@ class Head:
     classes: tuple[str, ...]
     parts: tuple[Head, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise ValueError(f"head '{self.name}' has one class only; a network needs at least two to tell apart")
+
     @property
     def units(self) -> int:
         """Number of output units: 1 for two classes, else one a class."""

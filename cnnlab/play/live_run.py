@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.build import named_method, refused
+from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.line_scene import draw
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
 from cnnlab.errors import UserError, did_you_mean
@@ -25,7 +26,7 @@ from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, recep
 from cnnlab.log import command_line
 from cnnlab.models.heads import Head
 from cnnlab.play.questions import Question, Source
-from cnnlab.prediction import is_empty
+from cnnlab.prediction import doubts
 from cnnlab.runs import Run
 
 MOST_CHANNELS = 64  # of a layer that are shown, the first
@@ -124,7 +125,7 @@ class LiveRun:
             split = self.run.test_split
         except UserError:
             return
-        indices = pick(self.net, self.run.test_data.heads, split, min(EXAMPLES, len(split)), SEARCHED)
+        indices = pick(self.net, self.task.heads, split, min(EXAMPLES, len(split)), SEARCHED)
         examples = from_split(split, indices)
         pixels = in_colour((examples.images * 255).round().to(torch.uint8)).permute(0, 2, 3, 1)
         for place, index in enumerate(indices):
@@ -177,11 +178,12 @@ class LiveRun:
 
     def ood(self, question: Question, of: LiveRun) -> dict[str, Any]:
         """How unlike the training images the image is, `ood`, None where nothing of them was kept (see
-        `Run.ood_detector`), and whether it is `empty`."""
-        image = question.painted(self.image(question.source, of)[0])[None].float() / 255
+        `Run.ood_detector`), and a clause that says why it is `empty`, "" where it is not."""
+        pixels, notes = self.image(question.source, of)
+        image = question.painted(pixels)[None].float() / 255
         detector = self.run.ood_detector
         score = None if detector is None else detector.scores(self.net, image).item()
-        return {"ood": score, "empty": bool(is_empty(image))}
+        return {"ood": score, "empty": doubts(image, None, [notes])[0]}
 
     def _evidence(
         self, head: Head, question: Question, of: LiveRun, image: Tensor, shares: list[float], edges: Tensor
@@ -254,17 +256,18 @@ class LiveRun:
         head = self.heads[name]
         with torch.no_grad():
             own = head.predict(self.wrappers[name].logits(image[None].float() / 255))
-        others = (self._neighbours[1][name] != own).nonzero()[:, 0]
+        rows, images, classes = self._neighbours
+        others = (classes[name] != own).nonzero()[:, 0]
         if not len(others):
             raise UserError(f"the network takes every test image for {head.classes[int(own)]}")
-        apart = (self._neighbours[0][others].float() - image).square().flatten(1).sum(dim=1)
-        index = int(others[apart.argmin()])
-        return self._neighbours[0][index], index
+        apart = (images[others].float() - image).square().flatten(1).sum(dim=1)
+        nearest = int(others[apart.argmin()])
+        return images[nearest], int(rows[nearest])
 
     @cached_property
-    def _neighbours(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Test images uint8 (N, C, H, W), and {head: what the network takes each for}."""
-        rows = torch.arange(min(SEARCHED, len(self.run.test_split)))
+    def _neighbours(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Random test images: their indices int64 (N,), pixels uint8 (N, C, H, W) and {head: predictions (N,)}."""
+        rows = sample_indices(len(self.run.test_split), min(SEARCHED, len(self.run.test_split)))
         images = self.run.test_split.images(rows)
         said: dict[str, list[Tensor]] = {name: [] for name in self.heads}
         for batch in images.split(BATCH):
@@ -272,7 +275,7 @@ class LiveRun:
                 logits = self.net(batch.float() / 255)
             for name, head in self.heads.items():
                 said[name].append(head.predict(logits[name]))
-        return images, {name: torch.cat(parts) for name, parts in said.items()}
+        return rows, images, {name: torch.cat(parts) for name, parts in said.items()}
 
     def unit(self, layer: str, channel: int) -> dict[str, Any]:
         """One channel: its kernel, where it has one, and the image that maximises it. Raises `UserError`."""

@@ -61,7 +61,10 @@ def test_the_real_data(raw: Path) -> None:
         "test_in_train": 0,
     }
     train, test = data.splits["train"], data.splits["test"]
-    assert train.targets(torch.arange(5))["digit"].tolist() == [5, 0, 4, 1, 9]
+    shares = data.splits["val"].targets(torch.arange(5_000))["digit"].bincount() / 5_000
+    counts = train.targets(torch.arange(55_000))["digit"].bincount() + shares * 5_000
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    torch.testing.assert_close(shares, counts / 60_000, rtol=0, atol=1 / 5_000)
     assert test.targets(torch.arange(5))["digit"].tolist() == [7, 2, 1, 0, 4]
     assert (data.image_shape, data.heads[0].classes) == ((1, 28, 28), tuple("0123456789"))
     everything = test.targets(torch.arange(10_000))["digit"]

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from cnnlab.data.lines import LineDataModule
 from cnnlab.data.outside import image_files, images_of, read_image
 from cnnlab.errors import UserError
+from cnnlab.explain.inputs import from_outside
 
 GREY, COLOUR = (1, 28, 28), (3, 28, 28)
+DIGIT_7 = ((0.3, 0.25), (0.7, 0.25), (0.45, 0.75))  # its strokes, in shares of a side
 
 
 def _centre(pixels: torch.Tensor) -> tuple[float, float]:
@@ -47,7 +49,7 @@ def test_a_digit_in_the_right_form_stays_as_it_is() -> None:
 def test_an_empty_page_is_said_to_be_empty() -> None:
     pixels, notes = read_image(Image.new("L", (90, 90), 250), GREY, "digit")
     assert pixels.max() == 0
-    assert notes[-1] == "nothing is drawn on it"
+    assert notes[-1] == "is blank, nothing is drawn on it"
 
 
 @pytest.mark.parametrize("ground", [(255, 255, 255), (255, 250, 200)])
@@ -83,6 +85,98 @@ def test_arrays_and_tensors_are_images() -> None:
         read_image(torch.zeros(2, 28, 28), COLOUR)
     with pytest.raises(UserError, match="int is no image"):
         read_image(3, COLOUR)
+
+
+@pytest.mark.parametrize("expects", ["digit", "line"])
+def test_arrays_on_a_light_background_are_put_on_black_as_pictures_are(expects: str) -> None:
+    shape = GREY if expects == "digit" else COLOUR
+    pixels = torch.zeros(shape, dtype=torch.uint8)
+    pixels[0, 4:24, 12:16] = 255
+    light = 255 - pixels
+    if expects == "line":  # red on white
+        light = torch.stack([torch.full_like(pixels[0], 255), 255 - pixels[0], 255 - pixels[0]])
+    picture = light.permute(1, 2, 0).numpy().squeeze()
+    expected = read_image(Image.fromarray(picture), shape, expects)[0]
+    assert torch.equal(expected, pixels)
+    for given in (picture, picture / 255.0, light, light.float() / 255, light.permute(1, 2, 0).numpy()):
+        assert torch.equal(read_image(given, shape, expects)[0], expected)
+        assert torch.equal((from_outside(given, shape, expects).images[0] * 255).round(), expected.float())
+    as_it_is = from_outside(light.float() / 255, shape, "image").images[0]
+    assert torch.equal(as_it_is, light.float() / 255)
+
+
+def test_a_picture_is_turned_as_its_exif_orientation_says(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (28, 28))
+    ImageDraw.Draw(picture).line((6, 4, 6, 20), fill="red", width=3)
+    upright = read_image(picture, COLOUR, "line")[0]
+    for orientation, turned in (
+        (3, picture.rotate(180)), (6, picture.rotate(90)), (8, picture.rotate(270)), (2, ImageOps.mirror(picture)),
+    ):  # fmt: skip
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned.save(tmp_path / "photo.png", exif=exif)
+        for given in (tmp_path / "photo.png", Image.open(tmp_path / "photo.png")):
+            assert torch.equal(read_image(given, COLOUR, "line")[0], upright), (orientation, given)
+    (tmp_path / "torn.png").write_bytes((tmp_path / "photo.png").read_bytes()[:-30])
+    with Image.open(tmp_path / "torn.png") as torn, pytest.raises(UserError, match="the PIL image cannot be read"):
+        read_image(torn, COLOUR, "line")
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"),
+    [((28, 28), 1), ((1, 28, 28), 1), ((2, 28, 28), 2), ((3, 28, 28), 3), ((4, 28, 28), 4), ((5, 1, 28, 28), 5)],
+)
+def test_a_network_of_grey_images_reads_grey_images(shape: tuple[int, ...], images: int) -> None:
+    values = torch.arange(784 * images, dtype=torch.int64).remainder(128).to(torch.uint8).view(images, 1, 28, 28)
+    for given in (values.view(shape), values.view(shape).numpy(), [values.view(shape)]):
+        inputs = from_outside(given, GREY, "image")
+        assert torch.equal((inputs.images * 255).round().to(torch.uint8), values)
+
+
+def test_a_network_of_coloured_images_reads_coloured_images() -> None:
+    values = torch.arange(3 * 784).remainder(100).to(torch.uint8).view(COLOUR)
+    for given in (values, values.numpy(), values.permute(1, 2, 0).numpy(), values[None], values[None].numpy()):
+        inputs = from_outside(given, COLOUR, "image")
+        assert torch.equal((inputs.images[0] * 255).round().to(torch.uint8), values)
+        assert len(inputs) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "image_shape", "message"),
+    [
+        (torch.zeros(3, 50, 40), GREY, r"give it as \(1, 3, 50, 40\) or as \(3, 1, 50, 40\)"),
+        (torch.zeros(4, 50, 40), COLOUR, r"give it as \(1, 4, 50, 40\) or as \(4, 1, 50, 40\)"),
+        (np.zeros((3, 50, 40)), GREY, r"give it as \(1, 50, 40, 3\) or as \(3, 50, 40, 1\)"),
+        (np.zeros((3, 50, 40)), COLOUR, "is one image in colour or 3 grey ones"),
+        (torch.zeros(28, 28, 3), COLOUR, r"channels last: .* use \.permute\(2, 0, 1\)"),
+        (torch.zeros(28, 28, 1), GREY, "channels last"),
+    ],
+)
+def test_a_shape_that_can_be_read_in_two_ways_is_refused(
+    given: torch.Tensor, image_shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        images_of(given, image_shape)
+
+
+@pytest.mark.parametrize("light", ["corners", "gradient", "lamp"])
+@pytest.mark.parametrize("side", [28, 280])
+@pytest.mark.parametrize("ink", [30, 255])
+def test_uneven_light_changes_little_of_a_digit(light: str, side: int, ink: int) -> None:
+    page = Image.new("L", (side, side))
+    ImageDraw.Draw(page).line([(side * x, side * y) for x, y in DIGIT_7], fill=255, width=side // 10)
+    share = np.asarray(page, np.float64) / 255
+    x, y = np.meshgrid(np.linspace(-1, 1, side), np.linspace(-1, 1, side))
+    lights = {
+        "corners": 1 - 0.45 * (x**2 + y**2) / 2, "gradient": 0.7 + 0.3 * x,
+        "lamp": 0.4 + 0.6 * np.exp(-((x - 0.4) ** 2 + (y + 0.3) ** 2) / 0.8),
+    }  # fmt: skip
+    ground = 235 if ink < 128 else 70  # ink on paper, chalk on a board
+    picture = (ground + (ink - ground) * share) * lights[light]
+    lit, _ = read_image(Image.fromarray(picture.astype(np.uint8)), GREY, "digit")
+    even, _ = read_image(Image.fromarray((ground + (ink - ground) * share).astype(np.uint8)), GREY, "digit")
+    both = torch.stack([lit.flatten(), even.flatten()]).float()
+    assert torch.corrcoef(both)[0, 1] > 0.85
 
 
 def test_one_or_many_given_anyhow(tmp_path: Path) -> None:

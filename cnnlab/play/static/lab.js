@@ -109,8 +109,8 @@ async function refresh() {
 
 async function settled() {
   history.replaceState(null, "", "#" + saved());
-  const { ood, empty } = await post("ood", { ...question(), run: state.run }).catch(() => ({ ood: null, empty: false }));
-  document.getElementById("ood").textContent = empty ? "It is empty, all its pixels are alike: its answers mean little."
+  const { ood, empty } = await post("ood", { ...question(), run: state.run }).catch(() => ({ ood: null, empty: "" }));
+  document.getElementById("ood").textContent = empty ? `It ${empty}: its answers mean little.`
     : ood === null ? "" : ood > 1
     ? `${ood.toFixed(1)} times as far from the training images as all but one in a thousand of the data set's other images: `
       + "its answers may mean little."
