@@ -18,7 +18,7 @@ train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
 
 play: $(READY)
-	grep -rqs --include=summary.json '"status": "finished"' outputs || $(MAKE) train
+	$(VENV)/bin/python -c 'import cnnlab; cnnlab.newest()' 2>/dev/null || $(MAKE) train
 	$(VENV)/bin/python -m cnnlab.play
 
 test: $(READY)

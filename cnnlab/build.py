@@ -30,6 +30,7 @@ from cnnlab.models.networks import MultiHeadNet
 if TYPE_CHECKING:
     from cnnlab.explain.attribution import Method  # Captum comes with it, which no training needs
 
+EXTRAS = ("tensorboard", "mlflow", "wandb")  # of pyproject.toml, each for the logger of its name
 # Whatever starts a training on several machines sets one of these.
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS"}
 
@@ -191,7 +192,12 @@ def build_trainer(config: DictConfig, folder: Path) -> L.Trainer:
     loggers = []
     for name, node in (config.get("logger") or {}).items():
         place = {"save_dir": str(folder)} if "save_dir" in node and node.save_dir is None else {}
-        loggers.append(build(f"logger.{name}", OmegaConf.merge(node, place)))
+        try:
+            loggers.append(build(f"logger.{name}", OmegaConf.merge(node, place)))
+        except UserError as error:
+            if name in EXTRAS and isinstance(error.__cause__, ImportError):
+                raise UserError(f"logger={name} needs more packages: pip install 'cnnlab[{name}]'") from error
+            raise
     _check_trainer(config.trainer)
     return build(  # type: ignore[no-any-return]
         "trainer",

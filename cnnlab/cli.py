@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -22,6 +23,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from cnnlab import __version__
 from cnnlab.errors import UserError, did_you_mean, raised_by
@@ -45,7 +47,7 @@ UNTYPED = (
     *("callbacks.", "logger."),
 )
 
-MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
 
 IN_PYTHON = "python"  # the name of Hydra's job where no command began it
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -127,6 +129,22 @@ def composed(
 
     Raises `UserError` for a mistake in `words`; a run folder in which nothing was written goes away again.
     """
+    if not _COMPOSING.acquire(blocking=False):
+        raise UserError("another thread of this process trains already, and Hydra can serve one at a time; wait for it")
+    try:
+        with _composed(config_name, words, folder, config_dir) as cfg:
+            yield cfg
+    finally:
+        _COMPOSING.release()
+
+
+_COMPOSING = threading.RLock()  # Hydra keeps its state in the process
+
+
+@contextmanager
+def _composed(
+    config_name: str, words: Iterable[str], folder: Path | str | None, config_dir: Path | str | None
+) -> Iterator[DictConfig]:
     words = _with_names(words)
     if config_dir is not None and not Path(config_dir).expanduser().is_dir():
         raise UserError(f"there is no folder {config_dir}: config_dir holds folders like data/ with YAML files")
@@ -224,7 +242,8 @@ def _check(cfg: DictConfig, reference: DictConfig) -> None:
                 continue
             raise UserError(f"there is no setting '{key}'{_nearest(key, known)}")
         wanted = known[key]
-        if not _fits(value, wanted) and not key.startswith(UNTYPED):
+        optional = value is None and key.startswith("trainer.")  # as Lightning has most of its arguments
+        if not optional and not _fits(value, wanted) and not key.startswith(UNTYPED):
             raise UserError(f"{key}={value} is not {_KINDS[type(wanted)][1]}")
 
 
@@ -265,6 +284,9 @@ def _one_line(error: BaseException, config_name: str, words: Sequence[str]) -> s
             group, _, option = link.missing_cfg_file.rpartition("/")
             options = link.options or [path.stem for path in (CONF / group).glob("*.yaml")]
             return f"there is no {group} '{option}'{did_you_mean(option, sorted(options))}"
+        if isinstance(link, MarkedYAMLError) and link.problem_mark is not None:
+            mark = link.problem_mark
+            return f"{mark.name} is no valid YAML: {link.problem} in line {mark.line + 1}, column {mark.column + 1}"
         if isinstance(link, OSError):
             setting = "hydra.run.dir" if config_name == "train" else "out"
             return f"cannot write to {link.filename} ({link.strerror}); set {setting}=<folder>"

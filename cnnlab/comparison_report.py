@@ -15,7 +15,7 @@ from cnnlab.callbacks.metrics_history import accuracies, best_accuracy
 from cnnlab.cli import as_list
 from cnnlab.errors import UserError
 from cnnlab.io import new_folder, to_csv, write_atomically
-from cnnlab.log import as_table, say
+from cnnlab.log import as_table, percent, say
 from cnnlab.run_groups import GOAL, Group, find, groups
 
 NOTE = (
@@ -30,11 +30,22 @@ Row = dict[str, Any]
 
 def compare_runs(cfg: DictConfig) -> str:
     """Compare the runs that `cfg` (conf/compare.yaml) names; returns the path of the page."""
-    paths = [Path(path).expanduser() for path in as_list(cfg.runs)]
-    if not paths:
-        raise UserError("name the runs: runs=<run folder, or folder with runs inside>, or runs=[<one>,<two>]")
+    paths = [Path(path).expanduser() for path in as_list(cfg.runs)] or [_newest_sweep()]
     out = Path(str(cfg.out)).expanduser() if cfg.out else None
     return str(compare(paths, out, {str(key): str(value) for key, value in cfg.where.items()}))
+
+
+def _newest_sweep(sweeps: Path = Path("outputs/sweeps")) -> Path:
+    """Return the sweep that wrote a run last, and say which it is. Raises `UserError` where there is none."""
+    written = [(file.stat().st_mtime, file) for file in sweeps.glob("*/**/config.yaml")]
+    if not written:
+        raise UserError(
+            f"there is no sweep in {sweeps}/: name the runs, runs=<run folder, or folder with runs inside>, or "
+            "runs=[<one>,<two>]"
+        )
+    newest = sweeps / max(written)[1].relative_to(sweeps).parts[0]
+    say(f"runs  {newest}")
+    return newest
 
 
 def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, str] | None = None) -> Path:
@@ -149,7 +160,7 @@ def _share(value: float | None, deviation: float | None = None) -> str:
     """A share as a percentage, never rounded up to 100."""
     if value is None:
         return "–"
-    text = html.percent(value).removesuffix(" %")
+    text = percent(value).removesuffix(" %")
     return text if deviation is None else f"{text} ± {100 * deviation:.2f}"
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from cnnlab.explain.heatmap_viewer import EDGES
 from cnnlab.explain.inputs import Inputs
 from cnnlab.explain.method_names import method_title
-from cnnlab.html import counted, listed, percent
+from cnnlab.html import counted, listed
+from cnnlab.log import percent
 from cnnlab.models.heads import Head
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from cnnlab.log import percent
+
 
 def render(template: str, **content: Any) -> str:
     """HTML of `cnnlab/templates/<template>`. All content is escaped."""
@@ -21,11 +23,6 @@ def render(template: str, **content: Any) -> str:
     environment.filters["percent"] = percent
     environment.filters["counted"] = counted
     return environment.get_template(template).render(**content)
-
-
-def percent(share: float) -> str:
-    """A share as a percentage that is never rounded up to 100: 0.99996 is "99.99 %". Float32's error is."""
-    return f"{int(share * 1e4 + 0.01) / 100:.2f} %"
 
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -36,6 +36,12 @@ def command_line(module: str, setting: str, folder: Path) -> str:
     return f"python -m cnnlab.{module} {setting}={value if plain else shlex.quote(value)}"
 
 
+def percent(share: float) -> str:
+    """Return a share as a percentage with two decimals, the rest cut off: 0.99996 is "99.99 %", never 100. What is
+    shown anywhere is made here, or by the same rule in templates/pixels.js; 0.01 is for float32's error."""
+    return f"{int(share * 1e4 + 0.01) / 100:.2f} %"
+
+
 def as_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows of cells as lines, the columns in line: the first `left` from the left, the others from the right. As wide
     as it must be: a terminal breaks the lines."""
@@ -90,5 +96,6 @@ def quiet_lightning() -> None:
         "Total length of .list. across ranks is zero.*",
         "Checkpoint directory .* exists and is not empty.*",  # of a run that goes on
         ".*is smaller than the logging interval.*",
+        ".*could not find the monitored key.*",  # before the first validation; after it, it is an error
     ):
         warnings.filterwarnings("ignore", advice)

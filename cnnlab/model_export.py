@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -69,14 +70,21 @@ def to_onnx(net: nn.Module, task: Task, title: str) -> bytes:
     """An ONNX file: `images` of any number to one output a head, its probabilities. Raises `UserError` where
     the packages for it are not installed."""
     _needs("onnx", "onnxscript", "onnxruntime")
-    names = [head.name for head in task.heads]
     with _quiet():
-        made = torch.onnx.export(
-            _program(net, task), input_names=["images"], output_names=names, dynamo=True, verbose=False
-        )
+        made = torch.onnx.export(_program(net, task), dynamo=True, verbose=False)
     assert made is not None
+    _name_outputs(made.model.graph, [head.name for head in task.heads])
     made.model.metadata_props.update(metadata(task, title))
     return bytes(made.model_proto.SerializeToString())
+
+
+def _name_outputs(graph: Any, names: Sequence[str]) -> None:
+    """Name the outputs of an ONNX graph; another value that has one of the names already gets a new one."""
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.name in names:
+            value.name = f"{value.name}.inner"
+    for name, output in zip(names, graph.outputs, strict=True):
+        output.name = name
 
 
 def _program(net: nn.Module, task: Task) -> torch.export.ExportedProgram:
@@ -119,7 +127,7 @@ def open_onnx(content: bytes) -> Answers:
     names = [output.name for output in session.get_outputs()]
 
     def answers(images: Tensor) -> dict[str, Tensor]:
-        found = session.run(names, {"images": images.numpy()})
+        found = session.run(names, {session.get_inputs()[0].name: images.numpy()})
         return {name: torch.from_numpy(values) for name, values in zip(names, found, strict=True)}
 
     return answers
@@ -144,7 +152,8 @@ LINES = {
     "onnx": """import json, numpy as np, onnxruntime
 session = onnxruntime.InferenceSession({file!r})
 heads = json.loads(session.get_modelmeta().custom_metadata_map["heads"])
-answers = session.run(list(heads), {{"images": np.zeros((1, {shape}), np.float32)}})  # your images, in [0, 1]
+images = np.zeros((1, {shape}), np.float32)  # yours, in [0, 1]
+answers = session.run(list(heads), {{session.get_inputs()[0].name: images}})
 print({{head: heads[head][p[0].argmax()] for head, p in zip(heads, answers)}})""",
     "torch_export": """import json, torch
 files = {{"heads": ""}}

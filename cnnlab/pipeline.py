@@ -9,6 +9,7 @@ import signal
 import lightning.pytorch as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig
 
 from cnnlab import hardware, log
@@ -56,6 +57,11 @@ def train(cfg: DictConfig) -> float:
                 f"data.batch_size={datamodule.batch_size} cannot be shared out to {trainer.world_size} processes"
             )
 
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise UserError(
+                f"trainer.strategy={config.trainer.strategy} cannot start a whole training; use trainer=ddp, whose "
+                "processes start by themselves"
+            )
         if trainer.strategy.launcher is not None:  # whatever ends this process ends those it started
             atexit.register(trainer.strategy.launcher.kill, signal.SIGKILL)
 
@@ -66,6 +72,7 @@ def train(cfg: DictConfig) -> float:
         run.begin()
         try:
             trainer.fit(classifier, datamodule=datamodule, ckpt_path=plan.ckpt_path, weights_only=True)
+            run.keep_last_where_none_is_best()
             if run.best is not None:  # by hand: Lightning would also set the callbacks back to that epoch
                 classifier.load_state_dict(load_checkpoint(run.best)["state_dict"])
             trainer.test(classifier, datamodule=datamodule, verbose=False)

@@ -19,9 +19,8 @@ from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.inputs import Inputs, from_outside
 from cnnlab.explain.network import frozen_copy
 from cnnlab.explain.ood import OODDetector
-from cnnlab.html import percent
 from cnnlab.io import new_folder, to_csv, write_atomically
-from cnnlab.log import as_table, say
+from cnnlab.log import as_table, percent, say
 from cnnlab.models.heads import Head
 from cnnlab.provenance import versions
 from cnnlab.result import Result

@@ -24,7 +24,7 @@ from cnnlab.callbacks.metrics_history import MetricsHistory, Row
 from cnnlab.data.datamodule import ImageDataModule, sample_indices
 from cnnlab.explain.ood import CALIBRATION, REFERENCE, fit_ood_detector
 from cnnlab.io import write_atomically, write_json
-from cnnlab.log import as_table, command_line
+from cnnlab.log import as_table, command_line, percent
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import parameter_counts
@@ -60,6 +60,26 @@ class RunReport:
         """The best checkpoint; None where none was written, as in a trial run of one batch."""
         path = checkpoint_path(self.folder, "best")
         return path if path.is_file() else None
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether Lightning's `fast_dev_run` ran a few batches, to see whether the code works."""
+        return bool(getattr(self.trainer, "fast_dev_run", False))
+
+    def keep_last_where_none_is_best(self) -> None:
+        """Keep the last weights as the best where no checkpoint was chosen on validation, so that the run opens."""
+        path = checkpoint_path(self.folder, "best")
+        missing = not path.is_file()
+        if self.trainer.world_size > 1:  # all processes save together, or none
+            missing = self.trainer.strategy.reduce_boolean_decision(missing, all=False)
+        if missing and not self.is_trial:
+            self.trainer.save_checkpoint(path)
+            log.info("no checkpoint was chosen on validation: the last weights are kept and tested")
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were begun."""
+        return int(self.trainer.fit_loop.epoch_progress.current.ready)
 
     def begin(self) -> None:
         """Write what is known before the training, and say what is trained on what."""
@@ -112,13 +132,13 @@ class RunReport:
         steps = sum(row["seconds"] for row in rows)
         images = int(self.classifier.train_means.images) * self.trainer.world_size * len(rows)
         self.summary |= {
-            "status": "finished",
+            "status": "trial" if self.is_trial else "finished",
             "test_evaluations": self.summary["test_evaluations"] + 1,
-            "data": self.datamodule.counts(epochs=max(1, len(rows))),
-            "epochs": len(rows),
+            "data": self.datamodule.counts(epochs=max(1, self.epochs)),
+            "epochs": self.epochs,
             "train_seconds": round(sum(row["seconds"] + row["val_seconds"] for row in rows), 1),
             "images_per_second": round(images / steps) if steps else None,
-            "best_epoch": load_checkpoint(self.best)["epoch"] + 1 if self.best else len(rows),
+            "best_epoch": min(load_checkpoint(self.best)["epoch"] + 1, self.epochs) if self.best else self.epochs,
             "test": test_results(heads, means, self.classifier.predictions, self.classifier.scores),
         }
         write_tables(self.folder, heads, self.classifier.scores)
@@ -136,6 +156,7 @@ class RunReport:
             figures=self.folder / "figures",
             drawn=lambda name: (self.folder / "figures" / f"{name}.png").is_file(),
             classes=class_rows(heads, self.classifier.scores),
+            absent=absent_classes(self.summary["test"]),
             command=command_line("explain", "run", self.folder),
             model=(self.folder / "model.txt").read_text(encoding="utf-8"),
             config=(self.folder / "config.yaml").read_text(encoding="utf-8"),
@@ -191,16 +212,24 @@ def test_results(heads: Iterable[Head], means: dict[str, float], predictions: Pr
     found: Summary = {}
     for head in heads:
         values = scores[head.name]
-        worst = int(values["class_recall"].argmin())
+        worst = int(values["class_recall"].nan_to_num(nan=torch.inf).argmin())
+        images = values["confusion"].sum(dim=1).tolist()
         found[head.name] = {
             "accuracy": means[f"{head.name}/acc"],
             # To 6 digits: the means over classes are float32, and of nothing but ones they are not quite 1.
             **{name: round(values[name].item(), 6) for name in ("f1", "precision", "recall")},
             "worst_class": head.classes[worst],
             "worst_recall": values["class_recall"][worst].item(),
+            "absent_classes": [name for name, count in zip(head.classes, images, strict=True) if not count],
         }
     results = {"images": means["images"], "joint_accuracy": means["acc"], "loss": means["loss"], "heads": found}
     return results | ({"by_class": accuracies_by_class(heads, predictions)} if len(heads) > 1 else {})
+
+
+def absent_classes(test: Summary) -> dict[str, str]:
+    """Return the classes without a test image, {head: names}, of the heads that have some."""
+    absent = {name: head.get("absent_classes", []) for name, head in test["heads"].items()}
+    return {name: f"no test image of {html.listed(classes)}" for name, classes in absent.items() if classes}
 
 
 def log_figures(loggers: Iterable[Logger], folder: Path) -> None:
@@ -227,9 +256,9 @@ def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = (
     heads were trained, also how all heads do on the images of each of their classes."""
     table = [["head", "accuracy", "F1", "precision", "recall", "worst class", "its recall"]]
     for name, head in summary["test"]["heads"].items():
-        scores = [html.percent(head[score]) for score in ("accuracy", "f1", "precision", "recall")]
+        scores = [percent(head[score]) for score in ("accuracy", "f1", "precision", "recall")]
         perfect = head["worst_recall"] == 1
-        worst = ["–", "–"] if perfect else [head["worst_class"], html.percent(head["worst_recall"])]
+        worst = ["–", "–"] if perfect else [head["worst_class"], percent(head["worst_recall"])]
         table.append([name, *scores, *worst])
     narrow = get_terminal_size().columns < 72
     data, test = summary["data"], summary["test"]
@@ -237,10 +266,12 @@ def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = (
     rate = summary["images_per_second"]
     right = "all heads right" if len(table) > 2 else "right"
     lines = ["", as_table([row[:2] for row in table[1:]] if narrow else table), ""]
-    facts = {right: f"{html.percent(test['joint_accuracy'])} of {test['images']:,.0f} test images"}
+    facts = {right: f"{percent(test['joint_accuracy'])} of {test['images']:,.0f} test images"}
+    for name, absent in absent_classes(test).items():
+        facts[f"{name}: not tested"] = f"{absent}; their scores are not counted"
     for head in train_heads if "by_class" in test else ():
         shares = test["by_class"][head].items()
-        facts[f"… by {head}"] = ", ".join(f"{name} {html.percent(share['joint_accuracy'])}" for name, share in shares)
+        facts[f"… by {head}"] = ", ".join(f"{name} {percent(share['joint_accuracy'])}" for name, share in shares)
     facts |= {
         "distinct images": f"{distinct}; in more than one split: {data['overlap']}",
         "time": f"{summary['train_seconds']} s training" + (f", {rate:,} images/s" if rate else ""),
@@ -248,4 +279,6 @@ def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = (
         "page": str(folder / "report.html"),
         "explain it": command_line("explain", "run", folder),
     }
+    if summary["status"] == "trial":
+        facts["explain it"] = "not possible: a trial run keeps no weights"
     return "\n".join([*lines, *(f"{name:16} {fact}" for name, fact in facts.items())])

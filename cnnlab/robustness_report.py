@@ -19,9 +19,9 @@ from cnnlab.data.rendering import ATTRIBUTES, IMAGE_SIZE
 from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.hardware import disable_malloc_trim
-from cnnlab.html import listed, percent
+from cnnlab.html import listed
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
-from cnnlab.log import as_table, say
+from cnnlab.log import as_table, percent, say
 from cnnlab.models.heads import Head
 from cnnlab.provenance import versions
 from cnnlab.result import Result

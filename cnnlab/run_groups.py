@@ -29,6 +29,7 @@ _REPEATED = (
     "data.test.root",
     "data.num_workers",
     "threads",
+    "tags",
 )
 # So are those that differ in who looks on, and when is saved what to resume from.
 _LOOKING_ON = ("logger", "callbacks.last_checkpoint", "callbacks.interval_checkpoint", "callbacks.progress_bar")
@@ -196,7 +197,7 @@ def _check_shares(node: Any) -> None:
     for value in node.values():
         if isinstance(value, dict):
             _check_shares(value)
-        elif not isinstance(value, str) and not 0 <= value <= 1:
+        elif not isinstance(value, str | list) and not 0 <= value <= 1:
             raise ValueError(f"{value!r:.40} is no share")
 
 

@@ -14,6 +14,7 @@ from cnnlab import plots
 from cnnlab.callbacks.metrics_history import Row
 from cnnlab.data.datamodule import ImageDataModule
 from cnnlab.io import to_csv, write_atomically
+from cnnlab.log import percent
 from cnnlab.models.heads import Head
 from cnnlab.models.metrics import Predictions, Scores
 
@@ -91,16 +92,18 @@ def write_tables(folder: Path, heads: Sequence[Head], values: Scores) -> None:
 
 
 def class_rows(heads: Sequence[Head], values: Scores) -> list[dict[str, Any]]:
-    """A row a class: its head, its name, precision, recall and F1 in [0, 1], how many images it has (`support`), and
-    for which class it is most often taken, where it ever is (`taken_for`)."""
+    """A row a class: its head, its name, precision, recall and F1 in [0, 1] (None for a class without images), how many
+    images it has (`support`), and for which class it is most often taken, where it ever is (`taken_for`)."""
     rows: list[dict[str, Any]] = []
     for head in heads:
         value, confusion = values[head.name], values[head.name]["confusion"]
         others = confusion.clone().fill_diagonal_(0)
         for i, name in enumerate(head.classes):
-            scores = {score: value[f"class_{score}"][i].item() for score in ("precision", "recall", "f1")}
-            taken_for = head.classes[int(others[i].argmax())] if others[i].any() else ""
             support = int(confusion[i].sum())
+            scores = {
+                score: value[f"class_{score}"][i].item() if support else None for score in ("precision", "recall", "f1")
+            }
+            taken_for = head.classes[int(others[i].argmax())] if others[i].any() else ""
             rows.append({"head": head.name, "class": name, **scores, "support": support, "taken_for": taken_for})
     return rows
 
@@ -137,7 +140,7 @@ def _mistakes(data: ImageDataModule, predictions: Predictions) -> plots.Figure:
             ]
             captions.append("\n".join(lines))
         else:
-            captions.append(f"{_classes(data.heads, targets, row)}\n{truth[row]:.1%} sure")
+            captions.append(f"{_classes(data.heads, targets, row)}\n{percent(truth[row].item())} sure")
     title = f"{int(wrong.sum()):,} of {len(wrong):,} test images wrong"
     return plots.images(split.images(rows).numpy(), captions, title, marked=wrong[rows].tolist())
 

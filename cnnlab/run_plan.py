@@ -137,10 +137,16 @@ def _resumed(run: Run, cfg: DictConfig) -> DictConfig:
                 f"resume takes everything from the run, and only trainer.max_epochs may be raised: drop {override}"
             )
     config = run.config.copy()
-    if any(override.startswith("trainer.max_epochs=") for override in HydraConfig.get().overrides.task):
-        if cfg.trainer.max_epochs < config.trainer.max_epochs:
-            raise UserError(f"the run has trainer.max_epochs={config.trainer.max_epochs}; it can only be raised")
-        config.trainer.max_epochs = cfg.trainer.max_epochs
+    words = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+    if "trainer.max_epochs" in words:
+        epochs, before = cfg.trainer.max_epochs, config.trainer.max_epochs
+        if before is None:
+            raise UserError("the run has no trainer.max_epochs that could be raised; drop trainer.max_epochs")
+        if type(epochs) is not int or epochs < before:
+            raise UserError(
+                f"trainer.max_epochs={epochs}: the run has {before}; it can only be raised to a whole number"
+            )
+        config.trainer.max_epochs = epochs
     if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
         raise UserError(f"{run.path} is finished; raise trainer.max_epochs to train it longer")
     return config

@@ -25,6 +25,7 @@ from cnnlab.explain.inputs import Inputs, from_outside, from_split, pick
 from cnnlab.explain.network import leaf_modules
 from cnnlab.explain.ood import OODDetector
 from cnnlab.io import read_csv
+from cnnlab.log import say
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
@@ -115,7 +116,9 @@ class Run:
         """The path of the checkpoint "best" or "last"; `UserError` where there is none."""
         path = checkpoint_path(self.path, name)
         if not path.is_file():
-            raise UserError(f"{self.path} has no {path.parent.name}/{path.name}: no epoch has been validated yet")
+            trial = self.summary.get("status") == "trial"
+            why = "a trial run (trainer.fast_dev_run) keeps no weights" if trial else "no epoch has been validated yet"
+            raise UserError(f"{self.path} has no {path.parent.name}/{path.name}: {why}")
         return path
 
     @cached_property
@@ -327,25 +330,31 @@ def load_initial_weights(classifier: Classifier, base: Run) -> None:
 
 
 def finished_runs(outputs: Path | str = "outputs") -> Iterator[Run]:
-    """The finished runs below `outputs`, but for those to debug, the newest first; broken ones are left out."""
+    """Yield the finished runs below `outputs`, the newest first, without those for debugging, those tagged "research"
+    and those that are broken."""
     files = sorted(Path(outputs).rglob("summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         with suppress(UserError):
             run = Run(file.parent)
-            if run.finished and not (run.config.get("options") or {}).get("debug"):
+            debug, tags = (run.config.get("options") or {}).get("debug"), run.config.get("tags") or ()
+            if run.finished and not debug and "research" not in tags:
                 yield run
 
 
 def newest(outputs: Path | str = "outputs") -> Run:
-    """The run below `outputs` that finished last, but for those to debug. Raises `UserError` where there is none."""
+    """Return the run below `outputs` that finished last (see `finished_runs`). Raises `UserError` if there is none."""
     for run in finished_runs(outputs):
         return run
     raise UserError(f"there is no finished run in {outputs}/: train one (python -m cnnlab.train) or set run=<folder>")
 
 
 def open_run(path: str | None) -> Run:
-    """The run folder at `path`, or the newest finished one in `outputs/` where it is None."""
-    return Run(path) if path else newest()
+    """Return the run in the folder `path`, or, where it is None, the newest one in `outputs/`, which is then named."""
+    if path:
+        return Run(path)
+    run = newest()
+    say(f"run  {run.path}")
+    return run
 
 
 def _today(config: DictConfig) -> DictConfig:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from cnnlab.comparison_report import compare, epochs_to_goal
-from cnnlab.html import percent
+from cnnlab.log import percent
 
 DOCS = Path(__file__).parent
 Row = dict[str, str]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 import cnnlab
 from cnnlab.callbacks.checkpoint import load_checkpoint
+from cnnlab.cli import composed
 from cnnlab.data.draws import LineDraws
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
@@ -272,3 +274,22 @@ def test_a_foreign_network_is_graded_beside_a_foreign_method() -> None:
         assert scores[head, "own", "mass"].mean == pytest.approx(1)
         assert scores[head, "own", "auc"].mean == pytest.approx(1)
         assert scores[head, "own", "rank correlation"].mean == pytest.approx(1)
+
+
+def test_a_second_training_in_another_thread_is_one_line(tmp_path: Path) -> None:
+    entered, errors = threading.Event(), []
+
+    def second() -> None:
+        entered.wait(30)
+        try:
+            cnnlab.train("multihead", folder=tmp_path / "second")
+        except UserError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with composed("train", TINY_LINES, tmp_path / "first"):
+        entered.set()
+        thread.join(60)
+    assert errors == ["another thread of this process trains already, and Hydra can serve one at a time; wait for it"]
+    assert not (tmp_path / "second").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["seed=1.5"], "seed=1.5 is not a whole number"),
         (["experiment=mnist", "data.train_per_class=3"], "there is no setting 'data.train_per_class'"),
         (["net.filters=[1"], "net.filters=[1"),
+        (["trainer.max_steps=some"], "trainer.max_steps=some is not a whole number"),
         # Found by the fuzzer, tests/fuzz.py:
         (["data=0"], "Config group override must be a string or a list"),
         (["net={filtres: 1}"], "there is no setting 'net.filtres'; did you mean 'net.filters'?"),
@@ -218,3 +220,42 @@ def test_help_into_a_pipe_that_closes_is_quiet(tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "Train and test a network, and write a run folder.\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("a: [1\nb: 2: 3\n", "in line 2, column 2"), ("a: 1\n\tb: 2\n", "in line 2"), ("a: 'x\n", "in line")],
+)
+def test_a_yaml_file_that_cannot_be_read_is_named_with_its_line(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text(text)
+    done = _command(tmp_path, "--config-dir", str(tmp_path / "conf"), "data=mine")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"error: {tmp_path}/conf/data/mine.yaml is no valid YAML: ")
+    assert problem in line
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_processes_that_would_fork_are_refused(strategy: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"trainer.strategy={strategy} cannot start a whole training; use trainer=ddp"):
+        run_train(tmp_path / "run", *TINY_LINES, f"trainer.strategy={strategy}", "trainer.devices=2")
+
+
+@pytest.mark.parametrize("name", ["stem", "image", "joint", "a.b", "a/b", "type", "", "3d"])
+def test_a_name_that_no_head_can_have_is_one_line(name: str, digits: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"data: a head cannot be called '{name}'"):
+        run_train(tmp_path / "run", "experiment=mnist", *digits, f"data.head='{name}'")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_a_logger_without_its_package_names_the_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loggers = importlib.import_module(f"lightning.pytorch.loggers.{name}")
+    for package in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE", "_MLFLOW_AVAILABLE", "_WANDB_AVAILABLE"):
+        for module in (loggers, importlib.import_module("lightning.fabric.loggers.tensorboard")):
+            if hasattr(module, package):
+                monkeypatch.setattr(module, package, False)
+    with pytest.raises(SystemExit, match=rf"logger={name} needs more packages: pip install 'cnnlab\[{name}\]'"):
+        run_train(tmp_path / "run", *TINY_LINES, f"logger={name}")

@@ -243,6 +243,20 @@ def test_markup_and_long_words_are_shown_as_they_are(tmp_path: Path, capsys: pyt
     assert max(map(len, said.splitlines())) < 1000
 
 
+def test_the_newest_sweep_is_compared(
+    lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="there is no sweep in outputs/sweeps/: name the runs"):
+        in_process("compare")
+    for place, name in enumerate(("z", "a")):
+        folder = shutil.copytree(lines_run, tmp_path / "outputs" / "sweeps" / name / "0")
+        os.utime(folder / "config.yaml", (1e9 + place, 1e9 + place))
+    in_process("compare")
+    assert capsys.readouterr().out.startswith("runs  outputs/sweeps/a\n")
+    assert (tmp_path / "outputs" / "sweeps" / "a" / "compare.html").is_file()
+
+
 def test_no_run_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: there is no run in"):
         main(f"runs={tmp_path}")

@@ -15,8 +15,10 @@ from torch import nn
 
 from cnnlab.build import build_net
 from cnnlab.cli import CONF
-from cnnlab.model_export import FORMATS, TOLERANCE, largest_difference, metadata
+from cnnlab.model_export import FORMATS, TOLERANCE, largest_difference, metadata, open_onnx, to_onnx
 from cnnlab.models.heads import Head
+from cnnlab.models.layers import Flatten
+from cnnlab.models.networks import MultiHeadNet
 from cnnlab.runs import Run
 from cnnlab.task import Task
 from tests.conftest import DIGIT, HEADS, in_process
@@ -87,7 +89,7 @@ def test_the_printed_lines_load_it_elsewhere(
     said = capsys.readouterr().out
     assert said.startswith("the same to ")
     lines = said.partition("elsewhere:\n")[2]
-    assert len(lines.strip().splitlines()) == 5
+    assert len(lines.strip().splitlines()) == (6 if form == "onnx" else 5)
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True, cwd=tmp_path)
     blank = Run(lines_run).predict(torch.zeros(3, 28, 28))
     assert done.stdout.strip() == str({head.name: blank[head.name][0] for head in HEADS})
@@ -103,3 +105,13 @@ def test_a_wrong_format_is_one_line(lines_run: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there is no format 'onxx'; did you mean 'onnx'"):
         in_process("export", f"run={lines_run}", "format=onxx", f"out={tmp_path}/out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("linear", "images"), ("softmax", "cat"), ("net", "conv2d"), ("sigmoid", "b c")])
+def test_a_head_may_be_called_as_a_node_of_the_graph_is(names: tuple[str, str]) -> None:
+    heads = (Head(names[0], ("a", "b")), Head(names[1], ("a", "b", "c")))
+    net = MultiHeadNet((1, 8, 8), heads, {"conv": nn.Conv2d(1, 2, 3), "flatten": Flatten()}).eval()
+    task = Task(heads, (1, 8, 8), "image")
+    answers = open_onnx(to_onnx(net, task, "t"))
+    assert list(answers(torch.rand(2, 1, 8, 8))) == list(names)
+    assert largest_difference(net, task, answers, torch.rand(5, 1, 8, 8)) < 1e-5

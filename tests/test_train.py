@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.cli import CONF
@@ -18,7 +20,7 @@ from cnnlab.data.datamodule import Batch
 from cnnlab.models.classifier import Classifier
 from cnnlab.run_groups import find
 from cnnlab.runs import Run, newest
-from tests.conftest import TINY_LINES, run_train
+from tests.conftest import TINY_LINES, in_process, run_train
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 MNIST_SWEEPS = ("sweep_filters", "sweep_pooling", "sweep_depth", "sweep_decay", "sweep_regularisation")
@@ -65,7 +67,7 @@ def test_the_summary_says_what_happened(lines_run: Path) -> None:
     }  # fmt: skip
     assert set(summary["test"]["heads"]) == {"length", "width", "angle", "colour"}
     assert set(summary["test"]["heads"]["angle"]) == {
-        "accuracy", "f1", "precision", "recall", "worst_class", "worst_recall",
+        "accuracy", "f1", "precision", "recall", "worst_class", "worst_recall", "absent_classes",
     }  # fmt: skip
     assert 0 <= summary["test"]["joint_accuracy"] <= summary["test"]["heads"]["angle"]["accuracy"] <= 1
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -197,6 +199,12 @@ def test_resume_takes_everything_from_the_run(lines_run: Path, tmp_path: Path) -
         assert not (tmp_path / "unused").exists()
 
 
+@pytest.mark.parametrize("epochs", ["null", "1.5", "some", "1", "[3]", "true"])
+def test_epochs_that_are_not_more_are_one_line(epochs: str, lines_run: Path) -> None:
+    with pytest.raises(SystemExit, match=r"trainer.max_epochs=.*: the run has 2; it can only be raised"):
+        in_process("train", f"resume={lines_run}", f"trainer.max_epochs={epochs}")
+
+
 @pytest.mark.slow
 def test_a_run_that_another_command_cannot_resume_is_left_as_it_is(tmp_path: Path) -> None:
     folder = run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, "trainer.max_epochs=1")
@@ -236,6 +244,26 @@ def test_accumulated_batches_are_drawn_apart(tmp_path: Path, monkeypatch: pytest
     words = ("trainer.accumulate_grad_batches=3", "data.batch_size=96")
     run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, *words)
     assert len(drawn) == len(set(drawn)) == 12
+
+
+def test_the_newest_run_is_neither_trial_nor_research(
+    lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(lines_run, tmp_path / "outputs" / "mine")
+    for place, (file, old, new) in enumerate([
+        ("summary.json", '"finished"', '"trial"'), ("config.yaml", "tags: []", "tags: [research]"),
+        ("config.yaml", "options:", "options:\n  debug: overfit"),
+    ]):  # fmt: skip
+        other = shutil.copytree(lines_run, tmp_path / "outputs" / str(place))
+        text = (other / file).read_text()
+        assert old in text
+        (other / file).write_text(text.replace(old, new))
+        os.utime(other / "summary.json", (4e9, 4e9))
+    assert newest().path == tmp_path / "outputs" / "mine"
+    Image.new("RGB", (28, 28), "red").save("red.png")
+    in_process("predict", "image=red.png")
+    assert capsys.readouterr().out.startswith(f"run  {tmp_path}/outputs/mine\n")
 
 
 def test_runs_to_debug_are_not_the_newest(lines_run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cnnlab.data.truths import LineTruths
 from cnnlab.explain.evaluation import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
 from cnnlab.explain.method_names import method_title
 from cnnlab.io import to_csv, write_atomically, write_json
-from cnnlab.log import say
+from cnnlab.log import percent, say
 from cnnlab.provenance import versions
 
 Rows = list[list[str]]
@@ -107,7 +107,7 @@ def networks(table: Table) -> Rows:
         sizes = np.concatenate([one.own_size[one.own_size > 0] for one in members])
         proven = known_mean(np.concatenate([one.own_proven[one.own_size > 0] for one in members]))
         rows.append(
-            [network, scene_words(scene), str(len(members)), html.percent(right), html.percent(counted),
+            [network, scene_words(scene), str(len(members)), percent(right), percent(counted),
              f"{np.median(sizes):.0f}" if len(sizes) else "", f"{100 * proven:.0f} %" if len(sizes) else ""]
         )  # fmt: skip
     return rows

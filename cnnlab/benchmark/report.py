@@ -163,7 +163,7 @@ def _graded(job: Job, cfg: DictConfig, methods: Mapping[str, Method], data: Line
 
 
 def _trained(job: Job, folder: Path) -> Run:
-    words = [*(job.words or ()), f"data.scene={job.scene}", "skip_finished=true"]
+    words = [*(job.words or ()), f"data.scene={job.scene}", "skip_finished=true", "tags=[research]"]
     return train(RECIPE, job.seed, words, folder / "networks" / job.name)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from cnnlab.html import percent
 from cnnlab.io import to_csv, write_atomically
+from cnnlab.log import percent
 
 Row = dict[str, float]
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class MetricsHistory(Checkpoint):
             "seconds": round(trained, 3),
             "val_seconds": round(total - trained, 3),
         }
-        if not sum(trainer.num_val_batches) or (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+        if not getattr(pl_module, "validated", True):
             row = {name: value for name, value in row.items() if not name.startswith("val/")}  # of an epoch before
         self.rows.append(row)
         if trainer.is_global_zero:

@@ -1,11 +1,12 @@
 """One line that a person moves: of any length, width, angle and colour, also between and beyond the classes, with the
-true pixels of each of its attributes and the way to its nearest other class."""
+true pixels of each of its attributes and the way to another line."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,26 +48,20 @@ class LineScene:
         truth: Tensor = (torch.stack(changed) != image).any(dim=1).any(dim=0)
         return truth
 
-    def way(self, attributes: Sequence[str], colours: Sequence[str], steps: int) -> tuple[str, list[LineScene]]:
-        """The attribute, of those asked for, whose nearest other class changes the fewest pixels, and `steps` lines
-        from this one to that class. `colours` are those that the network knows. Where the other line would not be whole
-        in the image, it moves on the way as far as it must."""
-        ends = {attribute: self._nearest(attribute, colours) for attribute in attributes}
-        drawn = draw([self, *ends.values()])
-        changed = (drawn[1:] != drawn[0]).any(dim=1).sum(dim=(1, 2)).tolist()
-        attribute, _ = min(zip(ends, changed, strict=True), key=lambda pair: pair[1])
-        end = ends[attribute]._inside()
-        return attribute, [self._towards(end, step / (steps - 1)) for step in range(steps)]
+    def of_each_class(self, attribute: str, colours: Iterable[str]) -> list[LineScene]:
+        """Return the line with the value of each class of an attribute, moved as far as it must to be whole in the
+        image. An angle is reached by the shorter turn; `colours` are the names of those that are known."""
+        values: dict[str, Iterable[Any]] = {
+            "length": LENGTHS.values(),
+            "width": WIDTHS.values(),
+            "angle": [self.angle + (k * STEP - self.angle + 90) % 180 - 90 for k in range(len(ATTRIBUTES["angle"]))],
+            "colour": [COLOURS[name] for name in colours],
+        }
+        return [replace(self, **{attribute: value})._inside() for value in values[attribute]]
 
-    def _nearest(self, attribute: str, colours: Sequence[str]) -> LineScene:
-        if attribute == "angle":
-            own = round(self.angle / STEP) * STEP
-            return replace(self, angle=own + (STEP if self.angle >= own else -STEP))
-        others = self.others(attribute)
-        if attribute != "colour":
-            return others[0]
-        known = [other for other in others if other.colour in [COLOURS[name] for name in colours]]
-        return min(known or others, key=lambda other: math.dist(other.colour, self.colour))
+    def way(self, end: LineScene, steps: int) -> list[LineScene]:
+        """Return `steps` lines from this one to another."""
+        return [self._towards(end, step / (steps - 1)) for step in range(steps)]
 
     def _inside(self) -> LineScene:
         (low,), (high,) = centre_bounds(_lines([self]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from cnnlab.result import Result
 if TYPE_CHECKING:
     from cnnlab.plots import Figure
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 250  # images of which the attributions are computed at once
 
 
@@ -35,6 +38,38 @@ class LayerMap:
 Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | LayerMap]
 
 
+MOST_MISSED = 0.05  # of the score difference, by which the sum of a map may miss it
+
+
+def adds_up(baselines: Callable[..., Tensor]) -> Callable[[Method], Method]:
+    """Mark a method whose maps add up to the class score less that of its baselines, which `baselines` (images, and the
+    method's settings) gives as float32 (R, C, H, W); of several baselines the mean score counts."""
+
+    def mark(method: Method) -> Method:
+        method.baselines = baselines  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def missed_share(net: HeadWrapper, images: Tensor, targets: Tensor, maps: Tensor, baselines: Tensor) -> Tensor:
+    """Return by how much of the score difference between each image and the baselines the sum of its map misses it,
+    float32 (N,)."""
+    with torch.no_grad():
+        scores = net(images).gather(1, targets[:, None])[:, 0]
+        expected = scores - net(baselines).mean(dim=0)[targets]
+    missed: Tensor = (maps.sum(dim=(1, 2)) - expected).abs() / expected.abs().clamp(min=1e-6)
+    return missed
+
+
+def _unwrapped(method: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the function within `functools.partial`, and its settings."""
+    settings: dict[str, Any] = {}
+    while isinstance(method, partial):
+        method, settings = method.func, {**method.keywords, **settings}
+    return method, settings
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution(Result):
     """The evidence for a class in each of N images: `maps` float32 (N, H, W), raw, as the method gives them; `images`
@@ -48,9 +83,11 @@ class Attribution(Result):
     head: str | int | None = None
     classes: Sequence[str] | None = None
     layer_map: LayerMap | None = None
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"Attribution({self.method}, head {self.head}, {len(self.maps)} images)"
+        lines = [f"Attribution({self.method}, head {self.head}, {len(self.maps)} images)", *self.warnings]
+        return "\n! ".join(lines)
 
     def plot(self) -> Figure:
         """A row an image: the image, its heatmap, and both in one."""
@@ -59,12 +96,12 @@ class Attribution(Result):
         tiles, captions = [], []
         head = "" if self.head is None else f"{self.head}: "
         for image, values, target in zip(self.images, self.maps.numpy(), self.targets.tolist(), strict=True):
-            picture = (image * 255).round().to(torch.uint8).numpy()
+            picture = (displayable(image) * 255).round().to(torch.uint8).numpy()
             picture = np.broadcast_to(picture if len(picture) == 3 else picture[:1], (3, *picture.shape[1:]))
             tiles += [picture, plots.heat(values), plots.overlay(picture, values)]
             answer = f"{head}{self.classes[target] if self.classes else target}"
             captions += [answer, f"largest {np.abs(values).max():.3g}", "over the image"]
-        title = f"Evidence by {method_title(self.method)}"
+        title = "\n".join([f"Evidence by {method_title(self.method)}", *(fill(text, 60) for text in self.warnings)])
         return plots.images(np.stack(tiles), captions, title, columns=3, picture_width=1.7)
 
     def arrays(self) -> dict[str, Tensor]:
@@ -74,7 +111,8 @@ class Attribution(Result):
     def facts(self) -> dict[str, Any]:
         layer = None if self.layer_map is None else self.layer_map.layer
         classes = None if self.classes is None else list(self.classes)
-        return {"method": self.method, "head": self.head, "classes": classes, "layer": layer}
+        facts = {"method": self.method, "head": self.head, "classes": classes, "layer": layer}
+        return {**facts, "warnings": list(self.warnings)}
 
 
 def attribute(
@@ -108,7 +146,8 @@ def attribute_head(
     as it was, as those of `conf/method/` do."""
     targets = _targets(wrapper, images, target)
     name = name or str(getattr(method, "__name__", "method"))
-    maps, layer_maps = [], []
+    function, settings = _unwrapped(method)
+    maps, layer_maps, missed = [], [], []
     for batch, wanted in zip(images.split(BATCH), targets.split(BATCH), strict=True):
         found = method(wrapper, batch, wanted)
         if isinstance(found, LayerMap):
@@ -119,13 +158,46 @@ def attribute_head(
             raise UserError(f"{name}: maps of {shape} are not a tensor (N, H, W) of {tuple(batch.shape)}")
         if not torch.isfinite(found).all():  # a score would leave such maps out, and flatter the method
             raise UserError(f"{name}: maps hold values that are not finite")
+        if hasattr(function, "baselines"):
+            missed.append(missed_share(wrapper, batch, wanted, found, function.baselines(batch, **settings)))
         maps.append(found.detach().cpu())
     layer_map = (
         LayerMap(layer_maps[0].layer, torch.cat([part.values.detach().cpu() for part in layer_maps]))
         if layer_maps
         else None
     )
-    return Attribution(torch.cat(maps), images.detach().cpu(), targets.cpu(), name, wrapper.head, classes, layer_map)
+    return Attribution(
+        torch.cat(maps), images.detach().cpu(), targets.cpu(), name, wrapper.head, classes, layer_map,
+        _warnings_of(torch.cat(missed)) if missed else (),
+    )  # fmt: skip
+
+
+def _warnings_of(missed: Tensor) -> tuple[str, ...]:
+    """Warn where the sums of maps miss the score difference by more than MOST_MISSED; `missed` as of `missed_share`."""
+    wrong = missed[~(missed <= MOST_MISSED)]
+    if not len(wrong):
+        return ()
+    return (
+        f"do not trust it: on {len(wrong)} of {len(missed)} images the map's sum misses the score difference by more "
+        f"than {MOST_MISSED:.0%} (median {wrong.median().item():.0%})",
+    )
+
+
+def displayable(image: Tensor) -> Tensor:
+    """Return an image (C, H, W) in [0, 1]. Values in [-1, 1] are shifted; those of ImageNet's normalisation get their
+    colours back; others are stretched from the lowest to the highest."""
+    image = image.float()
+    low, high = image.aminmax()
+    if 0 <= low <= high <= 1:
+        return image
+    if -1 <= low <= high <= 1:
+        return (image + 1) / 2
+    if len(image) == 3:
+        mean, deviation = (image.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        restored = image * deviation + mean
+        if -0.01 <= restored.min() <= restored.max() <= 1.01:
+            return restored.clamp(0, 1)
+    return (image - low) / (high - low).clamp(min=1e-12)
 
 
 def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Tensor:

@@ -12,7 +12,7 @@ from cnnlab import plots
 from cnnlab.explain.attribution import Attribution
 from cnnlab.explain.heatmap_viewer import Maps
 from cnnlab.explain.method_names import method_title
-from cnnlab.html import percent
+from cnnlab.log import percent
 from cnnlab.models.heads import Head
 
 LIKELY = 4  # classes of a head whose probabilities are shown
@@ -33,18 +33,14 @@ def answers(
         true = None if truth is None else head.classes[truth[head.name][i]]
         said = head.classes[int(own.argmax())]
         found.append(
-            {"head": head.name, "said": said, "truth": true, "bars": list(zip(*_adding_up(bars), strict=True))}
+            {
+                "head": head.name,
+                "said": said,
+                "truth": true,
+                "bars": [(name, share, percent(share)) for name, share in bars],
+            }
         )
     return found
-
-
-def _adding_up(bars: Sequence[tuple[str, float]]) -> tuple[list[str], list[float], list[str]]:
-    """The names, the shares, and the shares in words, in hundredths of a per cent that add up to 100; the first, the
-    largest, is never rounded up to it where another has a share that is seen."""
-    names, shares = [name for name, _ in bars], [share for _, share in bars]
-    hundredths = [round(share * 1e4) for share in shares[1:]]
-    first = 10_000 - sum(hundredths)
-    return names, shares, [f"{value / 100:.2f} %" for value in (first, *hundredths)]
 
 
 def heatmap_figure(

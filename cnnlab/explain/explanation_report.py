@@ -26,6 +26,7 @@ from cnnlab.explain.activations import activations
 from cnnlab.explain.attribution import Attribution, attribute
 from cnnlab.explain.heatmap_viewer import Maps, ranks, viewer
 from cnnlab.explain.inputs import Inputs, from_split, pick
+from cnnlab.explain.method_names import method_title
 from cnnlab.explain.network import HeadWrapper, frozen_copy, layer_named, leaf_modules, path_to_head
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
@@ -152,6 +153,12 @@ class Explanation:
             bar.update(task, description="activation maximization")
             filters = self._write_filters(folder)
             bar.update(task, description="page")
+            warnings = [
+                f"{method_title(name)}, {head}, {word}: {warning}"
+                for (name, word), by_head in maps.items()
+                for head, result in by_head.items()
+                for warning in result.warnings
+            ]
             arrays: dict[str, Any] = {name: value.numpy() for name, value in self.raw.items()}
             np.savez_compressed(folder / "maps.npz", **arrays)
             manifest = {
@@ -163,6 +170,7 @@ class Explanation:
                 "heads": [head.name for head in self.heads],
                 "layers": self.layers,
                 "methods": list(self.methods),
+                "warnings": warnings,
                 "arrays": {name: list(value.shape) for name, value in self.raw.items()},
                 "versions": versions(),
             }
@@ -176,10 +184,13 @@ class Explanation:
                 viewer=viewer(self.inputs, self.heads, self.probabilities, maps, truths),
                 layers=layers,
                 filters=filters,
+                warnings=warnings,
                 score=command_line("score", "run", self.run.path),
             )
             write_atomically(folder / "index.html", html)
             write_json(folder / "manifest.json", manifest)
+        for warning in warnings:
+            say(f"! {warning}")
         say(f"page  {folder / 'index.html'}")
         return folder / "index.html"
 

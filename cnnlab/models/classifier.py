@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -70,6 +71,8 @@ class Classifier(L.LightningModule):
         self.train_means, self.val_means = EpochMeans(names, persistent=True), EpochMeans(names)
         self.test_means = EpochMeans(names)
         self.collector = PredictionCollector(self.heads)
+        self.validated = False  # in this epoch
+        self._batches: int | None = None  # of an epoch, where the learning rate depends on the number of steps
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.net(images)  # type: ignore[no-any-return]
@@ -128,6 +131,13 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_means.reset()
+        self.validated = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validated"] = self.validated  # a run may go on within an epoch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validated = checkpoint.get("validated", False)
 
     def on_validation_epoch_start(self) -> None:
         self.val_means.reset()
@@ -137,6 +147,7 @@ class Classifier(L.LightningModule):
         self.collector.reset()
 
     def on_validation_epoch_end(self) -> None:
+        self.validated = not self.trainer.sanity_checking
         self._log_all({"selection_score": _selection_score(self._log_means("val"))})
 
     def on_train_epoch_end(self) -> None:
@@ -148,6 +159,7 @@ class Classifier(L.LightningModule):
         losses = [means[f"{head.name}/loss"] for head in self.heads]
         self.weighting.on_epoch_end(torch.tensor(losses, device=self.device))
         self._step_epoch_scheduler()
+        self._check_steps()
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
@@ -175,7 +187,7 @@ class Classifier(L.LightningModule):
         optimizer = self.optimizer(self.trained_parameters())
         if self.lr_scheduler.get("scheduler") is None:
             return optimizer
-        config = self.scheduler_config(optimizer, self._total_steps())
+        config = self.scheduler_config(optimizer, self._total_steps() if self._counts_steps() else 1)
         config["reduce_on_plateau"] = False  # it is stepped here, not by Lightning: see `_step_epoch_scheduler`
         if not self._validates() and "monitor" in config:
             config["monitor"] = config["monitor"].replace("val/", "train/")
@@ -195,11 +207,13 @@ class Classifier(L.LightningModule):
 
     def scheduler_config(self, optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
         """Lightning's configuration of the learning rate's scheduler, built for a run of `total_steps`."""
-        make = self.lr_scheduler["scheduler"]
-        takes_steps = "total_steps" in inspect.signature(make).parameters
-        config = {**self.lr_scheduler}
-        config["scheduler"] = make(optimizer, total_steps=total_steps) if takes_steps else make(optimizer)
+        make, config = self.lr_scheduler["scheduler"], {**self.lr_scheduler}
+        config["scheduler"] = make(optimizer, total_steps=total_steps) if self._counts_steps() else make(optimizer)
         return config
+
+    def _counts_steps(self) -> bool:
+        """Whether the learning rate's scheduler asks for `total_steps`."""
+        return "total_steps" in inspect.signature(self.lr_scheduler["scheduler"]).parameters
 
     def _validates(self) -> bool:
         datamodule: Any = getattr(self.trainer, "datamodule", None)
@@ -221,6 +235,8 @@ class Classifier(L.LightningModule):
             return
         if isinstance(scheduler, ReduceLROnPlateau):
             monitor, logged = str(config.monitor), self.trainer.callback_metrics
+            if not self.validated and not monitor.startswith("train/") and self._validates():
+                return  # its value is that of an epoch before
             if monitor in logged:
                 scheduler.step(float(logged[monitor]))
             elif not (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1):
@@ -236,20 +252,51 @@ class Classifier(L.LightningModule):
         return str(self.lr_scheduler.get("interval", "epoch"))
 
     def _total_steps(self) -> int:
-        """The optimizer's steps in the whole run. Not Lightning's own estimate: it would begin to serve data
-        before a resumed run knows from where."""
+        """The optimizer's steps in the whole run. Not Lightning's own estimate: it would begin to serve data before a
+        resumed run knows from where. Raises `UserError` where only the time is limited."""
         trainer: Any = self.trainer
         datamodule = getattr(trainer, "datamodule", None)
         if datamodule is None:
-            return int(trainer.estimated_stepping_batches)
-        batches, limit = len(datamodule.train_dataloader()), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        if trainer.overfit_batches:
-            few = trainer.overfit_batches
-            batches = min(batches, few) if isinstance(few, int) else int(batches * few)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
-        bounds = [bound for bound in (steps, trainer.max_steps) if bound >= 0]  # -1: no bound
-        return max(1, int(min(bounds, default=1)))
+            steps = trainer.estimated_stepping_batches
+        else:
+            batches, limit = len(datamodule.train_dataloader()), trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            if trainer.overfit_batches:
+                few = trainer.overfit_batches
+                batches = min(batches, few) if isinstance(few, int) else int(batches * few)
+            self._batches = batches
+            epochs = trainer.max_epochs
+            steps = math.inf if epochs is None or epochs < 0 else self._planned_steps(epochs)
+            steps = min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps
+        if not math.isfinite(steps):
+            raise UserError(
+                "lr_scheduler: this learning rate depends on the number of steps, which trainer.max_time alone leaves "
+                "open; set trainer.max_epochs or trainer.max_steps, too, or choose lr_scheduler=constant"
+            )
+        return max(1, int(steps))
+
+    def _planned_steps(self, epochs: int) -> int:
+        """The optimizer's steps in the first `epochs` epochs."""
+        trainer, batches = self.trainer, self._batches or 0
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                parts = [callback.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
+                return sum(math.ceil(batches / part) for part in parts)
+        return epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+
+    def _check_steps(self) -> None:
+        """Raise `UserError` after an epoch whose steps are not those that the learning rate was planned for."""
+        trainer = self.trainer
+        if self._batches is None or trainer.should_stop:
+            return
+        planned = self._planned_steps(self.current_epoch + 1)
+        planned = min(planned, trainer.max_steps) if trainer.max_steps >= 0 else planned
+        if self.global_step != planned:
+            raise UserError(
+                f"lr_scheduler: epoch {self.current_epoch + 1} ends at step {self.global_step}, planned was {planned}: "
+                "the batch size or the accumulation of gradients changed during the run; choose lr_scheduler=constant, "
+                "plateau or every_epoch, which need no number of steps"
+            )
 
 
 def _selection_score(means: Mapping[str, float]) -> float:

@@ -100,9 +100,12 @@ class PredictionCollector(Metric):
 
 
 def classification_scores(heads: Sequence[Head], predictions: Predictions) -> Scores:
-    """Of each head {"f1", "precision", "recall": mean over the classes, a scalar in [0, 1]; "class_f1",
-    "class_precision", "class_recall": float32 (classes,); "confusion": int64 (classes, classes), true classes by
-    row}, by torchmetrics."""
+    """Return the scores of each head, by torchmetrics.
+
+    "class_f1", "class_precision" and "class_recall" are float32 (classes,), NaN for a class without images; "f1",
+    "precision" and "recall" are their means over the classes that have images, scalars in [0, 1]; "confusion" is int64
+    (classes, classes), true classes by row.
+    """
     return {
         head.name: _scores(predictions.predicted[head.name], predictions.targets[head.name], len(head.classes))
         for head in heads
@@ -110,9 +113,11 @@ def classification_scores(heads: Sequence[Head], predictions: Predictions) -> Sc
 
 
 def _scores(predicted: Tensor, targets: Tensor, classes: int) -> dict[str, Tensor]:
-    scores: dict[str, Tensor] = {"confusion": tm.multiclass_confusion_matrix(predicted, targets, num_classes=classes)}
+    confusion = tm.multiclass_confusion_matrix(predicted, targets, num_classes=classes)
+    present = confusion.sum(dim=1) > 0
+    scores: dict[str, Tensor] = {"confusion": confusion}
     functions = {"f1": tm.multiclass_f1_score, "precision": tm.multiclass_precision, "recall": tm.multiclass_recall}
     for name, function in functions.items():
-        scores[name] = function(predicted, targets, num_classes=classes, average="macro")
-        scores[f"class_{name}"] = function(predicted, targets, num_classes=classes, average="none")
+        by_class = function(predicted, targets, num_classes=classes, average="none").where(present, torch.nan)
+        scores |= {name: by_class.nanmean(), f"class_{name}": by_class}
     return scores

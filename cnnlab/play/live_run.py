@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.build import named_method, refused
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.data.line_scene import draw
+from cnnlab.data.line_scene import LineScene, draw
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.attribution import Method, attribute_head
@@ -197,10 +197,11 @@ class LiveRun:
         if question.method is not None:
             try:
                 with refused(f"method.{question.method}"):
-                    maps = attribute_head(
+                    result = attribute_head(
                         self.wrappers[name], image, target, self.methods[question.method], head.classes, question.method
-                    ).maps
-                found |= {"target": target, "map": _scaled(maps[0])}
+                    )
+                maps = result.maps
+                found |= {"target": target, "map": _scaled(maps[0]), "warnings": result.warnings}
             except UserError as error:
                 found |= {"target": target, "map": None, "why": str(error)}
         truth = self._truth(head, question, of)
@@ -231,35 +232,56 @@ class LiveRun:
         return None
 
     def way(self, question: Question, name: str, of: LiveRun) -> dict[str, Any]:
-        """The image on its way to the nearest other class of a head, and what all heads say along it: of a line the
-        nearest other line, else the nearest test image that the network takes for another class, blended in."""
+        """The way from the image to one that a head answers otherwise, and all heads' answers along it: of a line the
+        nearest line with another value of the attribute, or this line without what was painted on it; else the nearest
+        test image, blended in."""
         if name not in self.heads:
             raise UserError(f"there is no head '{name}'{did_you_mean(name, self.heads)}")
-        line, parts = question.source.line, [part.name for part in self.heads[name].parts or (self.heads[name],)]
-        if line is not None and self.of_lines and set(parts) <= set(ATTRIBUTES):
-            attribute, scenes = line.way(parts, list(self._colours()), FRAMES)
-            frames = torch.stack([question.painted(image) for image in draw(scenes, self.style)])
-            lines, words = [vars(scene) for scene in scenes], f"another {attribute}"
+        first, line, scenes = question.painted(self.image(question.source, of)[0]), question.source.line, None
+        attribute, end = self._nearest_line(line, first, name) if line is not None and self.of_lines else ("", None)
+        if line is not None and end is not None and not question.paint:
+            scenes, words = line.way(end, FRAMES), f"another {attribute}"
+            frames = draw(scenes, self.style)
         else:
-            first = question.painted(self.image(question.source, of)[0])
-            last, index = self._nearest_of_another_class(first, name)
+            if end is not None:
+                last = draw([end], self.style)[0]
+                words = "this line without the paint" if end == line else f"another {attribute}, without the paint"
+            else:
+                last, index = self._nearest_of_another_class(first, name)
+                words = f"test image {index}, blended in"
             shares = torch.linspace(0, 1, FRAMES)[:, None, None, None]
             frames = (first + shares * (last.float() - first)).round().to(torch.uint8)
-            lines, words = None, f"test image {index}, blended in"
         with torch.no_grad():
             logits = self.net(frames.float() / 255)
         said = {key: head.probabilities(logits[key]).tolist() for key, head in self.heads.items()}
         pixels = in_colour(frames).permute(0, 2, 3, 1)
+        lines = None if scenes is None else [vars(scene) for scene in scenes]
         return {"frames": [as_base64(frame) for frame in pixels], "said": said, "lines": lines, "words": words}
 
-    def _nearest_of_another_class(self, image: Tensor, name: str) -> tuple[Tensor, int]:
-        head = self.heads[name]
+    def _predicted(self, images: Tensor, name: str) -> Tensor:
+        """The classes int64 (N,) that a head predicts for images uint8 (N, C, H, W)."""
         with torch.no_grad():
-            own = head.predict(self.wrappers[name].logits(image[None].float() / 255))
+            return self.heads[name].predict(self.wrappers[name].logits(images.float() / 255))
+
+    def _nearest_line(self, line: LineScene, image: Tensor, name: str) -> tuple[str, LineScene | None]:
+        """The attribute and the line of one of its classes, of those that a head answers otherwise than the image the
+        one that differs from it in the fewest pixels; None where there is none."""
+        parts = [part.name for part in self.heads[name].parts or (self.heads[name],)]
+        if not set(parts) <= set(ATTRIBUTES):
+            return "", None
+        ends = [(part, end) for part in parts for end in line.of_each_class(part, self._colours())]
+        drawn = draw([end for _, end in ends], self.style)
+        changed = (drawn != image).any(dim=1).sum(dim=(1, 2)).double()
+        changed[self._predicted(drawn, name) == self._predicted(image[None], name)] = torch.inf
+        nearest = int(changed.argmin())
+        return ends[nearest] if changed[nearest].isfinite() else ("", None)
+
+    def _nearest_of_another_class(self, image: Tensor, name: str) -> tuple[Tensor, int]:
+        own = self._predicted(image[None], name)
         rows, images, classes = self._neighbours
         others = (classes[name] != own).nonzero()[:, 0]
         if not len(others):
-            raise UserError(f"the network takes every test image for {head.classes[int(own)]}")
+            raise UserError(f"the network takes every test image for {self.heads[name].classes[int(own)]}")
         apart = (images[others].float() - image).square().flatten(1).sum(dim=1)
         nearest = int(others[apart.argmin()])
         return images[nearest], int(rows[nearest])

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from cnnlab.log import percent
 from cnnlab.plots.style import BLUE, GREEN, PINK, SKY, Array, line_styles
 
 # matplotlib's own labels of a logarithmic axis are formulas, which are not read (see `style`).
@@ -29,8 +30,10 @@ def curves(
     """
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3, width_ratios=(5, 5, 2.4))
+    styles = dict(zip(dict.fromkeys([*losses, *accuracies]), line_styles(), strict=False))
     for axes, lines in ((loss_axes, losses), (accuracy_axes, accuracies)):
-        for (colour, marker), (name, stages) in zip(line_styles(), lines.items(), strict=False):
+        for name, stages in lines.items():
+            colour, marker = styles[name]
             for stage, style in (("train", "--"), ("val", "-")):
                 if stage in stages:
                     values = np.asarray(stages[stage])
@@ -152,7 +155,7 @@ def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) 
     """The F1 score of every class, {head: float (classes,)} in [0, 1], a panel a head."""
     widths = [max(3.5, len(values)) for values in scores.values()]
     figure = Figure(figsize=(max(5.0, 0.42 * sum(widths) + 2), 4.2), layout="constrained")
-    lowest = min(float(np.min(values)) for values in scores.values())
+    lowest = min(float(np.nanmin(values)) for values in scores.values())
     bottom = max(step for step in (0.0, 0.5, 0.9, 0.95, 0.99) if step <= max(lowest - 0.004, 0.0))
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False, width_ratios=widths)[0]
     for axes, (name, values) in zip(panels, scores.items(), strict=True):
@@ -161,7 +164,7 @@ def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) 
         axes.plot(positions, values, "o", color=BLUE, markersize=4)
         axes.set_xticks(positions, classes[name], rotation=90 if len(values) > 2 else 0, fontsize=8)
         axes.set_xlim(-0.7, len(values) - 0.3)
-        axes.set_title(f"{name}\nmean {np.mean(values):.4f}", fontsize=10)
+        axes.set_title(f"{name}\nmean {percent(float(np.nanmean(values)))}", fontsize=10)
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("F1 score" + (f" (the axis begins at {bottom:g})" if bottom else ""))
     panels[0].set_ylim(bottom, 1 + 0.08 * (1 - bottom))

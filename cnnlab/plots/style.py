@@ -18,7 +18,7 @@ BLUE, ORANGE, GREEN, YELLOW, SKY, PINK, RUST = (
 )  # fmt: skip
 RIGHT, WRONG = "#4d6472", RUST  # answers, and nothing else
 VIOLET = "#6b4c9a"
-CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, VIOLET)
+CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, VIOLET, "#000000", "#8c564b", "#7f7f7f", "#a3a500")
 DPI = 110
 
 rcParams["text.parse_math"] = False  # a file name may hold dollars
@@ -34,7 +34,7 @@ def save(figure: Figure, path: Path | BinaryIO) -> None:
 
 
 def line_styles() -> Iterator[tuple[str, str]]:
-    """(colour, marker) of one curve after another, without end: never two alike among the first 24."""
+    """(colour, marker) of one curve after another, without end: ten colours, then the same with another marker."""
     for marker in cycle("os^D"):
         for colour in CYCLE:
             yield colour, marker

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cnnlab.log import percent
 from cnnlab.plots.style import RIGHT, WRONG, Array, Part, rgb
 
 
@@ -88,7 +89,7 @@ def by_class(heads: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     columns = [(head, name) for head, classes in heads.items() for name in classes]
     names = list(heads[columns[0][0]][columns[0][1]])
     table = np.array([[heads[head][column][name] for head, column in columns] for name in names])
-    text = [[f"{math.floor(share * 1e4 + 1e-6) / 100:.2f}" for share in row] for row in table]  # never up to 100
+    text = [[percent(share).removesuffix(" %") for share in row] for row in table]
     labels = [name.replace("joint_accuracy", "all") for name in names]
     errors = np.log10(np.maximum(1 - table, 1e-5))
     figure, axes = _written(errors, text, [name for _, name in columns], labels, (0.62, 1.8), (-5.0, 1.0))
@@ -107,11 +108,11 @@ def grouped_f_scores(scores: Array, title: str, parts: Sequence[Part]) -> Figure
     class of the finest part."""
     order, groups, (name, classes) = _grouping(parts)
     table = scores[order].reshape(len(groups), len(classes))
-    text = [[f"{score:.4f}" for score in row] for row in table]
-    limits = (0.0, 1.2 - min(0.8, float(table.min())))
+    text = [["–" if math.isnan(score) else percent(score).removesuffix(" %") for score in row] for row in table]
+    limits = (0.0, 1.2 - min(0.8, float(np.nanmin(table))))
     figure, axes = _written(1 - table, text, classes, groups, (0.75, 2.0), limits)
     axes.set_xlabel(name)
-    axes.set_title(f"{title}: F1 score of each class, mean {np.mean(scores):.4f}", fontsize=10)
+    axes.set_title(f"{title}: F1 score of each class in %, mean {percent(float(np.nanmean(scores)))}", fontsize=10)
     return figure
 
 

@@ -35,15 +35,17 @@ def images(
     picture_height = picture_width * height / width
     cell_height = picture_height + 0.15 * lines + 0.2
     rows = math.ceil(count / columns)
-    size = (max(columns * cell_width, 0.09 * len(title)), rows * cell_height + 0.4)
+    title_lines = title.split("\n")
+    top = 0.4 + 0.18 * (len(title_lines) - 1)
+    size = (max(columns * cell_width, 0.09 * max(map(len, title_lines))), rows * cell_height + top)
     margin = (size[0] - columns * cell_width) / 2
     figure = Figure(figsize=size)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.text(size[0] / 2, 0.2, title, ha="center", va="center", fontsize=11)
+    axes.text(size[0] / 2, top / 2, title, ha="center", va="center", fontsize=11)
     for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left = margin + (place % columns) * cell_width + (cell_width - picture_width) / 2
-        bottom = 0.4 + (place // columns + 1) * cell_height - 0.05  # y down
+        bottom = top + (place // columns + 1) * cell_height - 0.05  # y down
         axes.imshow(
             picture.transpose(1, 2, 0),
             cmap="gray",

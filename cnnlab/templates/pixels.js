@@ -3,7 +3,7 @@ const Pixels = {
   bytes: text => Uint8Array.fromBase64 ? Uint8Array.fromBase64(text)
     : Uint8Array.from(atob(text), letter => letter.charCodeAt(0)),
   base64: bytes => btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join("")),
-  percent: share => (Math.round(share * 1e4) / 100).toFixed(2) + " %",
+  percent: share => (Math.floor(share * 1e4 + 0.01) / 100).toFixed(2) + " %",  // as log.percent
   number: value => (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 || !value
     ? String(+value.toPrecision(3)) : value.toExponential(1)).replaceAll("-", "−"),
   // The place of the largest of numbers.

@@ -18,6 +18,8 @@ from cnnlab.build import build_classifier, build_datamodule
 from cnnlab.callbacks.checkpoint import RunCheckpoint, load_checkpoint
 from cnnlab.callbacks.graceful_shutdown import GracefulShutdown, Interrupted
 from cnnlab.callbacks.metrics_history import epoch_line
+from cnnlab.callbacks.progress_bar import ProgressBar
+from cnnlab.errors import UserError
 from cnnlab.runs import Run
 from tests.conftest import TINY_LINES, run_train
 
@@ -75,7 +77,7 @@ def test_the_moving_average_is_what_is_kept_and_tested(tmp_path: Path) -> None:
 def test_debugging(debug: str, tmp_path: Path) -> None:
     epochs = ["trainer.max_epochs=3"] if debug == "overfit" else []
     folder = run_train(tmp_path / "run", *TINY_LINES[:3], f"debug={debug}", *epochs)
-    assert Run(folder).finished
+    assert Run(folder).summary["status"] == ("trial" if debug == "fast" else "finished")
     if debug == "profile":
         assert "run_training_batch" in (folder / "fit-profile.txt").read_text()
     if debug == "fast":
@@ -170,3 +172,93 @@ def test_the_line_of_an_epoch() -> None:
     row |= {"val/loss": 0.25, "val/acc": 0.8, "val/a/acc": 0.85, "val/b/acc": 0.9, "train/b/acc": 1.0}
     line = "epoch 2/3  loss train 0.5000, val 0.2500  val % all 80.00  a 85.00  b 90.00  4.0 s"
     assert epoch_line(row, 3) == line
+
+
+RELOAD = "trainer.reload_dataloaders_every_n_epochs=1"
+FEW = ("data.batch_size=96", "trainer.max_epochs=3")  # six batches an epoch
+
+
+def test_an_epoch_without_validation_has_no_validation_values(tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "cut", *TINY_LINES, *FEW, "trainer.max_steps=8")
+    first, second = Run(folder).metrics  # the second ends after two of six batches
+    assert "val/acc" in first
+    assert not [name for name in second if name.startswith("val/")]
+    assert "val" not in (folder / "log.txt").read_text().splitlines()[2]
+    folder = run_train(
+        tmp_path / "long", *TINY_LINES, *FEW, "trainer.check_val_every_n_epoch=null", "trainer.val_check_interval=10"
+    )
+    assert [any(name.startswith("val/") for name in row) for row in Run(folder).metrics] == [False, True, False]
+
+
+@pytest.mark.slow
+def test_a_plateau_is_of_validated_epochs_alone(tmp_path: Path) -> None:
+    """With patience 1 the rate falls after the second epoch that is no better: of six epochs three are validated."""
+    words = ("lr_scheduler=plateau", "lr_scheduler.scheduler.patience=0", "optimizer.lr=1e-12", "trainer.max_epochs=6")
+    folder = run_train(tmp_path / "run", *TINY_LINES, *words, "trainer.check_val_every_n_epoch=2")
+    rates = [row["lr"] for row in Run(folder).metrics]
+    assert rates[2] == rates[0]  # the second epoch was the first to be validated: nothing to compare it with
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trainer.max_steps=2",),
+        ("trainer.check_val_every_n_epoch=10",),
+        ("callbacks=none",),
+        ("callbacks=early_stopping",),
+        ("data.val_per_class=0", "callbacks=none"),
+    ],
+    ids=["max_steps", "check_val", "none", "early_stopping", "no validation"],
+)
+def test_a_run_without_a_validated_epoch_can_be_opened(words: tuple[str, ...], tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "run", *TINY_LINES, *FEW, *words, "trainer.max_epochs=2")
+    run = Run(folder)
+    epochs = 1 if "max_steps" in words[0] else 2
+    assert (run.summary["status"], run.summary["epochs"], run.summary["best_epoch"]) == ("finished", epochs, epochs)
+    assert run.summary["data"]["train"] == 576 * epochs  # new lines every epoch
+    assert len(run.predict(run.examples(2))) == 2
+    assert "the last weights are kept and tested" in (folder / "log.txt").read_text()
+
+
+def test_a_trial_run_is_not_finished_and_says_so(tmp_path: Path) -> None:
+    run = Run(run_train(tmp_path / "run", *TINY_LINES, "trainer.fast_dev_run=true"))
+    assert run.summary["status"] == "trial"
+    assert not run.finished
+    with pytest.raises(UserError, match=r"a trial run .* keeps no weights"):
+        _ = run.net
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trainer.max_epochs=null", "trainer.max_time=00:00:00:09"), "set trainer.max_epochs or trainer.max_steps"),
+        (
+            ("+callbacks.mine._target_=tests.callbacks.test_callbacks.SmallerBatches", RELOAD),
+            "epoch 2 ends at step 18, planned was 12: the batch size or the accumulation of gradients changed",
+        ),
+    ],
+)
+def test_one_cycle_needs_a_number_of_steps(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run_train(tmp_path / "run", *TINY_LINES, *FEW, *words)
+
+
+class SmallerBatches(L.Callback):
+    """Halves the batch size after the first epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.datamodule.batch_size = 48  # type: ignore[attr-defined]
+
+
+def test_one_cycle_follows_an_accumulation_that_changes(tmp_path: Path) -> None:
+    """Three epochs of 6 batches: 6 steps, then 3 and 3. The last of 12 steps is at the end of the schedule."""
+    schedule = "{_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {1: 2}}"
+    folder = run_train(tmp_path / "run", *TINY_LINES, *FEW, f"+callbacks.accumulate={schedule}", "optimizer.lr=0.01")
+    assert Run(folder).metrics[-1]["lr"] == pytest.approx(0.01 * 0.001, rel=1e-6)
+
+
+def test_the_progress_bar_counts_epochs_as_the_log_does() -> None:
+    bar = ProgressBar()
+    for epochs, words in ((5, "Epoch 1/5"), (-1, "Epoch 1"), (None, "Epoch 1")):
+        bar.setup(L.Trainer(max_epochs=epochs, max_time="00:00:00:01", logger=False), L.LightningModule(), "fit")
+        assert bar._get_train_description(0).strip() == words

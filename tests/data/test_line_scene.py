@@ -53,23 +53,18 @@ def test_its_truth_is_that_of_the_data_set(attribute: str) -> None:
         assert (found != expected).sum() <= 1  # a grey level that lies between two steps
 
 
-def test_the_way_leads_to_the_nearest_other_class() -> None:
-    attribute, way = SHORT_RED.way(["length"], ["red", "blue"], 5)
-    assert attribute == "length"
-    assert [scene.length for scene in way] == [7, 9, 11, 13, 15]
-    assert {scene.angle for scene in way} == {45}
-    _, way = LineScene(7, 1, 50, (255, 0, 0), 14, 14).way(["angle"], ["red", "blue"], 2)
-    assert [scene.angle for scene in way] == [50, 60]  # beyond 45° towards the nearer neighbour
-    _, way = SHORT_RED.way(["colour"], ["red", "green"], 3)
-    assert [scene.colour for scene in way] == [(255, 0, 0), (128, 128, 0), (0, 255, 0)]
-
-
-def test_the_cheapest_of_several_attributes_is_taken() -> None:
-    """Of a long thin horizontal line at 0.5 of a row: 7 against 15 px long is 8 pixels, red against blue 15."""
-    line = LineScene(15, 1, 0, (255, 0, 0), 14.5, 14.5)
-    assert line.way(["length", "colour"], ["red", "blue"], 2)[0] == "length"
+def test_a_line_of_each_class() -> None:
+    short, long = SHORT_RED.of_each_class("length", ())
+    assert (short, long.length) == (SHORT_RED, 15)
+    assert [scene.length for scene in short.way(long, 5)] == [7, 9, 11, 13, 15]
+    assert {scene.angle for scene in short.way(long, 5)} == {45}
+    red, green = SHORT_RED.of_each_class("colour", ["red", "green"])
+    assert [scene.colour for scene in red.way(green, 3)] == [(255, 0, 0), (128, 128, 0), (0, 255, 0)]
+    turned = LineScene(7, 1, 170, (255, 0, 0), 14, 14).of_each_class("angle", ())
+    assert sorted(scene.angle for scene in turned) == list(range(90, 270, 15))  # 180° is nearer than 0°
 
 
 def test_a_line_that_would_leave_the_image_moves_as_far_as_it_must() -> None:
-    _, way = LineScene(7, 1, 0, (255, 0, 0), 4, 14).way(["length"], ["red", "blue"], 3)
+    line = LineScene(7, 1, 0, (255, 0, 0), 4, 14)
+    way = line.way(line.of_each_class("length", ())[1], 3)
     assert [(scene.x, scene.y) for scene in way] == [(4, 14), (5.75, 14), (7.5, 14)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from cnnlab.build import named_method
 from cnnlab.cli import CONF
 from cnnlab.errors import UserError
-from cnnlab.explain.attribution import attribute
+from cnnlab.explain.attribution import attribute, missed_share
 from cnnlab.explain.by_hand import left_half_evidence, left_half_net
 from cnnlab.explain.method_names import method_title, method_words
 from cnnlab.explain.network import HeadWrapper, frozen_copy
@@ -62,6 +65,51 @@ def test_shares_of_a_linear_network_are_its_products() -> None:
     # Grad-CAM takes the mean of the weights over the places: half of 1 for blue, everywhere.
     everywhere = (image[:, 2] / 2 - image[:, 0] / 2).clamp(min=0)
     torch.testing.assert_close(maps(net, image, "grad_cam", head="colour"), everywhere)
+
+
+NOT_BY_PIXEL = ("guided_backprop", "deconvolution", "occlusion_grey")  # gradients alone, and what a grey square says
+MIRRORED = {  # for the other class of a linear network they are the same with the other sign
+    "deconvolution", "deep_lift", "deep_lift_shap", "expected_gradients", "feature_ablation", "gradient_shap",
+    "guided_backprop", "input_x_gradient", "integrated_gradients", "kernel_shap", "layer_integrated_gradients", "lime",
+    "lrp", "occlusion", "occlusion_dense", "occlusion_grey", "shapley_sampling",
+}  # fmt: skip
+WITHOUT_SIGN = {
+    "input_x_gradient_absolute", "integrated_gradients_absolute", "occlusion_dense_absolute", "saliency", "smooth_grad",
+}  # fmt: skip
+ONE_CLASS = {  # they show what speaks for the class alone
+    "grad_cam", "grad_cam_pp", "guided_grad_cam", "hires_cam", "layer_cam", "rise", "score_cam",
+}  # fmt: skip
+ADDING_UP = {  # by how many pixels the value of a square is repeated
+    "deep_lift": 1, "deep_lift_shap": 1, "expected_gradients": 1, "feature_ablation": 16, "input_x_gradient": 1,
+    "integrated_gradients": 1, "kernel_shap": 16, "layer_integrated_gradients": 1, "lrp": 1, "shapley_sampling": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_classes_of_a_head_of_one_unit(name: str) -> None:
+    image, net = _lines(), left_half_net(COLOUR)
+    with torch.no_grad():  # red counts twice, so that the gradients of the channels do not cancel
+        net.get_submodule("colour.out").get_parameter("weight")[:, ::2] *= 2
+    blue, red = (maps(net, image, name, target, "colour")[0] for target in (1, 0))
+    assert name in MIRRORED | WITHOUT_SIGN | ONE_CLASS
+    if name in MIRRORED:
+        torch.testing.assert_close(red, -blue, rtol=1e-3, atol=1e-3)
+        assert blue.any()
+        assert blue[12, 10] > 0 > blue[20, 4] or name in NOT_BY_PIXEL
+    elif name in WITHOUT_SIGN:
+        torch.testing.assert_close(red, blue)
+    elif name == "guided_grad_cam":  # times the gradient, which is that of red in every channel
+        assert blue[12, 10] < 0 < red[20, 4]
+        assert not blue[20, 4]
+        assert not red[12, 10]
+    else:
+        assert blue[12, 10] > blue[20, 4]
+        assert red[20, 4] > red[12, 10]
+    if name in ADDING_UP:
+        with torch.no_grad():
+            scores = HeadWrapper(frozen_copy(net), "colour")(image)[0]  # of a black image they are 0
+        sums = torch.stack([red.sum(), blue.sum()]) / ADDING_UP[name]
+        torch.testing.assert_close(sums, scores, rtol=1e-3, atol=1e-3)
 
 
 def test_squares_of_a_linear_network_are_the_sums_of_their_pixels() -> None:
@@ -126,6 +174,34 @@ def test_shares_add_up_to_the_difference_of_the_scores(net: str, data: dict[str,
     torch.testing.assert_close(exact, difference, rtol=0, atol=1e-3 * scale)
     near = maps(network, images, "integrated_gradients", head=head, steps=200).sum(dim=(1, 2))
     torch.testing.assert_close(near, difference, rtol=0, atol=0.05 * scale)
+
+
+@pytest.mark.parametrize("name", ["deep_lift", "deep_lift_shap", "lrp"])
+def test_a_map_that_does_not_add_up_says_so(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    method = named_method(name)[1]
+    linear = attribute(left_half_net(COLOUR), _lines(), 0, method, "colour", name=name)
+    assert linear.warnings == ()
+    overlapping = build("branched_edge", MULTI).eval()  # its max-pooling and its negative biases, Captum's rules miss
+    with torch.no_grad():
+        for parameter in overlapping.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    result = attribute(overlapping, torch.rand(4, 3, 28, 28), "predicted", method, "angle", name=name)
+    (warning,) = result.warnings
+    assert re.match(r"do not trust it: on [1-4] of 4 images the map's sum misses the score difference", warning)
+    assert warning in repr(result)
+    assert warning in json.loads((result.save(tmp_path / "kept") / "manifest.json").read_text())["warnings"]
+
+
+def test_the_share_that_a_sum_misses() -> None:
+    """Scores of red and blue 2 and -2, of black 0; maps that sum to 2, 1 and -2 miss 0, a half and twice of it."""
+    image, net = torch.zeros(1, 3, 28, 28), HeadWrapper(left_half_net(COLOUR), "colour")
+    image[0, 0, 3, :2] = 1
+    found = [
+        missed_share(net, image, torch.tensor([0]), torch.full((1, 2, 2), value / 4), 0 * image).item()
+        for value in (2, 1, -2)
+    ]
+    assert found == pytest.approx([0, 0.5, 2])
 
 
 def test_relevance_is_handed_back_whole_where_there_is_no_bias() -> None:

@@ -92,6 +92,24 @@ def test_confusion_and_macro_averages() -> None:
     assert values["recall"].item() == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
 
 
+def test_a_class_without_test_images_is_not_counted_and_not_the_worst() -> None:
+    """Truth a a b, answers a b b: recall 1/2 and 1; nobody asked about c, which is answered never, or once."""
+    head, truth = Head("kind", ("a", "b", "c")), torch.tensor([0, 0, 1])
+    for said, recall, precision, worst in (
+        (torch.tensor([0, 1, 1]), 3 / 4, 3 / 4, 0.5), (torch.tensor([0, 0, 2]), 1 / 2, 1 / 2, 0.0),
+        (torch.tensor([0, 0, 1]), 1.0, 1.0, 1.0),
+    ):  # fmt: skip
+        answers = Predictions({"kind": said}, {"kind": truth}, torch.ones(3))
+        values = classification_scores((head,), answers)
+        assert values["kind"]["recall"].item() == pytest.approx(recall)
+        assert values["kind"]["precision"].item() == pytest.approx(precision)
+        means = {"images": 3, "acc": 0.5, "loss": 1.0, "kind/acc": 0.5}
+        summary = results((head,), means, answers, values)["heads"]["kind"]
+        assert summary["absent_classes"] == ["c"]
+        assert summary["worst_class"] != "c"
+        assert summary["worst_recall"] == worst
+
+
 def test_the_results_name_the_worst_class_and_the_truths_probability() -> None:
     collector = PredictionCollector((SIDE, SHADE))
     collector.update(torch.tensor([0, 1]), ANSWERS, BATCH[1])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cnnlab import plots
 from cnnlab.data.lines import class_head
-from cnnlab.html import percent, render
+from cnnlab.explain.attribution import IMAGENET_MEAN, IMAGENET_STD, Attribution, displayable
+from cnnlab.html import render
+from cnnlab.log import percent
 from cnnlab.plots.charts import _digits
+from cnnlab.plots.style import line_styles
 from cnnlab.plots.tables import _cells, _grouping
 from tests.conftest import HEADS
 
@@ -81,7 +87,16 @@ def test_names_with_html_in_them_are_shown_not_run() -> None:
         "findings": ["</p><script>alert(2)</script>"],
         "viewer": {"truths": {}, "names": ["</script><script>alert(3)"]},
     }
-    html = render("explanation.html", manifest=manifest | settings, inputs=[], layers=[], filters=[], score="", **rest)
+    html = render(
+        "explanation.html",
+        manifest=manifest | settings,
+        inputs=[],
+        layers=[],
+        filters=[],
+        warnings=[],
+        score="",
+        **rest,
+    )
     assert "<script>alert" not in html
     assert "&lt;script&gt;" in html
 
@@ -119,3 +134,37 @@ def test_the_labels_of_a_logarithmic_axis_are_numbers(tmp_path: Path) -> None:
         labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels(which="both")]
         assert labels
         assert not any("$" in label for label in labels), labels
+
+
+def test_no_two_curves_of_a_picture_have_one_colour() -> None:
+    values = {"train": [0.5, 0.6], "val": [0.4, 0.7]}
+    heads = dict.fromkeys(("length", "width", "angle", "colour"), values)
+    figure = plots.curves({"weighted sum": values, **heads}, {"all heads right": values, **heads}, [1e-3, 1e-4])
+    loss_axes, accuracy_axes, _ = figure.axes
+    colours = {}
+    for axes, whole in ((loss_axes, "weighted sum"), (accuracy_axes, "all heads right")):
+        for line, name in zip(axes.lines, [name for name in (whole, *heads) for _ in values], strict=True):
+            assert colours.setdefault(name, line.get_color()) == line.get_color()  # a head has one in both panels
+    assert len(set(colours.values())) == 6
+    styles = [colour for colour, _ in islice(line_styles(), 8)]  # six methods, a random and an edge map
+    assert len(set(styles)) == 8
+
+
+@pytest.mark.parametrize(
+    "normalise",
+    [
+        lambda image: image,
+        lambda image: image * 2 - 1,
+        lambda image: (image - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None],
+    ],
+)
+def test_normalised_images_are_shown_in_their_colours(normalise: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    image = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    image[:, 0, 0] = torch.tensor([26, 0, 0]) / 255
+    image[:, 0, 1] = 1
+    torch.testing.assert_close(displayable(normalise(image)), image, rtol=0, atol=1e-5)
+    scaled = displayable(image * 1000 - 300)
+    assert (scaled.min(), scaled.max()) == (0, 1)
+    shown = Attribution(torch.rand(1, 6, 6), normalise(image)[None], torch.tensor([0]), "saliency").plot()
+    picture = shown.axes[0].get_images()[0].get_array()
+    assert [26, 0, 0] in np.asarray(picture).reshape(-1, 3)[:, :3].tolist()

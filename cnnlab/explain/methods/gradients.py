@@ -24,7 +24,7 @@ from captum.attr import (
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule
 from torch import Tensor, nn
 
-from cnnlab.explain.attribution import LayerMap, Method, to_image
+from cnnlab.explain.attribution import LayerMap, Method, adds_up, to_image
 from cnnlab.explain.methods.cams import grad_cam
 from cnnlab.explain.network import HeadWrapper, leaf_modules
 
@@ -95,6 +95,11 @@ def gradient_shap(
     )
 
 
+def _constant(images: Tensor, baseline: float = 0.0) -> Tensor:
+    return torch.full_like(images[:1], baseline)
+
+
+@adds_up(_constant)
 def deep_lift(net: HeadWrapper, images: Tensor, targets: Tensor, baseline: float = 0.0) -> Tensor:
     """DeepLIFT with the rescale rule (Shrikumar et al. 2017) from an image that is `baseline` everywhere, summed over
     channels. An image at a time: Captum's rule for max-pooling mixes the images of a batch (captum #1276)."""
@@ -102,6 +107,7 @@ def deep_lift(net: HeadWrapper, images: Tensor, targets: Tensor, baseline: float
     return _one_by_one(lambda image, target: _summed(method.attribute(image, baseline, target=target)))(images, targets)
 
 
+@adds_up(lambda images, references=None: _references(references, images))
 def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, references: Tensor | None = None) -> Tensor:
     """The mean of DeepLIFT over `references` (Lundberg and Lee 2017), summed over channels, a reference at a time."""
     method, baselines = DeepLift(net), _references(references, images)
@@ -113,6 +119,7 @@ def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, references
     return _one_by_one(mean)(images, targets)
 
 
+@adds_up(_constant)
 def lrp(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Layer-wise relevance propagation (Bach et al. 2015), summed over channels: the alpha-1-beta-0 rule for
     convolutions and the epsilon rule for all other layers (a composite after Montavon et al. 2019)."""

@@ -21,7 +21,7 @@ function card(run, head) {
   const parts = {
     said: element("h3"), before: element("p", { className: "before" }), bars: element("div", { className: "bars" }),
     heat: element("canvas", { role: "img", ariaLabel: `heatmap of ${head.name}` }),
-    truth: element("canvas", { role: "img", ariaLabel: `the true pixels of ${head.name}` }), scale: element("div"), grade: element("p", { className: "note" }),
+    truth: element("canvas", { role: "img", ariaLabel: `the true pixels of ${head.name}` }), scale: element("div"), grade: element("div", { className: "note" }),
     way: element("div", { className: "way", hidden: true }),
   };
   parts.buttons = Array.from({ length: Math.min(MOST_BARS, head.classes.length) }, () => {
@@ -91,7 +91,8 @@ function drawHead(run, head, found, bytes, truth) {
     const own = pixel(place);
     return mask[place] ? own.map((part, k) => part * .45 + [0, 229, 168][k] * .55) : own.map(part => part * .6);
   });
-  parts.grade.textContent = grade(found, mask);
+  parts.grade.replaceChildren(grade(found, mask));
+  for (const warning of found.warnings || []) parts.grade.append(element("p", { className: "wrong" }, `Warning: ${warning}.`));
 }
 
 function grade(found, mask) {
