@@ -15,7 +15,7 @@ from cnnlab.errors import UserError
 if TYPE_CHECKING:
     from cnnlab.api import Run, attribute, load, newest, train
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
 __all__ = ["Run", "UserError", "attribute", "load", "newest", "train"]
 
 

@@ -94,8 +94,9 @@ run.maximise("digit")
 run.attribute(run.examples(3), method="grad_cam")
 
 # %% [markdown]
-# It looks convincing. Whether it is *right* is another question, and with digits nobody knows the answer: there is no
-# true "why" of a three. That is why cnnlab also has lines, of which every pixel's part is known:
+# A map can be black, with "largest 0" above it: then Grad-CAM found no place that raises the score. That is an answer of
+# the method, not of the network. Where a map is bright, is it *right*? With digits nobody knows, because there is no true
+# "why" of a three. That is why cnnlab also has lines, where every pixel's part is known:
 # [notebook 3](3_is_the_heatmap_right.py).
 #
 # **To try:** train with `net.kernel_size=5`; explain the class that was *not* predicted (`target="8"`); give it a

@@ -67,8 +67,8 @@ print(*answer.inputs.notes[0], sep="; ")
 # %% [markdown]
 # ## Each head has its own evidence
 #
-# The same image, four heads, four different places. To say "long", the ends of the line matter; to say "red", any piece
-# of it will do.
+# The same image, four heads, four maps. For "long" the ends of the line should matter, for "red" any piece of it. Do the
+# maps differ as the questions do? Often they are more alike than one expects.
 
 # %%
 example = run.examples(1)

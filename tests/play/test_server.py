@@ -112,8 +112,8 @@ def test_a_drawing_is_brought_to_the_form_of_the_data(played_digits: Served, dig
 
 
 def test_the_way_to_the_nearest_other_class(played: Served, played_digits: Served) -> None:
-    way = played.ask("way", run="run", input={"line": LINE}, head="length")
-    assert [way["lines"][0]["length"], way["lines"][-1]["length"]] == [15, 7]
+    way = played.ask("way", run="run", input={"line": LINE}, head="colour")
+    assert [way["lines"][0]["colour"], way["lines"][-1]["colour"]] == [[0, 0, 255], [255, 0, 0]]
     assert len(way["frames"]) == len(way["lines"]) == len(way["said"]["colour"]) == 21
     first = played.ask("answer", run="run", input={"line": LINE})
     assert way["frames"][0] == first["pixels"]
@@ -122,6 +122,27 @@ def test_the_way_to_the_nearest_other_class(played: Served, played_digits: Serve
     said = [shares.index(max(shares)) for shares in blended["said"]["digit"]]
     assert said[0] != said[-1]
     assert blended["lines"] is None
+
+
+PAINT = [[x, 14, 0, 0, 0] for x in (7, 8, 9, 18, 19)] + [[4, 4, 255, 255, 255]]
+
+
+@pytest.mark.parametrize("paint", [[], PAINT], ids=["plain", "painted"])
+@pytest.mark.parametrize("colour", [[255, 0, 0], [0, 0, 255], [0, 160, 0]], ids=["red", "blue", "green"])
+@pytest.mark.parametrize("head", ["length", "width", "angle", "colour"])
+def test_a_way_leaves_the_networks_own_answer(
+    played: Served, head: str, colour: list[int], paint: list[list[int]]
+) -> None:
+    asked = {"run": "run", "input": {"line": {**LINE, "colour": colour, "angle": 0}}, "paint": paint}
+    way = played.ask("way", **asked, head=head)
+    said = [shares.index(max(shares)) for shares in way["said"][head]]
+    assert said[0] != said[-1]
+    first = played.ask("answer", **asked)
+    assert way["frames"][0] == first["pixels"]
+    assert said[0] == (own := first["heads"][head]["probabilities"]).index(max(own))
+    if paint:
+        assert way["lines"] is None
+        assert way["words"].endswith(("the paint", "blended in"))
 
 
 def test_a_channel_has_its_kernel_and_the_image_that_maximises_it(played: Served, lines_run: Path) -> None:
