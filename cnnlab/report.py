@@ -268,7 +268,7 @@ def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = (
     lines = ["", as_table([row[:2] for row in table[1:]] if narrow else table), ""]
     facts = {right: f"{percent(test['joint_accuracy'])} of {test['images']:,.0f} test images"}
     for name, absent in absent_classes(test).items():
-        facts[f"{name}: not tested"] = f"{absent}; their scores are not counted"
+        facts[f"! {name}"] = f"{absent}; their scores are not counted"
     for head in train_heads if "by_class" in test else ():
         shares = test["by_class"][head].items()
         facts[f"… by {head}"] = ", ".join(f"{name} {percent(share['joint_accuracy'])}" for name, share in shares)

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+import cnnlab
+from cnnlab.log import percent
+from cnnlab.runs import Run
 from tests.browser import CHROMIUM, Browsed, browsed
 from tests.conftest import TINY_LINES, in_process, run_train
 
@@ -163,3 +167,32 @@ def test_the_page_of_a_benchmark(browser: Browsed, lines_run: Path, folder: Path
     costs = tab.locator("details", has_text="What a map costs")
     costs.locator("summary").click()
     assert costs.locator("td", has_text="Grad-CAM").first.is_visible()
+
+
+def test_a_share_reads_the_same_on_every_page(browser: Browsed, tmp_path: Path) -> None:
+    script = (Path(cnnlab.__file__).parent / "templates" / "pixels.js").read_text()
+    (tmp_path / "page.html").write_text(f"<script>{script}</script>")
+    tab, errors = browser.open((tmp_path / "page.html").as_uri())
+    shares = [0, 0.99775, 0.99785, 0.99996, 0.999999, 1, 0.9903, 0.99036, 1 / 3, 0.00004, *torch.rand(500).tolist()]
+    assert tab.evaluate("shares => shares.map(Pixels.percent)", shares) == [percent(share) for share in shares]
+    assert percent(0.99785) == "99.78 %"
+    assert errors == []
+
+
+def test_an_explanation_warns_of_maps_that_do_not_add_up(lines_run: Path, tmp_path: Path) -> None:
+    words = ("method=[lrp,grad_cam]", "indices=[0,1]", "layers=[stem.conv]", "ascent.steps=1", "heads=[angle]")
+    in_process("explain", f"run={lines_run}", *words, f"out={tmp_path}")
+    page = (tmp_path / "1" / "index.html").read_text()
+    assert "LRP, angle, predicted: do not trust it: on " in page
+    assert "Grad-CAM, angle" not in page
+
+
+def test_a_class_without_test_images_is_named(lines_run: Path, tmp_path: Path) -> None:
+    words = ("trainer.limit_test_batches=1", "data.eval_batch_size=24", "trainer.max_epochs=1")
+    folder = run_train(tmp_path / "run", *TINY_LINES, *words)
+    absent = Run(folder).summary["test"]["heads"]["length"]["absent_classes"]
+    assert absent == ["long"]
+    assert "length: no test image of long; the scores leave them out." in (folder / "report.html").read_text()
+    assert "! length         no test image of long; their scores are not counted" in (folder / "log.txt").read_text()
+    rows = (folder / "classes.csv").read_text().splitlines()
+    assert "length,long,,,,0," in rows

@@ -193,3 +193,27 @@ def test_all_of_it_from_python(mine: Path, tmp_path: Path, monkeypatch: pytest.M
     assert set(curves) == {f"{head}: {kind}" for head in ("place", "shade") for kind in ("insertion", "deletion")}
     with pytest.raises(UserError, match="set CNNLAB_TRUST=squares"):
         cnnlab.load(run.path).predict(examples)
+
+
+@pytest.mark.parametrize("target", ["1 + place", "2 * place - 1", "place.float()"])
+def test_targets_that_are_no_classes_are_one_line(target: str, mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong_squares.py").write_text(
+        f"""from squares import Squares, SquaresDataModule
+
+class WrongSquares(Squares):
+    def targets(self, indices):
+        found = super().targets(indices)
+        place = found["place"]
+        return {{**found, "place": {target}}}
+
+class WrongDataModule(SquaresDataModule):
+    def setup(self, stage=None):
+        self.splits = {{"train": WrongSquares(0, 48), "val": Squares(48, 6), "test": Squares(54, 6)}}
+"""
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        patch.syspath_prepend(str(mine))
+        words = ("--config-dir", str(mine / "conf"), "experiment=squares")
+        with pytest.raises(SystemExit, match=r"data: the train split has targets from .* for head 'place'; .* 0\.\.2"):
+            run_train(tmp_path / "run", *words, "data._target_=wrong_squares.WrongDataModule")

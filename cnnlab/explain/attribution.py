@@ -177,6 +177,8 @@ def _warnings_of(missed: Tensor) -> tuple[str, ...]:
     wrong = missed[~(missed <= MOST_MISSED)]
     if not len(wrong):
         return ()
+    if len(missed) == 1:
+        return (f"do not trust it: the map's sum misses the score difference by {wrong[0].item():.0%}",)
     return (
         f"do not trust it: on {len(wrong)} of {len(missed)} images the map's sum misses the score difference by more "
         f"than {MOST_MISSED:.0%} (median {wrong.median().item():.0%})",
