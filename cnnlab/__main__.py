@@ -14,8 +14,6 @@ COMMANDS = {
     "play": "play with a trained network in the browser",
     "explain": "show what a trained network learned",
     "score": "grade its heatmaps against the exact truth",
-    "benchmark": "grade many attribution methods on many networks",
-    "robustness": "show it lines that others drew",
     "predict": "say what it answers to images of your own",
     "export": "write it as ONNX or as a torch.export program",
     "compare": "many runs in one table",

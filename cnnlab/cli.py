@@ -53,15 +53,19 @@ IN_PYTHON = "python"  # the name of Hydra's job where no command began it
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception], None] | None = None) -> None:
+def command(
+    config_name: str, task: str, failed: Callable[[DictConfig, Exception], None] | None = None, conf: Path = CONF
+) -> None:
     """Run `task`, a function by its dotted name, with the configuration that `conf/<config_name>.yaml` and the command
     line compose; `failed` is told of an exception first. The function's module, and torch with it, is imported when
-    the configuration has been checked.
+    the configuration has been checked. Groups that the folder `conf` lacks are those of cnnlab.
 
     A mistake of the user's ends in one line on standard error and exit status 1; HYDRA_FULL_ERROR=1
     shows the traceback instead.
     """
-    if _answered(config_name, sys.argv[1:]):
+    if conf != CONF:
+        sys.argv.append(f"hydra.searchpath=['file://{CONF}']")
+    if _answered(config_name, sys.argv[1:], conf):
         return
     full = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises what it would else print
@@ -81,16 +85,16 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
                 failed(cfg, error)
             if full or HydraConfig.get().mode == RunMode.MULTIRUN or not isinstance(error, MISTAKES):
                 raise  # a sweep goes on with its other jobs
-            _exit(_one_line(error, config_name, sys.argv[1:]))
+            _exit(_one_line(error, config_name, sys.argv[1:], conf))
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(checked)()
     except MISTAKES as error:
         if full:
             raise
-        _exit(_one_line(error, config_name, sys.argv[1:]))
+        _exit(_one_line(error, config_name, sys.argv[1:], conf))
     except (ValueError, AssertionError) as error:  # Hydra's own, of data=0 and hydra.verbose=1
         if full or not raised_by(error, "hydra"):
             raise
@@ -102,7 +106,7 @@ def command(config_name: str, task: str, failed: Callable[[DictConfig, Exception
             del os.environ[_FULL_ERROR]
 
 
-def _answered(config_name: str, words: Sequence[str]) -> bool:
+def _answered(config_name: str, words: Sequence[str], conf: Path = CONF) -> bool:
     """Whether the words ask for help or the version, which is then said; a flag that there is not ends the command."""
     flags = [word.partition("=")[0] for word in words if word.startswith("-")]
     for flag in flags:
@@ -113,9 +117,9 @@ def _answered(config_name: str, words: Sequence[str]) -> bool:
         say(f"cnnlab {__version__}")
     elif {"-h", "--help"} & set(flags):
         try:
-            say(help_text(CONF, config_name, _with_names(words)))
+            say(help_text(conf, config_name, _with_names(words)))
         except MISTAKES as error:
-            _exit(_one_line(error, config_name, words))
+            _exit(_one_line(error, config_name, words, conf))
     return bool({"--version", "-h", "--help"} & set(flags))
 
 
@@ -272,7 +276,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return did_you_mean(key, [other for other in known if other.rpartition(".")[0] == parent] or known)
 
 
-def _one_line(error: BaseException, config_name: str, words: Sequence[str]) -> str:
+def _one_line(error: BaseException, config_name: str, words: Sequence[str], conf: Path = CONF) -> str:
     """What went wrong, with the nearest right spelling or the options."""
     chain = [error]
     while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:  # there are circles
@@ -282,7 +286,7 @@ def _one_line(error: BaseException, config_name: str, words: Sequence[str]) -> s
             return str(link)
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
             group, _, option = link.missing_cfg_file.rpartition("/")
-            options = link.options or [path.stem for path in (CONF / group).glob("*.yaml")]
+            options = link.options or [path.stem for folder in {conf, CONF} for path in (folder / group).glob("*.yaml")]
             return f"there is no {group} '{option}'{did_you_mean(option, sorted(options))}"
         if isinstance(link, MarkedYAMLError) and link.problem_mark is not None:
             mark = link.problem_mark
@@ -296,16 +300,19 @@ def _one_line(error: BaseException, config_name: str, words: Sequence[str]) -> s
     if isinstance(error, ConfigCompositionException) and message.startswith("Could not override '"):
         inner = [str(link.full_key) for link in chain if isinstance(link, ConfigKeyError)]
         key = inner[0] if inner else message.split("'")[1]
-        return f"there is no setting '{key}'{_nearest(key, _all_keys(config_name, words))}"
+        return f"there is no setting '{key}'{_nearest(key, _all_keys(config_name, words, conf))}"
     return message
 
 
-def _all_keys(config_name: str, words: Sequence[str]) -> list[str]:
+def _all_keys(config_name: str, words: Sequence[str], conf: Path) -> list[str]:
     """Every group, and every setting of a command for the groups that `words` choose."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        groups = groups_of(CONF / f"{config_name}.yaml")
-        there = [word for word in words if (CONF / f"{word.replace('=', '/')}.yaml").is_file()]
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        groups = groups_of(conf / f"{config_name}.yaml")
+        there = [
+            word for word in words if any((at / f"{word.replace('=', '/')}.yaml").is_file() for at in (conf, CONF))
+        ]
         chosen = [word for word in there if word.partition("=")[0] in groups]
+        chosen += [word for word in words if word.startswith("hydra.searchpath=")]
         keys = [key for key, _ in flatten(compose(config_name, chosen))]
     return keys + groups

@@ -8,16 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from PIL import Image
 
 from cnnlab.log import percent
 
 
-def render(template: str, **content: Any) -> str:
-    """HTML of `cnnlab/templates/<template>`. All content is escaped."""
+def render(template: str, templates: Path | None = None, **content: Any) -> str:
+    """Return the HTML of the `template` in the folder `templates` or in `cnnlab/templates`. All content is escaped."""
+    loaders: list[BaseLoader] = [FileSystemLoader(templates)] if templates else []
     environment = Environment(
-        loader=PackageLoader("cnnlab"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=ChoiceLoader([*loaders, PackageLoader("cnnlab")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["embed"] = _embed
     environment.filters["percent"] = percent

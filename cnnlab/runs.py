@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # Captum comes when it is asked for
     from cnnlab.explain.attribution import Attribution, Method
     from cnnlab.explain.evaluation_report import Scores
     from cnnlab.prediction import Prediction
-    from cnnlab.robustness_report import Robustness
 
 MOST_BYTES = 1_000_000  # of a config.yaml or summary.json
 OOD = "ood"  # the file beside the checkpoints that knows the training images
@@ -281,13 +280,6 @@ class Run:
         from cnnlab.explain.evaluation_report import score
 
         return score(self, named_methods(methods), images)
-
-    def robustness(self, per_kind: int = 20, seed: int = 0) -> Robustness:
-        """How many lines it reads as Pillow, OpenCV and matplotlib draw them, longer, wider, turned, dim, on grey and
-        noisy, `per_kind` of each kind. Raises `UserError` where it does not answer about lines."""
-        from cnnlab.robustness_report import robustness
-
-        return robustness(self, per_kind, seed)
 
     def layers(self) -> list[str]:
         """The names of its layers, in the order of the network."""

@@ -20,11 +20,11 @@ TINY_DIGITS = ("data.train_size=256", "data.val_size=128", "data.test_size=256",
 
 
 def in_process(name: str, *words: str) -> None:
-    """`python -m cnnlab.<name> <words>` in this process."""
-    before = sys.argv
-    sys.argv = [f"cnnlab.{name}", *words]
+    """`python -m cnnlab.<name> <words>` in this process, or of another package, `python -m <name> <words>`."""
+    before, module = sys.argv, name if "." in name else f"cnnlab.{name}"
+    sys.argv = [module, *words]
     try:
-        runpy.run_module(f"cnnlab.{name}", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     finally:
         sys.argv = before
 

@@ -101,9 +101,7 @@ def _settings_of(name: str) -> list[tuple[str, str]]:
     keys = [str(key) for key in config if key not in ("defaults", "hydra", "run", "runs", "out")] + ["seed"]
     if name == "explain":
         keys += ["ascent", *(f"ascent.{key}" for key in OmegaConf.load(CONF / "ascent" / "smooth.yaml"))]
-    if name == "benchmark":
-        keys += ["breadth", "networks.branched", "scenes.plain", "scenes.fog", "maps.mine"]
-    if name in ("explain", "score", "benchmark"):
+    if name in ("explain", "score"):
         keys += ["method", "method.grad_cam", "+method.occlusion._target_", "+method.grad_cam.steps"]
     return [(name, key) for key in keys]
 
@@ -112,10 +110,8 @@ LOOKING: dict[str, tuple[str, ...]] = {
     "explain": ("ascent.steps=1", "indices=[0]", "layers=[stem.conv]"),
     "score": ("images=2", "method=[grad_cam]"),
     "compare": (),
-    "robustness": ("per_kind=1",),
     "predict": (),
     "export": (),
-    "benchmark": ("breadth=quick", "images=2", "method=[grad_cam]", "by_hand=false"),
 }
 
 
@@ -124,7 +120,7 @@ def attempt_to_look(name: str, run: Path, key: str, value: str) -> str:
     parent = Path(tempfile.mkdtemp())
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            where = f"runs={run}" if name in ("compare", "benchmark") else f"run={run}"
+            where = f"runs={run}" if name == "compare" else f"run={run}"
             in_process(name, where, f"out={parent}/out", *LOOKING[name], *([f"{key}={value}"] if key else []))
     except SystemExit as ended:
         line = str(ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,7 @@ from cnnlab import __main__
 
 PACKAGE = Path(cnnlab.__file__).parent
 COMMANDS = [
-    f"cnnlab.{name}.__main__" if name in ("explain", "play", "benchmark") else f"cnnlab.{name}"
-    for name in __main__.COMMANDS
+    f"cnnlab.{name}.__main__" if name in ("explain", "play") else f"cnnlab.{name}" for name in __main__.COMMANDS
 ]
 METHODS = (
     "network",
@@ -23,12 +23,10 @@ METHODS = (
     "activation_maximization",
     "attribution",
     "attribution_metrics",
-    "by_hand",
     "method_names",
     "methods/cams",
     "methods/gradients",
     "methods/perturbations",
-    "own_truth",
     "evaluation",
     "ood",
 )
@@ -51,6 +49,12 @@ def test_only_plots_imports_matplotlib_and_nobody_imports_a_command(path: Path) 
     imports = _imports(path)
     assert path.parent.name == "plots" or not any(name.startswith("matplotlib") for name in imports)
     assert not imports & set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_package_does_not_import_research(path: Path) -> None:
+    """Also not within functions: research is not in the wheel."""
+    assert not re.search(r"^\s*(from|import) research\b", path.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", METHODS)

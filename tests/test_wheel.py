@@ -48,4 +48,4 @@ def test_both_commands_work_from_the_wheel(tmp_path: Path) -> None:
     assert f"python -m cnnlab.explain run={summary.parent}" in said
     assert "val % all" in said.splitlines()[1]  # not a terminal: a line an epoch
     said = python("-m", "cnnlab.explain", "ascent.steps=1", "layers=[stem.conv]")
-    assert said == f"page  {summary.parent / 'explain' / '1' / 'index.html'}\n"
+    assert said == f"run  {summary.parent}\npage  {summary.parent / 'explain' / '1' / 'index.html'}\n"

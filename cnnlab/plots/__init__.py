@@ -1,11 +1,11 @@
-"""Arrays to pictures: the only part that draws with matplotlib, but for the lines of `data.foreign`. It knows nothing
+"""Arrays to pictures: the only part that draws with matplotlib. It knows nothing
 of the rest."""
 
 from matplotlib.figure import Figure
 
-from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, readings, seeds, shares
+from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, seeds, shares
 from cnnlab.plots.style import Array, save
-from cnnlab.plots.tables import by_class, confusion, grouped_f_scores, leads
+from cnnlab.plots.tables import by_class, confusion, grouped_f_scores
 from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, small_images
 
 __all__ = [
@@ -22,10 +22,8 @@ __all__ = [
     "heat_tables",
     "images",
     "intervals",
-    "leads",
     "mosaics",
     "overlay",
-    "readings",
     "save",
     "seeds",
     "shares",

@@ -92,7 +92,7 @@ def by_class(heads: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     text = [[percent(share).removesuffix(" %") for share in row] for row in table]
     labels = [name.replace("joint_accuracy", "all") for name in names]
     errors = np.log10(np.maximum(1 - table, 1e-5))
-    figure, axes = _written(errors, text, [name for _, name in columns], labels, (0.62, 1.8), (-5.0, 1.0))
+    figure, axes = written_table(errors, text, [name for _, name in columns], labels, (0.62, 1.8), (-5.0, 1.0))
     start = 0
     for head, classes in heads.items():
         axes.axvline(start - 0.5, color="0.3", linewidth=1)
@@ -110,13 +110,13 @@ def grouped_f_scores(scores: Array, title: str, parts: Sequence[Part]) -> Figure
     table = scores[order].reshape(len(groups), len(classes))
     text = [["–" if math.isnan(score) else percent(score).removesuffix(" %") for score in row] for row in table]
     limits = (0.0, 1.2 - min(0.8, float(np.nanmin(table))))
-    figure, axes = _written(1 - table, text, classes, groups, (0.75, 2.0), limits)
+    figure, axes = written_table(1 - table, text, classes, groups, (0.75, 2.0), limits)
     axes.set_xlabel(name)
     axes.set_title(f"{title}: F1 score of each class in %, mean {percent(float(np.nanmean(scores)))}", fontsize=10)
     return figure
 
 
-def _written(
+def written_table(
     values: Array,
     text: Sequence[Sequence[str]],
     columns: Sequence[str],
@@ -148,31 +148,3 @@ def _grouping(parts: Sequence[Part]) -> tuple[Array, list[str], Part]:
     order = np.arange(math.prod(sizes)).reshape(sizes).transpose(*outer, inner).ravel()
     groups = [" ".join(names) for names in product(*(parts[axis][1] for axis in outer))]
     return order, groups, parts[inner]
-
-
-def leads(
-    rows: Sequence[str], groups: Mapping[str, Sequence[str]], values: Array, texts: Sequence[Sequence[str]]
-) -> Figure:
-    """By how much each row is ahead of something, float (rows, columns): violet is behind, orange ahead, with a text in
-    each cell. The columns are those of `groups`, one group beside the other."""
-    columns = [name for names in groups.values() for name in names]
-    figure = Figure(figsize=(0.62 * len(columns) + 3.4, 0.27 * len(rows) + 1.5), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(values, cmap="PuOr_r", vmin=-0.8, vmax=0.8, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        dark = abs(value) > 0.55
-        style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white" if dark else "black"}
-        axes.text(column, row, texts[row][column], fontsize=7, **style)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=45, ha="left")
-    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
-    place = 0
-    for name, names in groups.items():
-        axes.text(place + (len(names) - 1) / 2, len(rows) - 0.3, name, ha="center", va="top", fontsize=8)
-        place += len(names)
-        if place < len(columns):
-            axes.axvline(place - 0.5, color="white", linewidth=4)
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
-    bar.set_label("ahead of the edge map, rank accuracy", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    return figure

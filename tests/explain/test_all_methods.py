@@ -15,12 +15,12 @@ from cnnlab.build import named_method
 from cnnlab.cli import CONF
 from cnnlab.errors import UserError
 from cnnlab.explain.attribution import attribute, missed_share
-from cnnlab.explain.by_hand import left_half_evidence, left_half_net
 from cnnlab.explain.method_names import method_title, method_words
 from cnnlab.explain.network import HeadWrapper, frozen_copy
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import Flatten
 from cnnlab.models.networks import MultiHeadNet
+from research.attribution.hand_built import left_half_evidence, left_half_net
 from tests.models.test_networks import LINES, MULTI, build
 
 NAMES = sorted(path.stem for path in (CONF / "method").iterdir())

@@ -1,0 +1,1 @@
+"""Does a trained network read lines that other programs drew?"""
