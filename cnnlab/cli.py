@@ -116,10 +116,7 @@ def _answered(config_name: str, words: Sequence[str], conf: Path = CONF) -> bool
     if "--version" in flags:
         say(f"cnnlab {__version__}")
     elif {"-h", "--help"} & set(flags):
-        try:
-            say(help_text(conf, config_name, _with_names(words)))
-        except MISTAKES as error:
-            _exit(_one_line(error, config_name, words, conf))
+        say(help_text(list(dict.fromkeys((conf, CONF))), config_name))
     return bool({"--version", "-h", "--help"} & set(flags))
 
 

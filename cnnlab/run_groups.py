@@ -109,7 +109,7 @@ class Group:
         if not done:
             return row
         best = mean(best_accuracy(record.rows) for record in done)
-        if best == best:  # runs of cnnlab 0.1 have metrics of other names
+        if best == best:  # not NaN, as of a run without MetricsHistory
             row["validation"] = best
         columns = [record.accuracies(on) for record in done]
         for name in columns[0]:

@@ -39,8 +39,6 @@ def plan_run(cfg: DictConfig) -> RunPlan:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if cfg.resume is not None:
         run = Run(str(cfg.resume))
-        if "callbacks" not in run.config:
-            raise UserError(f"{run.path} was written by cnnlab 0.1, which alone can go on with it")
         check_trusted(run.config, run.path / "config.yaml")
         return _going_on(run, _resumed(run, cfg))
     init_from = Run(str(cfg.init_from)) if cfg.init_from is not None else None

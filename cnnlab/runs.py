@@ -44,13 +44,6 @@ OOD = "ood"  # the file beside the checkpoints that knows the training images
 REFERENCES = 8  # training images that an attribution method may compare an image with
 SAMPLE = 500  # test images on which dead and saturated channels are judged
 
-# Runs written by version 0.1 name their classes and settings so.
-_RENAMED = {
-    "cnnlab.nets.": "cnnlab.models.networks.",
-    "cnnlab.data.lines.LineData": "cnnlab.data.lines.LineDataModule",
-    "cnnlab.data.mnist.MnistData": "cnnlab.data.vision.TorchvisionDataModule",
-}
-
 
 class Run:
     """A run folder that was written before, opened by its path. Code that its configuration names runs where cnnlab
@@ -78,7 +71,7 @@ class Run:
         if not whole or not set(config) >= {"experiment", "trainer"}:
             raise UserError(f"{file} is not the configuration of a run, or cut short")
         assert isinstance(config, DictConfig)
-        return _today(config)
+        return config
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -122,14 +115,13 @@ class Run:
 
     @cached_property
     def task(self) -> Task:
-        """What its network is asked. Raises `UserError` where `summary.json` is broken; a run of version 0.1 or 0.2
-        does not say it, and its data set is asked."""
-        if "task" not in self.summary:
-            return Task.of(self.test_data)
+        """What its network is asked. Raises `UserError` where `summary.json` is broken or missing."""
         try:
             return Task.from_facts(self.summary["task"])
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            raise UserError(f"{self.path / 'summary.json'} is broken: its task is none") from error
+            raise UserError(
+                f"{self.path / 'summary.json'} says nothing of the heads and images of the network"
+            ) from error
 
     def head(self, name: str | None = None) -> Head:
         """The head of that name; where there is one head, it needs no name. Raises `UserError`."""
@@ -177,8 +169,7 @@ class Run:
 
     @cached_property
     def ood_detector(self) -> OODDetector | None:
-        """Says how unlike the training images an image is; None for a run that kept nothing of them, as those of
-        version 0.1 and 0.2."""
+        """Says how unlike the training images an image is; None for a run that kept nothing of them."""
         path = checkpoint_path(self.path, OOD)
         if not path.is_file():
             return None
@@ -347,20 +338,3 @@ def open_run(path: str | None) -> Run:
     run = newest()
     say(f"run  {run.path}")
     return run
-
-
-def _today(config: DictConfig) -> DictConfig:
-    """A run's configuration as today's code reads it: earlier versions had other names for the same things."""
-    for group in ("data", "net"):
-        target = str(config[group].get("_target_", ""))
-        for old, new in _RENAMED.items():
-            if target == old or (old.endswith(".") and target.startswith(old)):
-                config[group]._target_ = target.replace(old, new)
-    if "antialias" in config.data:  # version 0.2
-        config.data.style = "antialiased" if config.data.pop("antialias") else "hard"
-    if "fresh" in config.data:
-        config.data.resample_each_epoch = config.data.pop("fresh")
-    if config.data.get("_target_") == _RENAMED["cnnlab.data.mnist.MnistData"] and "train" not in config.data:
-        mnist = {"_target_": "cnnlab.data.mnist.MNIST", "_partial_": True, "root": config.data.root}
-        config.data.update({"head": "digit", "train": {**mnist, "train": True}, "test": {**mnist, "train": False}})
-    return OmegaConf.merge({"bn_momentum": 0.99}, config)  # type: ignore[return-value]

@@ -67,33 +67,6 @@ def test_weights_of_another_network_are_refused(copy: Path) -> None:
         _ = run.net
 
 
-@pytest.mark.slow
-def test_a_run_of_version_0_1_is_opened(copy: Path, digits_run: Path, tmp_path: Path) -> None:
-    old_lines = OmegaConf.load(copy / "config.yaml")
-    old_lines.data._target_, old_lines.net._target_ = "cnnlab.data.lines.LineData", "cnnlab.nets.Branched"
-    old_lines.data.fresh = old_lines.data.pop("resample_each_epoch")
-    old_lines.schedule = {"_target_": "cnnlab.schedules.one_cycle"}
-    for name in ("callbacks", "logger", "lr_scheduler", "bn_momentum"):
-        del old_lines[name]
-    OmegaConf.save(old_lines, copy / "config.yaml")
-    run_explain(f"run={copy}", "ascent.steps=1", "indices=[0]", "layers=[stem.conv]")
-    assert (copy / "explain" / "1" / "index.html").exists()
-    with pytest.raises(SystemExit, match=r"was written by cnnlab 0\.1, which alone can go on with it"):
-        in_process("train", f"resume={copy}", f"hydra.run.dir={tmp_path}/unused")
-
-    mnist = shutil.copytree(digits_run, tmp_path / "mnist")
-    config = OmegaConf.load(mnist / "config.yaml")
-    config.net._target_ = "cnnlab.nets.Classifier1"
-    config.data = {"_target_": "cnnlab.data.mnist.MnistData", "root": "elsewhere", "seed": 0, "val_size": 10}
-    OmegaConf.save(config, mnist / "config.yaml")
-    data = Run(mnist).config.data
-    assert (data._target_, data.train._target_) == (
-        "cnnlab.data.vision.TorchvisionDataModule",
-        "cnnlab.data.mnist.MNIST",
-    )
-    assert (data.test.root, data.test.train, data.head) == ("elsewhere", False, "digit")
-
-
 ATTACKS = [
     *("os.system", "subprocess.run", "builtins.eval", "builtins.exec", "pickle.loads", "shutil.rmtree"),
     *("cnnlab.io.os.system", "cnnlab.io.write_atomically", "cnnlab.cli.os.system", "cnnlab.cli.sys.exit"),
