@@ -38,6 +38,7 @@ def train(
     seed are then its own. Raises `UserError` for what the user can mend; what was there before is never written over.
     """
     from cnnlab.pipeline import train as train_composed
+    from cnnlab.run_plan import plan_run
 
     if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
         raise UserError(
@@ -47,7 +48,9 @@ def train(
     words = [*overrides] if resumed else [f"experiment={experiment}", f"seed={seed}", *overrides]
     with composed("train", words, folder, config_dir) as cfg:
         try:
-            train_composed(cfg)
+            planned = plan_run(cfg)
+            if not isinstance(planned, Run):
+                train_composed(planned, several_processes=False)
         except Interrupted as interrupted:
             if interrupted.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt from None

@@ -200,7 +200,7 @@ def named_config(cfg: DictConfig) -> DictConfig:
     """`cfg` with the names of the chosen experiment and options in front."""
     choices = HydraConfig.get().runtime.choices
     options = {group: option for group, option in choices.items() if "/" not in group and option is not None}
-    settings = {key: value for key, value in cfg.items() if key != "skip_finished"}
+    settings = {key: value for key, value in cfg.items() if key not in ("skip_finished", "paths")}
     return OmegaConf.create({"experiment": options.pop("experiment", "own"), "options": options, **settings})
 
 
@@ -311,5 +311,5 @@ def _all_keys(config_name: str, words: Sequence[str], conf: Path) -> list[str]:
         ]
         chosen = [word for word in there if word.partition("=")[0] in groups]
         chosen += [word for word in words if word.startswith("hydra.searchpath=")]
-        keys = [key for key, _ in flatten(compose(config_name, chosen))]
+        keys = [key for key, _ in flatten(OmegaConf.to_container(compose(config_name, chosen)))]
     return keys + groups

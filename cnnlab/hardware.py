@@ -46,19 +46,25 @@ def precision(setting: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-@contextmanager
-def limit_threads(threads: int | None, launcher: Mapping[str, Any]) -> Iterator[None]:
-    """Within, this process uses `threads` threads, or its share of the cores where several jobs run at once:
-    `launcher` is Hydra's, which says how many jobs (joblib) or how many cores each has (submitit). The next
-    job in this process begins with all again. `UserError` where `threads` is not in 1..1024."""
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise UserError(f"threads={threads} is not a whole number in 1..1024")
+def threads_of_job(threads: int | None, launcher: Mapping[str, Any]) -> int | None:
+    """Return how many threads a job uses: `threads`, or its share of the cores where several jobs run at once, or None
+    for all. `launcher` is Hydra's, which says how many jobs (joblib) or how many cores each has (submitit)."""
     cores = launcher.get("cpus_per_task") or os.cpu_count() or 1
     jobs = launcher.get("n_jobs", 1)
     jobs = cores if jobs < 1 else jobs  # joblib's -1: as many as there are cores
+    share = max(1, cores // jobs) if jobs > 1 or launcher.get("cpus_per_task") else None
+    return share if threads is None else threads
+
+
+@contextmanager
+def limit_threads(threads: int | None) -> Iterator[None]:
+    """Within, this process uses `threads` threads (None: all); the next job in this process begins with all again.
+    `UserError` where `threads` is not in 1..1024."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise UserError(f"threads={threads} is not a whole number in 1..1024")
     before = torch.get_num_threads()
-    if threads or jobs > 1 or launcher.get("cpus_per_task"):
-        torch.set_num_threads(threads or max(1, cores // jobs))
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
         yield
     finally:

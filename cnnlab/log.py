@@ -37,8 +37,8 @@ def command_line(module: str, setting: str, folder: Path) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as a percentage with two decimals, the rest cut off: 0.99996 is "99.99 %", never 100. What is
-    shown anywhere is made here, or by the same rule in templates/pixels.js; 0.01 is for float32's error."""
+    """Return a share as a percentage with two decimals, the rest cut off: 0.99996 is "99.99 %", not 100. Float32's
+    error is forgiven: 0.9999995 is 100. The pages do the same in templates/pixels.js."""
     return f"{int(share * 1e4 + 0.01) / 100:.2f} %"
 
 

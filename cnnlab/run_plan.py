@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cnnlab import hardware
 from cnnlab.callbacks.checkpoint import last_valid_checkpoint
+from cnnlab.callbacks.metrics_history import best_accuracy
 from cnnlab.cli import named_config
 from cnnlab.errors import UserError
 from cnnlab.log import is_main_process, say
+from cnnlab.pipeline import train
 from cnnlab.runs import Run
 from cnnlab.trust import check_trusted
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """The configuration and folder of a run, the checkpoint it goes on from, and the run whose weights it
-    begins with; or that it is `finished`."""
+def train_command(cfg: DictConfig) -> float:
+    """Train what the command line says; a job of a sweep that is finished already is left alone."""
+    planned, hydra = plan_run(cfg), HydraConfig.get()
+    if isinstance(planned, Run):
+        return best_accuracy(planned.metrics)
+    sweep = hydra.mode == RunMode.MULTIRUN
+    if sweep:
+        words = [word for word in hydra.overrides.task if not word.startswith("experiment=")]
+        say(f"\njob {hydra.job.num}: {' '.join(words)}")
+    return train(planned, several_processes=not sweep)
 
-    config: DictConfig
-    folder: Path
-    ckpt_path: Path | None = None
-    init_from: Run | None = None
-    finished: bool = False
 
+def plan_run(cfg: DictConfig) -> DictConfig | Run:
+    """Return the configuration that `pipeline.train` takes for the command line's `cfg`: where the run is written
+    (`paths.output_dir`), the checkpoint it goes on from (`ckpt_path`), and its share of the cores (`job_threads`). With
+    `skip_finished`, return a run that is finished instead.
 
-def plan_run(cfg: DictConfig) -> RunPlan:
-    """Where the run that `cfg` asks for begins: in the folder that Hydra made for it, or that of `resume`.
-
-    Raises `UserError` for what does not fit together.
+    Reads Hydra's state, which `pipeline.train` does not. Raises `UserError` for what does not fit together.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(cfg.paths.output_dir)
     if cfg.resume is not None:
         run = Run(str(cfg.resume))
         check_trusted(run.config, run.path / "config.yaml")
-        return _going_on(run, _resumed(run, cfg))
+        return _runtime(_resumed(run, cfg), run.path, _where_to_go_on(run))
     init_from = Run(str(cfg.init_from)) if cfg.init_from is not None else None
     config = named_config(_based(cfg, init_from))
     if cfg.skip_finished and (folder / "config.yaml").is_file():
@@ -48,16 +50,23 @@ def plan_run(cfg: DictConfig) -> RunPlan:
         if run.config != OmegaConf.create(OmegaConf.to_container(config, resolve=True)):
             elsewhere = "choose another folder: hydra.sweep.dir=<folder>, of a benchmark out=<folder>"
             raise UserError(f"{folder} holds another run than this; {elsewhere}")
-        return RunPlan(config, folder, finished=True) if run.finished else _going_on(run, config)
+        return run if run.finished else _runtime(config, run.path, _where_to_go_on(run))
     if is_main_process() and not cfg.skip_finished:
         reserve_run_dir(folder)
-    return RunPlan(config, folder, init_from=init_from)
+    return _runtime(config, folder, None)
 
 
-def _going_on(run: Run, config: DictConfig) -> RunPlan:
-    ckpt_path = _where_to_go_on(run)
-    again = ckpt_path is None and config.get("init_from") is not None
-    return RunPlan(config, run.path, ckpt_path, Run(config.init_from) if again else None)
+def _runtime(config: DictConfig, folder: Path, ckpt_path: Path | None) -> DictConfig:
+    """`config` with what this start of the run alone has."""
+    launcher = HydraConfig.get().launcher
+    return OmegaConf.create(
+        {
+            **OmegaConf.to_container(config, resolve=True),  # type: ignore[dict-item]
+            "job_threads": hardware.threads_of_job(config.threads, launcher),
+            "paths": {"output_dir": str(folder)},
+            "ckpt_path": None if ckpt_path is None else str(ckpt_path),
+        }
+    )
 
 
 def _based(cfg: DictConfig, init_from: Run | None) -> DictConfig:
@@ -89,25 +98,6 @@ def reserve_run_dir(folder: Path) -> None:
         raise UserError(taken) from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}; choose another folder (hydra.run.dir=<folder>)") from error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Within, no other process trains in `folder`: the kernel gives the lock back when this one dies. What was
-    reserved and not used goes away. Raises `UserError` where another one does."""
-    if not is_main_process():
-        yield
-        return
-    with (folder / "log.txt").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {folder}; wait for it, or end it") from None
-        try:
-            yield
-        finally:
-            if [path.name for path in folder.glob("*")] == ["log.txt"] and not (folder / "log.txt").stat().st_size:
-                (folder / "log.txt").unlink()
 
 
 def _where_to_go_on(run: Run) -> Path | None:

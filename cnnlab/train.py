@@ -24,4 +24,4 @@ def record_failure(cfg: DictConfig, error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    command("train", "cnnlab.pipeline.train", record_failure)
+    command("train", "cnnlab.run_plan.train_command", record_failure)

@@ -51,6 +51,10 @@ def test_only_plots_imports_matplotlib_and_nobody_imports_a_command(path: Path) 
     assert not imports & set(COMMANDS)
 
 
+def test_the_training_reads_no_state_of_hydra() -> None:
+    assert "HydraConfig" not in (PACKAGE / "pipeline.py").read_text()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_package_does_not_import_research(path: Path) -> None:
     """Also not within functions: research is not in the wheel."""

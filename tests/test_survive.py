@@ -22,7 +22,8 @@ import torch
 
 from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, checkpoint_path, last_valid_checkpoint, load_checkpoint
 from cnnlab.errors import Diverged, UserError
-from cnnlab.run_plan import locked, reserve_run_dir
+from cnnlab.pipeline import locked
+from cnnlab.run_plan import reserve_run_dir
 from tests import kill
 from tests.conftest import run_train
 

@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from PIL import Image
 
 from cnnlab.callbacks.checkpoint import load_checkpoint
-from cnnlab.cli import CONF
+from cnnlab.cli import CONF, composed
 from cnnlab.data.datamodule import Batch
 from cnnlab.models.classifier import Classifier
+from cnnlab.pipeline import train
 from cnnlab.run_groups import find
+from cnnlab.run_plan import plan_run
 from cnnlab.runs import Run, newest
 from tests.conftest import TINY_LINES, in_process, run_train
 
@@ -244,6 +248,20 @@ def test_accumulated_batches_are_drawn_apart(tmp_path: Path, monkeypatch: pytest
     words = ("trainer.accumulate_grad_batches=3", "data.batch_size=96")
     run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, *words)
     assert len(drawn) == len(set(drawn)) == 12
+
+
+def test_training_is_a_function_of_its_configuration_alone(lines_run: Path, tmp_path: Path) -> None:
+    with composed("train", ["experiment=multihead", *TINY_LINES], tmp_path / "other") as cfg:
+        planned = plan_run(cfg)
+        assert isinstance(planned, DictConfig)
+    planned.paths.output_dir = str(tmp_path / "run")
+    assert not HydraConfig.initialized()
+    assert train(planned) == max(row["val/acc"] for row in Run(tmp_path / "run").metrics)
+    assert Run(tmp_path / "run").config == Run(lines_run).config
+    same = ("train/loss", "val/loss")
+    assert [[row[key] for key in same] for row in Run(tmp_path / "run").metrics] == [
+        [row[key] for key in same] for row in Run(lines_run).metrics
+    ]
 
 
 def test_the_newest_run_is_neither_trial_nor_research(

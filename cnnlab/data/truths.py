@@ -53,8 +53,7 @@ class LineTruths(Dataset[Item]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The protocol's version and a hash of all images, targets and true pixels: what two results must share to be
-        compared."""
+        """The protocol's version and a hash of all images, targets and true pixels. It says nothing of networks."""
         state = hashlib.blake2b(digest_size=8)
         masks = [self.lines, *self.counterfactuals.values()]
         for part in [(self.images * 255).round().to(torch.uint8), *self.targets.values(), *masks]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,13 +96,20 @@ class Attribution(Result):
 
         tiles, captions = [], []
         head = "" if self.head is None else f"{self.head}: "
-        for image, values, target in zip(self.images, self.maps.numpy(), self.targets.tolist(), strict=True):
-            picture = (displayable(image) * 255).round().to(torch.uint8).numpy()
+        shown, how = displayable(self.images)
+        for image, values, target in zip(shown, self.maps.numpy(), self.targets.tolist(), strict=True):
+            picture = (image * 255).round().to(torch.uint8).numpy()
             picture = np.broadcast_to(picture if len(picture) == 3 else picture[:1], (3, *picture.shape[1:]))
             tiles += [picture, plots.heat(values), plots.overlay(picture, values)]
             answer = f"{head}{self.classes[target] if self.classes else target}"
             captions += [answer, f"largest {np.abs(values).max():.3g}", "over the image"]
-        title = "\n".join([f"Evidence by {method_title(self.method)}", *(fill(text, 60) for text in self.warnings)])
+        title = "\n".join(
+            [
+                f"Evidence by {method_title(self.method)}",
+                *filter(None, [how]),
+                *(fill(text, 60) for text in self.warnings),
+            ]
+        )
         return plots.images(np.stack(tiles), captions, title, columns=3, picture_width=1.7)
 
     def arrays(self) -> dict[str, Tensor]:
@@ -178,28 +186,35 @@ def _warnings_of(missed: Tensor) -> tuple[str, ...]:
     if not len(wrong):
         return ()
     if len(missed) == 1:
-        return (f"do not trust it: the map's sum misses the score difference by {wrong[0].item():.0%}",)
+        return (f"do not trust it: the map's sum misses the score difference by {_times(wrong[0].item())}",)
     return (
         f"do not trust it: on {len(wrong)} of {len(missed)} images the map's sum misses the score difference by more "
-        f"than {MOST_MISSED:.0%} (median {wrong.median().item():.0%})",
+        f"than {MOST_MISSED:.0%} (median {_times(wrong.median().item())})",
     )
 
 
-def displayable(image: Tensor) -> Tensor:
-    """Return an image (C, H, W) in [0, 1]. Values in [-1, 1] are shifted; those of ImageNet's normalisation get their
-    colours back; others are stretched from the lowest to the highest."""
-    image = image.float()
-    low, high = image.aminmax()
+def _times(share: float) -> str:
+    """A share in words: "57.3%" or "15 times the difference"."""
+    if not math.isfinite(share):
+        return "more than any number"
+    return f"{share:.1%}" if share < 2 else f"{share:,.0f} times the difference"
+
+
+def displayable(images: Tensor) -> tuple[Tensor, str]:
+    """Return images (N, C, H, W) in [0, 1], and how they were brought there ("" where they were). One rule serves all:
+    values in [-1, 1] are shifted, ImageNet's normalisation is undone, others are stretched from lowest to highest."""
+    images = images.float()
+    low, high = images.aminmax()
     if 0 <= low <= high <= 1:
-        return image
+        return images, ""
     if -1 <= low <= high <= 1:
-        return (image + 1) / 2
-    if len(image) == 3:
-        mean, deviation = (image.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        restored = image * deviation + mean
+        return (images + 1) / 2, "colours: images in [-1, 1] shifted to [0, 1]"
+    if images.shape[1] == 3:
+        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        restored = images * deviation + mean
         if -0.01 <= restored.min() <= restored.max() <= 1.01:
-            return restored.clamp(0, 1)
-    return (image - low) / (high - low).clamp(min=1e-12)
+            return restored.clamp(0, 1), "colours: ImageNet's normalisation undone"
+    return (images - low) / (high - low).clamp(min=1e-12), "colours: stretched from the lowest to the highest value"
 
 
 def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Tensor:

@@ -119,6 +119,18 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     return (standard_ranks(first) * standard_ranks(second)).sum(dim=1)
 
 
+def evidence_rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return Spearman's correlation of two maps of each image, float64 (N,) in [-1, 1], on the pixels where one of them
+    is not 0: pixels that are 0 in both are ties, which would make any two maps of an image on black look alike. NaN
+    where a map is constant there."""
+    found = []
+    for one, other in zip(first, second, strict=True):
+        evidence = (one != 0) | (other != 0)
+        nan = torch.full((1,), torch.nan, dtype=torch.float64)
+        found.append(rank_correlation(one[evidence][None], other[evidence][None]) if evidence.any() else nan)
+    return torch.cat(found)
+
+
 def standard_ranks(maps: Tensor) -> Tensor:
     """The ranks of each map's values, less their mean and with a square sum of 1, float64 (N, H W), of which the
     products' sum is Spearman's correlation; NaN where a map is constant."""

@@ -15,9 +15,9 @@ from cnnlab.explain.attribution import BATCH, Method, attribute
 from cnnlab.explain.attribution_metrics import (
     METRICS,
     bootstrap_ci,
+    evidence_rank_correlation,
     head_contrast,
     layer_upper_bound,
-    rank_correlation,
     sobel,
 )
 from cnnlab.explain.method_names import method_title
@@ -93,9 +93,10 @@ def evaluate(
     methods: Mapping[str, Method],
     sample: Sample,
     progress: Callable[[str], None] = lambda _: None,
+    warnings: dict[str, str] | None = None,
 ) -> list[AttributionScore]:
     """Scores of all heads, methods and baselines against each truth, and the two sanity checks. The maps are
-    those for the predicted class."""
+    those for the predicted class. {method: what its maps warn of} is added to `warnings`."""
     predicted = predict(net, heads, sample.images)
     randomised = randomise(net)
     scores: list[AttributionScore] = []
@@ -104,10 +105,13 @@ def evaluate(
         for head in heads:
             progress(f"{head.name}: {method_title(name)}")
             target = predicted[head.name]
-            maps[head.name] = attribute(net, sample.images, target, method, head.name, name=name).maps
+            result = attribute(net, sample.images, target, method, head.name, name=name)
+            maps[head.name] = result.maps
+            if warnings is not None and result.warnings:
+                warnings.setdefault(name, f"{method_title(name)}, {head.name}: {result.warnings[0]}")
             scores += _against_truths(sample, head, name, maps[head.name], target)
             other = attribute(randomised, sample.images, target, method, head.name, name=name).maps
-            alike = bootstrap_ci(rank_correlation(maps[head.name], other))
+            alike = bootstrap_ci(evidence_rank_correlation(maps[head.name], other))
             scores.append(AttributionScore(head.name, name, "randomised weights", "rank correlation", "all", *alike))
         for first, second in combinations([name for name in maps if "counterfactual" in sample.truths[name]], 2):
             masks = [sample.truths[head]["counterfactual"] for head in (first, second)]
@@ -184,13 +188,16 @@ def randomise(net: nn.Module, layers: Sequence[str] | None = None) -> nn.Module:
 
 
 def insertion_deletion(
-    net: nn.Module, head: Head, method: Method, images: Tensor, steps: int = 28
+    net: nn.Module, head: Head, method: Method, images: Tensor, steps: int = 28, warnings: list[str] | None = None
 ) -> dict[str, Tensor]:
     """{"insertion" and "deletion": float (N, steps + 1)}: the probability of the predicted class as pixels
     are put onto black, or taken from the image, from the highest of the map to the lowest (Petsiuk et al.
     2018)."""
     target = predict(net, [head], images)[head.name]
-    maps = attribute(net, images, target, method, head.name).maps.flatten(1)
+    result = attribute(net, images, target, method, head.name)
+    if warnings is not None:
+        warnings += result.warnings
+    maps = result.maps.flatten(1)
     places = torch.empty_like(maps, dtype=torch.int64)
     order = maps.argsort(dim=1, descending=True, stable=True)
     places.scatter_(1, order, torch.arange(maps.shape[1]).expand_as(order))

@@ -52,6 +52,7 @@ class Scores(Result):
     heads: Sequence[str]
     methods: Sequence[str]
     curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)  # {method: why its maps cannot be trusted}
 
     def tables(self) -> dict[str, Rows]:
         """{title: rows, the header first}, to be read."""
@@ -86,7 +87,7 @@ class Scores(Result):
             rank = {s.method: s for s in every if s.truth == truth and s.n}
             if EDGES not in rank:
                 continue
-            better = [name for name in self.methods if name in rank and rank[name].low > rank[EDGES].high]
+            better = [name for name in self._trusted if name in rank and rank[name].low > rank[EDGES].high]
             said = [f"{method_title(name)} ({rank[name].mean:.2f} against {rank[EDGES].mean:.2f})" for name in better]
             by_head.setdefault(listed(said), []).append(head)
         found = [
@@ -98,12 +99,16 @@ class Scores(Result):
             found.append(f"For {listed(by_head[''])}, no method does better than a mere edge map, by rank accuracy.")
         return found
 
+    @property
+    def _trusted(self) -> list[str]:
+        return [name for name in self.methods if name not in self.warnings]
+
     def _against_baselines(self, kind: str, higher: bool) -> str:
         own = {(s.head, s.method): s for s in self.scores if s.metric == kind}
         sign = 1 if higher else -1
         better = [
             name
-            for name in self.methods
+            for name in self._trusted
             if all(
                 min(sign * own[head, name].low, sign * own[head, name].high)
                 > max(
@@ -113,7 +118,8 @@ class Scores(Result):
             )
         ]
         told = listed([method_title(name) for name in better]) or "no method"
-        return f"By {kind}, {told} tells more than an edge map and a random one do."
+        verb = "tell" if len(better) > 1 else "tells"
+        return f"By {kind}, {told} {verb} more than an edge map and a random one do."
 
     def __repr__(self) -> str:
         title, lines = next(iter(self.tables().items()))  # without the intervals
@@ -132,7 +138,9 @@ def score(
     with refused("method"):
         methods = {name: run.informed(method) for name, method in methods.items()}
         if all(truths.values()):
-            return Scores(evaluate(run.net, heads, methods, sample, progress), names, list(methods))
+            warnings: dict[str, str] = {}
+            scores = evaluate(run.net, heads, methods, sample, progress, warnings)
+            return Scores(scores, names, list(methods), warnings=warnings)
         say(NO_TRUTH)
         return Scores(*_without_truth(run.net, heads, methods, sample, progress))
 
@@ -153,7 +161,7 @@ def score_run(cfg: DictConfig) -> Path:
     settings = OmegaConf.to_container(cfg)
     names = {"run": str(run.path), "title": run.title}
     counts = {"images": cfg.images, "test_images": len(run.test_split)}
-    manifest = {**names, **counts, "settings": settings, "versions": versions()}
+    manifest = {**names, **counts, "settings": settings, "warnings": scores.warnings, "versions": versions()}
     every = folder / "scores_all.png"
     if not scores.curves:
         plots.save(scores.plot_all(), every)
@@ -161,7 +169,7 @@ def score_run(cfg: DictConfig) -> Path:
     write_atomically(folder / "index.html", html)
     write_json(folder / "manifest.json", manifest)
     say(str(scores))
-    say("\n" + "\n".join(scores.answer()))
+    say("\n" + "\n".join([*scores.answer(), *(f"! {warning}" for warning in scores.warnings.values())]))
     say(f"page  {folder / 'index.html'}")
     return folder / "index.html"
 
@@ -172,19 +180,23 @@ def _without_truth(
     methods: Mapping[str, Method],
     sample: Sample,
     progress: Callable[[str], None],
-) -> tuple[list[AttributionScore], list[str], list[str], dict[str, dict[str, Any]]]:
+) -> tuple[list[AttributionScore], list[str], list[str], dict[str, dict[str, Any]], dict[str, str]]:
     """Insertion and deletion, as `Scores` takes them."""
     scores: list[AttributionScore] = []
     drawn: dict[str, dict[str, Any]] = {}
+    warnings: dict[str, str] = {}
     for head in heads:
         for name, method in {**methods, **WITHOUT_NETWORK}.items():
             progress(f"{head.name}: {method_title(name)}")
-            for kind, curves in insertion_deletion(net, head, method, sample.images).items():
+            warned: list[str] = []
+            for kind, curves in insertion_deletion(net, head, method, sample.images, warnings=warned).items():
                 area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
                 scores.append(AttributionScore(head.name, name, "none", kind, "all", *bootstrap_ci(area)))
                 panel = kind if len(heads) == 1 else f"{head.name}: {kind}"
                 drawn.setdefault(panel, {})[method_title(name)] = curves.mean(dim=0).numpy()
-    return scores, [head.name for head in heads], list(methods), drawn
+            if warned:
+                warnings.setdefault(name, f"{method_title(name)}, {head.name}: {warned[0]}")
+    return scores, [head.name for head in heads], list(methods), drawn, warnings
 
 
 def _truth_figure(
@@ -216,7 +228,8 @@ def _tables(scores: Sequence[AttributionScore]) -> dict[str, Rows]:
                 title = f"Truth: {truth}; {predictions} predictions"
                 tables[title] = _pivot(kept, tuple(METRICS))
     random = [g for g in scores if g.truth == "randomised weights"]
-    tables["Rank correlation with the maps of random weights"] = _pivot(random, ("rank correlation",))
+    title = "Rank correlation with the maps of random weights, on the pixels where one of the two is not 0"
+    tables[title] = _pivot(random, ("rank correlation",))
     heads = [g for g in scores if g.truth == "head contrast"]
     if heads:
         tables["Head contrast"] = _pivot(heads, ("auc",))

@@ -63,7 +63,13 @@ def heatmap_figure(
                     tile, caption = (blank, "") if known is None else _tile(kind, image, known, i, head, shares)
                     tiles.append(tile)
                     captions.append(caption)
-    title = "Colours are relative to the largest value of each map, which stands above it"
+    warned = dict.fromkeys(name for (name, _), found in maps.items() if any(one.warnings for one in found.values()))
+    title = "\n".join(
+        [
+            "Colours are relative to the largest value of each map, which stands above it",
+            *(f"Do not trust {method_title(name)}: its sum misses the score difference" for name in warned),
+        ]
+    )
     columns = 1 + len(heads) * len(rows[0])
     return plots.images(np.stack(tiles), captions, title, columns=columns, picture_width=1.7)
 

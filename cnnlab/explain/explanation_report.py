@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,7 +179,10 @@ class Explanation:
                 "explanation.html",
                 manifest=manifest,
                 findings=findings.of_explanation(
-                    self.heads, self.probabilities, self.inputs, ranks(maps, self.images, truths)
+                    self.heads,
+                    self.probabilities,
+                    self.inputs,
+                    ranks({place: found for place, found in maps.items() if not _warned(found)}, self.images, truths),
                 ),
                 inputs=inputs,
                 viewer=viewer(self.inputs, self.heads, self.probabilities, maps, truths),
@@ -259,6 +263,11 @@ class Explanation:
             drawn.append(folder / f"filters_{result.name}.png")
             plots.save(result.plot(), drawn[-1])
         return drawn
+
+
+def _warned(by_head: Mapping[str, Attribution]) -> bool:
+    """Whether maps of any head warn: the page then says nothing good of them."""
+    return any(result.warnings for result in by_head.values())
 
 
 def _first_convolution(net: nn.Module) -> tuple[str, Tensor]:

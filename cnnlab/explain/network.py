@@ -48,10 +48,8 @@ class HeadWrapper(nn.Module):
         super().__init__()
         self.net, self.head = net, head
         # Both classes of a head of one unit as a layer: rules that see layers alone would miss a minus (LRP, DeepLIFT).
-        parameter = next(net.parameters(), torch.empty(0))
-        like = {"dtype": parameter.dtype, "device": parameter.device}
-        self.both_classes = nn.utils.skip_init(nn.Linear, 1, 2, bias=False, **like)  # draws no random numbers
-        self.both_classes.weight = nn.Parameter(parameter.new_tensor([[-1.0], [1.0]]), requires_grad=False)
+        self.both_classes = nn.utils.skip_init(nn.Linear, 1, 2, bias=False)  # draws no random numbers
+        self.both_classes.weight = nn.Parameter(torch.tensor([[-1.0], [1.0]]), requires_grad=False)
         # Of an image's shape: how many classes the head has, and the layers before it.
         self._traced: dict[tuple[int, ...], tuple[int, list[PathLayer]]] = {}
         self.chooses = "heads" in inspect.signature(net.forward).parameters
@@ -76,7 +74,7 @@ class HeadWrapper(nn.Module):
             raise UserError(f"the network answers {tuple(logits.shape)}, not scores (N, classes)")
         if logits.shape[1] > 1:
             return logits
-        both: Tensor = self.both_classes(logits.to(self.both_classes.weight))
+        both: Tensor = self.both_classes.to(logits.device, logits.dtype)(logits)
         return both
 
     def classes(self, images: Tensor) -> int:

@@ -18,7 +18,10 @@ BLUE, ORANGE, GREEN, YELLOW, SKY, PINK, RUST = (
 )  # fmt: skip
 RIGHT, WRONG = "#4d6472", RUST  # answers, and nothing else
 VIOLET = "#6b4c9a"
-CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, VIOLET, "#000000", "#8c564b", "#7f7f7f", "#a3a500")
+CYCLE = (
+    BLUE, ORANGE, GREEN, PINK, SKY, VIOLET, "#000000", "#8c564b", "#7f7f7f", "#a3a500", "#e7298a", "#1b9e9e", "#00429d",
+    "#93003a", "#66a61e", "#c49c00", "#5a3d00", "#9ecae1", "#bcbddc", "#fdae6b",
+)  # fmt: skip
 DPI = 110
 
 rcParams["text.parse_math"] = False  # a file name may hold dollars
@@ -34,7 +37,7 @@ def save(figure: Figure, path: Path | BinaryIO) -> None:
 
 
 def line_styles() -> Iterator[tuple[str, str]]:
-    """(colour, marker) of one curve after another, without end: ten colours, then the same with another marker."""
+    """(colour, marker) of one curve after another, without end: twenty colours, then the same with another marker."""
     for marker in cycle("os^D"):
         for colour in CYCLE:
             yield colour, marker

@@ -43,7 +43,10 @@ run = cnnlab.train("mnist", seed=0, overrides=quick)
 
 # %%
 print(run.path.relative_to(os.getcwd()))
-print(f"right on {run.summary['test']['joint_accuracy']:.2%} of {run.summary['test']['images']:,.0f} test images")
+from cnnlab.log import percent
+
+test = run.summary["test"]
+print("right on", percent(test["joint_accuracy"]), "of", int(test["images"]), "test images")
 
 # %% [markdown]
 # ## What does it say?

@@ -81,7 +81,8 @@ scores.to_pandas().query("truth == 'counterfactual' and predictions == 'all' and
 scores.to_pandas().query("truth == 'randomised weights'").pivot(index="method", columns="head", values="mean").round(3)
 
 # %% [markdown]
-# Near 0 is good. A correlation near 1 would say that the map shows the image, not the network.
+# Near 0 is good. A correlation near 1 would say that the map shows the image, not the network. Pixels that are 0 in both
+# maps are left out: on black images they would make any two maps look alike.
 #
 # ## A method of your own
 #

@@ -1,6 +1,6 @@
 """Fill docs/explanations.md and docs/leaderboard.md from what `python -m research.attribution` wrote.
 
-python research/docs/explanations.py <folder> [<folder of breadth=slow>]  # keep docs/explanations/*.csv and a picture
+python research/docs/explanations.py <folder> [<folder of breadth=slow>]  # keep docs/explanations/*.csv
 python research/docs/explanations.py                                      # fill the pages from these files again
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
 import sys
 from pathlib import Path
 from statistics import mean
@@ -37,7 +36,7 @@ def tables(folder: Path, slow: Path | None) -> dict[str, Rows]:
     """{name: rows of cells, the header first}."""
     table, by_hand = read(folder)
     found = {
-        "networks": page.networks(table),
+        "networks": [row[:5] for row in page.networks(table)],
         "ranks": page.ranks(table, "plain"),
         "costs": page.costs(table, "plain"),
         "cam_layer": by_cam_layer(table),
@@ -90,7 +89,6 @@ def keep(folder: Path, slow: Path | None) -> None:
         writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(kept)
-    shutil.copyfile(folder / "maps_length.png", KEPT / "maps_length.png")
 
 
 def filled(text: str) -> str:

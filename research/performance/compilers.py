@@ -1,5 +1,5 @@
 """Training images a second of Keras compiled by XLA and on JAX, beside Keras and plain PyTorch as they come: apart from
-`benchmarks.training`, since on a CPU they are several times slower than the best of it."""
+`research.performance.training`, since on a CPU they are several times slower than the best of it."""
 
 from __future__ import annotations
 

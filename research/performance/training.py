@@ -1,5 +1,5 @@
 """Training images a second: cnnlab beside Keras on TensorFlow, beside plain PyTorch, and beside its own network in a
-loop written by hand. `benchmarks.compilers` has Keras by XLA and on JAX."""
+loop written by hand. `research.performance.compilers` has Keras by XLA and on JAX."""
 
 from __future__ import annotations
 

@@ -193,6 +193,21 @@ def test_a_map_that_does_not_add_up_says_so(name: str, tmp_path: Path) -> None:
     assert warning in json.loads((result.save(tmp_path / "kept") / "manifest.json").read_text())["warnings"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_of_a_head_of_one_unit_keep_their_precision(dtype: torch.dtype) -> None:
+    """The network's first parameter is of another type than its answer."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    net[1].to(dtype)
+    net.register_parameter("scale", nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)))
+    net.register_parameter("table", nn.Parameter(torch.zeros(1, dtype=torch.int8), requires_grad=False))
+    images = torch.rand(2, 1, 2, 2, dtype=dtype)
+    with torch.no_grad():
+        expected = net(images)[:, 0]
+        scores = HeadWrapper(frozen_copy(net))(images)
+    assert scores.dtype == dtype
+    assert torch.equal(scores, torch.stack([-expected, expected], dim=1))
+
+
 def test_the_share_that_a_sum_misses() -> None:
     """Scores of red and blue 2 and -2, of black 0; maps that sum to 2, 1 and -2 miss 0, a half and twice of it."""
     image, net = torch.zeros(1, 3, 28, 28), HeadWrapper(left_half_net(COLOUR), "colour")

@@ -11,7 +11,13 @@ import torch
 
 from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci, head_contrast, rank_correlation
+from cnnlab.explain.attribution_metrics import (
+    METRICS,
+    bootstrap_ci,
+    evidence_rank_correlation,
+    head_contrast,
+    rank_correlation,
+)
 from cnnlab.explain.evaluation import AttributionScore, Sample, evaluate, insertion_deletion, randomise
 from cnnlab.explain.evaluation_report import Scores
 from cnnlab.explain.methods.cams import grad_cam
@@ -194,3 +200,20 @@ def test_any_truth_has_its_table() -> None:
     rows = [AttributionScore("a", "own", "object", metric, "all", 0.5, 0.4, 0.6, 9) for metric in METRICS]
     (title, *_) = Scores(rows, ["a"], ["own"]).tables()
     assert title == "Truth: object; all predictions"
+
+
+def test_pixels_without_evidence_in_both_maps_do_not_make_them_alike() -> None:
+    """Three pixels of a line on black, in the opposite order: -1 there, and nearly 1 with the 97 black ones."""
+    first, second = torch.zeros(2, 1, 10, 10)
+    first[0, 0, :3], second[0, 0, :3] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])
+    assert rank_correlation(first, second).item() > 0.9
+    assert evidence_rank_correlation(first, second).item() == -1
+    assert evidence_rank_correlation(0 * first, 0 * second).isnan().all()
+
+
+def test_methods_that_cannot_be_trusted_are_not_praised(lines_run: Path, tmp_path: Path) -> None:
+    scores = Run(lines_run).score(["lrp", "saliency"], images=6)
+    assert list(scores.warnings) == ["lrp"]
+    assert "LRP" not in " ".join(scores.answer())
+    in_process("score", f"run={lines_run}", "images=6", "method=[lrp]", f"out={tmp_path}")
+    assert "LRP, length: do not trust it: on " in (tmp_path / "1" / "index.html").read_text()

@@ -162,8 +162,11 @@ def test_normalised_images_are_shown_in_their_colours(normalise: Callable[[torch
     image = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0))
     image[:, 0, 0] = torch.tensor([26, 0, 0]) / 255
     image[:, 0, 1] = 1
-    torch.testing.assert_close(displayable(normalise(image)), image, rtol=0, atol=1e-5)
-    scaled = displayable(image * 1000 - 300)
+    shown, how = displayable(normalise(image)[None])
+    torch.testing.assert_close(shown[0], image, rtol=0, atol=1e-5)
+    scaled, stretched = displayable(image[None] * 1000 - 300)
+    assert (how == "") == torch.equal(normalise(image), image)
+    assert stretched.startswith("colours: stretched")
     assert (scaled.min(), scaled.max()) == (0, 1)
     shown = Attribution(torch.rand(1, 6, 6), normalise(image)[None], torch.tensor([0]), "saliency").plot()
     picture = shown.axes[0].get_images()[0].get_array()

@@ -53,12 +53,12 @@ function picture() {
     if (found.map) {
       const values = Pixels.bytes(found.map.values);
       draw(place + 1, 0, spot => Pixels.level(tables, found.map.signed, values[spot]));
-      write(`${methods.find(({ name }) => name === state.method).title}, for ${head.classes[found.target]}`, x, top - 8);
+      write(`${methods.find(({ name }) => name === state.method).title}, for ${head.classes[found.target]}${found.warnings.length ? ": do not trust it" : ""}`, x, top - 8);
     }
     if (!found.truth) return;
     const truth = Pixels.bytes(found.truth);
     draw(place + 1, 1, spot => truth[spot] ? [0, 229, 168] : pixel(spot).map(part => part * .6));
-    write(found.rank === undefined ? "the truth" : `the truth: ${Math.round(100 * found.rank)} % of the map on it`, x, top + side + 26);
+    write(found.rank === undefined ? "the truth" : `the truth: map hits ${Pixels.percent(found.rank)}`, x, top + side + 26);
   });
   canvas.toBlob(blob => download(blob, "play.png"));
 }
