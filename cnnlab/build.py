@@ -170,6 +170,10 @@ def _check_trainer(settings: DictConfig) -> None:
             f"trainer.num_nodes={settings.num_nodes} would wait for the other machines: start the same command on each "
             "with torchrun, as docs/reliability.md says"
         )
+    for name in ("max_steps", "accumulate_grad_batches"):
+        value, lowest = settings[name], -1 if name == "max_steps" else 1
+        if type(value) is not int or value < lowest or value == 0:
+            raise UserError(f"trainer.{name}={value} is not a whole number from 1 up")
     if epochs is None and settings.max_steps == -1 and settings.max_time is None:
         raise UserError("trainer.max_epochs=null has no end: set trainer.max_steps or trainer.max_time")
     if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool)):

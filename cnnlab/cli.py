@@ -47,7 +47,9 @@ UNTYPED = (
     *("callbacks.", "logger."),
 )
 
-MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
+OPTIONAL = ("trainer.check_val_every_n_epoch", "trainer.log_every_n_steps", "trainer.num_sanity_val_steps")
+
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError)
 
 IN_PYTHON = "python"  # the name of Hydra's job where no command began it
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -243,7 +245,7 @@ def _check(cfg: DictConfig, reference: DictConfig) -> None:
                 continue
             raise UserError(f"there is no setting '{key}'{_nearest(key, known)}")
         wanted = known[key]
-        optional = value is None and key.startswith("trainer.")  # as Lightning has most of its arguments
+        optional = value is None and key in OPTIONAL
         if not optional and not _fits(value, wanted) and not key.startswith(UNTYPED):
             raise UserError(f"{key}={value} is not {_KINDS[type(wanted)][1]}")
 
@@ -291,7 +293,9 @@ def _one_line(error: BaseException, config_name: str, words: Sequence[str], conf
         if isinstance(link, OSError):
             setting = "hydra.run.dir" if config_name == "train" else "out"
             return f"cannot write to {link.filename} ({link.strerror}); set {setting}=<folder>"
-    message = " ".join(str(error).split())
+    message = " ".join(str(error).split()) or f"a setting cannot be read ({type(error).__name__})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a YAML file is not UTF-8 text ({message})"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': {message}"
     if isinstance(error, ConfigCompositionException) and message.startswith("Could not override '"):

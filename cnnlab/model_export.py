@@ -33,6 +33,21 @@ GROUNDS = {"line": "something coloured on black", "digit": "one light digit on b
 Answers = Callable[[Tensor], dict[str, Tensor]]
 
 
+class _InOrder(nn.Module):
+    """The probabilities of all heads as a tuple. Weights are numbered: torch's exporter writes their names as Python
+    code, in which a head that is called `class` would be a syntax error."""
+
+    def __init__(self, probabilities: Probabilities) -> None:
+        super().__init__()
+        state = probabilities.state_dict()
+        self.names, self.hidden = list(state), (probabilities,)
+        self.values = nn.ParameterList([nn.Parameter(value, requires_grad=False) for value in state.values()])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        state = dict(zip(self.names, self.values, strict=True))
+        return tuple(torch.func.functional_call(self.hidden[0], state, (images,)).values())
+
+
 class Probabilities(nn.Module):
     """{head: probabilities float32 (B, classes)} of images float32 (B, C, H, W) in [0, 1]."""
 
@@ -62,7 +77,7 @@ def to_torch_export(net: nn.Module, task: Task, title: str) -> bytes:
     """The file of a `torch.export` program: `images` of any number to {head: probabilities}."""
     file = io.BytesIO()
     with _quiet():
-        torch.export.save(_program(net, task), file, extra_files=metadata(task, title))
+        torch.export.save(_program(Probabilities(net, task.heads), task), file, extra_files=metadata(task, title))
     return file.getvalue()
 
 
@@ -71,7 +86,8 @@ def to_onnx(net: nn.Module, task: Task, title: str) -> bytes:
     the packages for it are not installed."""
     _needs("onnx", "onnxscript", "onnxruntime")
     with _quiet():
-        made = torch.onnx.export(_program(net, task), dynamo=True, verbose=False)
+        program = _program(_InOrder(Probabilities(net, task.heads)), task)
+        made = torch.onnx.export(program, dynamo=True, verbose=False)
     assert made is not None
     _name_outputs(made.model.graph, [head.name for head in task.heads])
     made.model.metadata_props.update(metadata(task, title))
@@ -87,10 +103,10 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
         output.name = name
 
 
-def _program(net: nn.Module, task: Task) -> torch.export.ExportedProgram:
+def _program(module: nn.Module, task: Task) -> torch.export.ExportedProgram:
     images = torch.zeros(2, *task.image_shape)
     batch = {"images": {0: torch.export.Dim("batch")}}
-    return torch.export.export(Probabilities(net, task.heads).eval(), (images,), dynamic_shapes=batch)
+    return torch.export.export(module.eval(), (images,), dynamic_shapes=batch)
 
 
 @contextmanager

@@ -70,6 +70,8 @@ def train(cfg: DictConfig, several_processes: bool = True) -> float:
         run.begin()
         try:
             trainer.fit(classifier, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+            if not trainer.global_step:
+                raise UserError("no step was trained; raise trainer.max_time")
             run.keep_last_where_none_is_best()
             if run.best is not None:  # by hand: Lightning would also set the callbacks back to that epoch
                 classifier.load_state_dict(load_checkpoint(run.best)["state_dict"])

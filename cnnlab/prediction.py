@@ -4,6 +4,7 @@ that it was trained on."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +98,12 @@ class Prediction(Result):
         images = self.inputs.images[:DRAWN]
         doubtful = doubts(images, self.ood, self.inputs.notes)
         captions = []
-        for row, doubt, nothing in zip(self.rows()[:DRAWN], doubtful, is_empty(images).tolist(), strict=True):
+        for row, doubt in zip(self.rows()[:DRAWN], doubtful, strict=True):
             said = zip(self.probabilities, _said(row, list(self.probabilities)), strict=True)
             lines = [row["image"][-24:], *(f"{name}: {answer}" for name, answer in said)]
             if doubt:
-                lines.append(doubt.partition(",")[0].partition(";")[0] if nothing else "unlike the training images")
+                far = doubt.startswith("is unlike")
+                lines.append("unlike the training images" if far else re.split(r"[,;(]", doubt)[0])
             captions.append("\n".join(lines))
         pixels = (images * 255).round().to(torch.uint8).numpy()
         return plots.images(
@@ -127,15 +129,15 @@ def is_empty(images: Tensor) -> Tensor:
 
 
 def doubts(images: Tensor, ood: Tensor | None, notes: Sequence[Sequence[str]] = ()) -> list[str]:
-    """Return why the answers to each of `images` (N, C, H, W) mean little, a clause, "" where nothing is wrong: the
-    image is empty, or its out-of-distribution score, of `ood` (N,) or more, is above 1. `notes` on what was done to
-    each image say why it is empty."""
+    """Return why the answers to each of `images` (N, C, H, W) mean little, a clause, "" where nothing is wrong. An
+    image is empty, drawn in black or grey (as the `notes` on each image say), or its out-of-distribution score, of
+    `ood` (N,) or more, is above 1."""
     scores = [0.0] * len(images) if ood is None else ood[: len(images)].tolist()
     far = "is unlike the images that the network was trained on ({:.1f} times as far from them as is usual)"
     found = []
     for i, (nothing, score) in enumerate(zip(is_empty(images).tolist(), scores, strict=True)):
         reasons = [note for note in (notes[i] if notes else ()) if note.startswith(WHY_EMPTY)]
-        if nothing:
+        if nothing or reasons:
             found.append((reasons or ["is empty, all its pixels are alike"])[0])
         else:
             found.append(far.format(score) if score > 1 else "")

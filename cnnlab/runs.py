@@ -319,6 +319,8 @@ def finished_runs(outputs: Path | str = "outputs") -> Iterator[Run]:
     for file in files:
         with suppress(UserError):
             run = Run(file.parent)
+            if run.config.trainer.get("overfit_batches"):
+                continue
             debug, tags = (run.config.get("options") or {}).get("debug"), run.config.get("tags") or ()
             if run.finished and not debug and "research" not in tags:
                 yield run

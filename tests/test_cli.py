@@ -41,6 +41,7 @@ def _command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["experiment=mnist", "data.train_per_class=3"], "there is no setting 'data.train_per_class'"),
         (["net.filters=[1"], "net.filters=[1"),
         (["trainer.max_steps=some"], "trainer.max_steps=some is not a whole number"),
+        (["trainer.max_steps=null"], "trainer.max_steps=None is not a whole number"),
         # Found by the fuzzer, tests/fuzz.py:
         (["data=0"], "Config group override must be a string or a list"),
         (["net={filtres: 1}"], "there is no setting 'net.filtres'; did you mean 'net.filters'?"),
@@ -208,6 +209,12 @@ def test_a_yaml_file_that_cannot_be_read_is_named_with_its_line(text: str, probl
     assert done.returncode == 1
     assert line.startswith(f"error: {tmp_path}/conf/data/mine.yaml is no valid YAML: ")
     assert problem in line
+
+
+@pytest.mark.parametrize("word", ["max_steps=0", "accumulate_grad_batches=0", "accumulate_grad_batches=-1"])
+def test_a_run_of_no_steps_is_refused(word: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"trainer.{word} is not a whole number from 1 up"):
+        run_train(tmp_path / "run", *TINY_LINES, f"trainer.{word}")
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])

@@ -107,7 +107,9 @@ def test_a_wrong_format_is_one_line(lines_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("names", [("linear", "images"), ("softmax", "cat"), ("net", "conv2d"), ("sigmoid", "b c")])
+@pytest.mark.parametrize(
+    "names", [("linear", "images"), ("softmax", "cat"), ("net", "conv2d"), ("sigmoid", "b c"), ("class", "lambda")]
+)
 def test_a_head_may_be_called_as_a_node_of_the_graph_is(names: tuple[str, str]) -> None:
     heads = (Head(names[0], ("a", "b")), Head(names[1], ("a", "b", "c")))
     net = MultiHeadNet((1, 8, 8), heads, {"conv": nn.Conv2d(1, 2, 3), "flatten": Flatten()}).eval()

@@ -35,12 +35,14 @@ FAINT = 0.2  # of the strongest ink: what is fainter is no part of a digit
 NOISE = 24  # of 255: a ground that differs less from black is black
 DEGREE = 4  # of the polynomial that the background of a photograph is taken for
 FITTED = 64  # pixels of a side to which it is fitted
+PHOTO = 512  # pixels of the longer side to which a photograph of a digit is brought first
 
 # Notes that say why nothing is left of an image; the first words of each.
 BLANK = "is blank, nothing is drawn on it"
 DRAWN_IN_BLACK = "was drawn in black; lines are red or blue"
+DRAWN_IN_GREY = "was drawn in grey; lines are red or blue"
 TOO_SMALL = "has too little drawn on it for a digit"
-WHY_EMPTY = (BLANK, DRAWN_IN_BLACK, TOO_SMALL)
+WHY_EMPTY = (BLANK, DRAWN_IN_BLACK, DRAWN_IN_GREY, TOO_SMALL)
 
 WRONG_RANGE = "an image is uint8 in [0, 255] or float in [0, 1]"
 
@@ -90,7 +92,8 @@ def images_of(given: Any, image_shape: Sequence[int] = (3, 28, 28)) -> list[Any]
 def _images_of_array(given: NDArray[Any] | Tensor, image_shape: tuple[int, ...]) -> list[Any]:
     shape = tuple(given.shape)
     if shape[-3:] == image_shape and isinstance(given, np.ndarray):
-        given = torch.from_numpy(given)  # its channels come first
+        given = np.moveaxis(given, -3, -1)  # its channels come first
+        return list(given) if given.ndim == 4 else [given]
     if given.ndim != 3:
         return list(given) if given.ndim == 4 else [given]
     if shape == image_shape:
@@ -109,8 +112,11 @@ def _images_of_array(given: NDArray[Any] | Tensor, image_shape: tuple[int, ...])
         if isinstance(given, np.ndarray):
             one, many = f"(1, {height}, {width}, {size})", f"({size}, {height}, {width}, 1)"
         raise UserError(f"{words} is one image in colour or {size} grey ones: give it as {one} or as {many}")
-    channels = shape[0 if isinstance(given, Tensor) else 2]
-    return [given] if channels in (1, 3, 4) else list(given)
+    if (shape[0] if isinstance(given, Tensor) else shape[2]) in (1, 3, 4):
+        return [given]
+    if min(shape[1:]) < 8:
+        raise UserError(f"{words} is neither an image of 1, 3 or 4 channels nor grey images (N, H, W)")
+    return list(given)
 
 
 def read_image(source: Any, image_shape: Sequence[int], expects: str = "image") -> tuple[Tensor, list[str]]:
@@ -169,13 +175,18 @@ def _fitted(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Imag
 
 
 def is_on_light(pixels: NDArray[np.uint8], expects: str) -> bool:
-    """Whether a digit or a line, uint8 (H, W, C), lies on a light background."""
-    return expects in ("digit", "line") and float(np.median(_border(pixels).min(axis=-1))) > 127
+    """Whether a digit or a line, uint8 (H, W, C), lies on a background that is not black; the grey of our own scenes
+    with noise counts as black."""
+    darkest = {"digit": NOISE, "line": 80}.get(expects, 255)
+    return float(np.median(_border(pixels).min(axis=-1))) > darkest
 
 
 def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Image.Image:
     """Return one light digit on black: the strokes are what differs from the background, the strongest of them white;
     scaled to a box of 20 / 28 of `size`, with the centre of mass in the middle. What is so already stays."""
+    if max(image.size) > PHOTO:
+        image = image.copy()
+        image.thumbnail((PHOTO, PHOTO))
     values = np.asarray(image, dtype=np.float64)
     ground = float(np.median(_border(values)))
     ink = _ink(values)
@@ -186,8 +197,9 @@ def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Im
         return Image.new("L", size)
     if ground > NOISE:
         notes.append("dark on light, inverted" if ground > 127 else f"its background of {ground:.0f} made black")
+    noise = 1.5 * float(np.median(np.abs(values[:, 1:] - values[:, :-1])))  # of one pixel, its deviation
+    ink[ink < max(FAINT * most, min(4 * noise, 0.5 * most))] = 0
     ink = np.clip(ink / most, 0, 1)
-    ink[ink < FAINT] = 0
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     sides = (BOX * size[0], BOX * size[1])
@@ -211,18 +223,18 @@ def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Im
 def _ink(values: Pixels) -> Pixels:
     """Return how far each pixel, (H, W) in [0, 255], differs from the background, in grey levels.
 
-    The background is one grey level, or, where the light is uneven, a smooth surface. Strokes then count by their
-    ratio to it, so that they are as strong in the shade.
+    The background is one grey level, or, where the border has several (uneven light), a smooth surface. Strokes then
+    count by their ratio to it, so that they are as strong in the shade.
     """
-    border = _border(values)
-    low, ground, high = np.quantile(border, (0.05, 0.5, 0.95))
+    low, ground, high = np.quantile(_border(values), (0.05, 0.5, 0.95))
     if high - low <= NOISE:
         ink: Pixels = np.abs(values - ground)
         return ink
     surface = _background(values)
-    shares = (values - surface) / surface.clip(min=NOISE) * np.median(surface)
-    dark = (shares**3).sum() < 0
-    strokes: Pixels = (-shares if dark else shares).clip(min=0)
+    usual = float(np.median(surface))
+    shares = (values - surface) / surface.clip(min=max(NOISE, 0.4 * usual))  # in the dark noise would look like ink
+    sign = -1 if (shares**3).sum() < 0 else 1
+    strokes: Pixels = (sign * shares * usual).clip(min=0)
     return strokes
 
 
@@ -278,8 +290,10 @@ def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
     colour = values[strongest].mean(axis=0)
     share = ((values - ground) @ (colour - ground) / np.square(colour - ground).sum()).clip(0, 1)
     pixels = np.rint(share[..., None] * colour).astype(np.uint8)
-    if pixels.max() <= NOISE:
+    if colour.max() < 100:
         notes.append(DRAWN_IN_BLACK)
+    elif colour.max() - colour.min() < 0.25 * colour.max():
+        notes.append(DRAWN_IN_GREY)
     return Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
 
 
@@ -328,7 +342,10 @@ def _state(path: Path) -> NDArray[np.uint8]:
 
 def _eight_bit_array(source: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
     """(H, W, C) of an array (H, W) or (H, W, C) or a tensor (H, W) or (C, H, W)."""
-    values = source.detach().cpu().numpy() if isinstance(source, Tensor) else source
+    if isinstance(source, Tensor):
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source
+    values = source.numpy() if isinstance(source, Tensor) else source
     if values.ndim == 3 and isinstance(source, Tensor):
         values = values.transpose(1, 2, 0)
     if values.ndim == 2:
@@ -349,9 +366,11 @@ def _eight_bit_array(source: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
 
 def _eight_bit(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        notes.append("16 bits a pixel, brought to 8")
         values = np.asarray(image, dtype=np.float64)
-        return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
+        most = float(values.max(initial=0))
+        scale = 255.0 if image.mode == "F" and most <= 1 else 1.0 if image.mode in "IF" and most <= 255 else 1 / 257
+        notes.append({255.0: "floats in [0, 1], brought to 8 bits"}.get(scale, "16 bits a pixel, brought to 8"))
+        return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
     return image
 
 

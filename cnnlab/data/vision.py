@@ -142,6 +142,8 @@ class TorchvisionDataModule(ImageDataModule):
             names = class_names(dataset)
             if stage == "fit":
                 _check_same_classes(names, class_names(self._open("test")))
+            if not len(dataset):
+                raise UserError(f"data: {kind} holds no images")
             images, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
             pixels = torch.stack(images)
         except UserError:
@@ -150,7 +152,12 @@ class TorchvisionDataModule(ImageDataModule):
             raise UserError(f"data: {kind} cannot be read ({' '.join(str(error).split())})") from error
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             raise UserError(f"data: {kind} gives {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 (C, H, W)")
-        if names is None and "train" in self.splits:
+        if names is not None and len(set(names)) < len(names):
+            raise UserError(f"data: {kind} gives two classes one name")
+        shape = tuple(pixels.shape[1:])
+        if "train" in self.splits and stage == "test" and shape != self.image_shape:
+            raise UserError(f"data: test images are {shape}, training images {self.image_shape}; give them one size")
+        if "train" in self.splits and stage == "test":
             names = self.heads[0].classes
         classes, names = _numbered(labels, names, kind)
         self.heads = (Head(self.head, names),)

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 # What stands beside a head's name in networks, logs and tables.
 RESERVED = ("stem", "joint", "joint_accuracy", "image", "notes", "ood", "loss", "acc", "lr", "seconds")
 
+NAME = r"[^\W\d_][^./\\\"'\n]*"
+
 
 @dataclass(frozen=True)
 class Head:
@@ -31,10 +33,11 @@ class Head:
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise ValueError(f"head '{self.name}' has one class only; a network needs at least two to tell apart")
-        if self.name in RESERVED or hasattr(nn.Module(), self.name) or not re.fullmatch(r"[^\W\d_][^./\\]*", self.name):
+        taken = self.name in RESERVED or hasattr(nn.Module(), str(self.name))
+        if taken or not isinstance(self.name, str) or not re.fullmatch(NAME, self.name):
             raise ValueError(
-                f"a head cannot be called '{self.name}': a name begins with a letter, holds no dot and no slash, and "
-                f"is none of {', '.join(RESERVED)}, and no attribute of torch.nn.Module"
+                f"a head cannot be called '{self.name}': a name begins with a letter, holds no dot, slash or quote, "
+                f"and is none of {', '.join(RESERVED)}, and no attribute of torch.nn.Module"
             )
 
     @property

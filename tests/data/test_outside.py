@@ -150,6 +150,8 @@ def test_a_network_of_coloured_images_reads_coloured_images() -> None:
         (np.zeros((3, 50, 40)), COLOUR, "is one image in colour or 3 grey ones"),
         (torch.zeros(28, 28, 3), COLOUR, r"channels last: .* use \.permute\(2, 0, 1\)"),
         (torch.zeros(28, 28, 1), GREY, "channels last"),
+        (np.zeros((28, 28, 2)), GREY, "is neither an image of 1, 3 or 4 channels nor grey images"),
+        (torch.zeros(28, 64, 2), COLOUR, "is neither an image"),
     ],
 )
 def test_a_shape_that_can_be_read_in_two_ways_is_refused(
@@ -157,6 +159,38 @@ def test_a_shape_that_can_be_read_in_two_ways_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         images_of(given, image_shape)
+
+
+def test_a_digit_on_grey_is_put_on_black_as_an_array_too() -> None:
+    pixels = np.full((28, 28), 100, np.uint8)
+    pixels[4:24, 12:16] = 0
+    expected = np.zeros((28, 28), np.float32)
+    expected[4:24, 12:16] = 1
+    for given in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels), pixels / 255.0, pixels[None, :, ::-1]):
+        (image,) = from_outside(given, GREY, "digit").images
+        assert np.abs(image[0].numpy() - expected).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("colour", "words"), [("black", "black"), ((40, 40, 40), "black"), ((0, 0, 60), "black"), ((128, 128, 128), "grey")]
+)
+def test_a_line_without_a_colour_is_said_to_be_so(colour: str, words: str) -> None:
+    picture = Image.new("RGB", (280, 280), "white")
+    ImageDraw.Draw(picture).line((95, 190, 195, 90), fill=colour, width=30)
+    assert f"was drawn in {words}; lines are red or blue" in read_image(picture, COLOUR, "line")[1]
+    ImageDraw.Draw(picture).line((95, 190, 195, 90), fill="red", width=30)
+    assert not [note for note in read_image(picture, COLOUR, "line")[1] if note.startswith("was drawn")]
+
+
+@pytest.mark.parametrize("scale", [1, 255, 257 * 255])
+def test_floats_and_wide_integers_are_read_by_their_range(scale: int) -> None:
+    values = np.ones((60, 60), np.float32) * scale
+    values[10:50, 25:35] = 0
+    images = [Image.fromarray(values)] + ([Image.fromarray(values.astype(np.int32))] if scale > 1 else [])
+    for image in images:
+        pixels, _ = read_image(image, GREY, "digit")
+        assert pixels.max() == 255
+        assert 0.05 < (pixels > 0).float().mean() < 0.3
 
 
 @pytest.mark.parametrize("light", ["corners", "gradient", "lamp"])

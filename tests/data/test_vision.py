@@ -228,3 +228,9 @@ def test_labels_that_do_not_number_the_classes_are_one_line(label: Any, message:
     with pytest.raises(UserError, match=message) as error:
         TorchvisionDataModule(make, make, val_size=4).setup("fit")
     assert "\n" not in str(error.value)
+
+
+def test_images_of_two_sizes_are_refused() -> None:
+    large = partial(datasets.FakeData, size=40, image_size=(3, 40, 40), num_classes=4)
+    with pytest.raises(UserError, match=r"test images are \(3, 40, 40\), training images \(3, 32, 32\)"):
+        TorchvisionDataModule(COLOURED, large, val_size=10).setup()
