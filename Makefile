@@ -1,6 +1,6 @@
 # make train: set everything up, then train and test the multi-head network (a few minutes).
 # make play:  set everything up, train the multi-head network where there is no run yet, then play with it in the browser.
-# make test:  set everything up, then run all tests.   make test-fast: the quick ones.   make check: lint and types.
+# make test:  set everything up, then run the quick tests.   make test-all: the slow ones.   make check: lint and types.
 # make test-oldest: the quick tests with the oldest versions that pyproject.toml allows.
 # make test-quantus: the metrics beside those of Quantus.
 # Any of these with another Python: make test VENV=.venv-3.13 PYTHON=python3.13.
@@ -12,7 +12,7 @@ PARALLEL := -m pytest -n 2 --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python $(PARALLEL)
 OLDEST := $(VENV)-oldest
 
-.PHONY: train play test test-fast test-oldest test-quantus check docs clean
+.PHONY: train play test test-all test-oldest test-quantus check docs clean
 
 train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
@@ -22,10 +22,10 @@ play: $(READY)
 	$(VENV)/bin/python -m cnnlab.play
 
 test: $(READY)
-	$(PYTEST)
-
-test-fast: $(READY)
 	$(PYTEST) -m "not slow"
+
+test-all: $(READY)
+	$(PYTEST) -m slow
 
 # Old libraries warn of what is new in those that they use.
 test-oldest: $(READY)

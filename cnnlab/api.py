@@ -10,9 +10,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from torch import Tensor, nn
 
-from cnnlab.build import named_method, refused
+from cnnlab.build import named_method, user_errors
 from cnnlab.callbacks.graceful_shutdown import Interrupted
-from cnnlab.cli import composed
+from cnnlab.cli import compose_config
 from cnnlab.errors import UserError
 from cnnlab.explain.attribution import Attribution, Method
 from cnnlab.explain.attribution import attribute as attribute_by
@@ -46,7 +46,7 @@ def train(
         )
     resumed = any(word.startswith("resume=") for word in overrides)
     words = [*overrides] if resumed else [f"experiment={experiment}", f"seed={seed}", *overrides]
-    with composed("train", words, folder, config_dir) as cfg:
+    with compose_config("train", words, folder, config_dir) as cfg:
         try:
             planned = plan_run(cfg)
             if not isinstance(planned, Run):
@@ -85,5 +85,5 @@ def attribute(
     if not isinstance(net, nn.Module) or not isinstance(images, Tensor) or not images.is_floating_point():
         raise UserError("cnnlab.attribute takes an nn.Module and a float tensor of images (N, C, H, W)")
     name, function = named_method(method, **settings)
-    with refused(f"method.{name}"):
+    with user_errors(f"method.{name}"):
         return attribute_by(net, images, target, function, head, name=name)

@@ -36,7 +36,7 @@ LAUNCHED = {"TORCHELASTIC_RUN_ID", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS"}
 
 
 @contextmanager
-def refused(group: str) -> Iterator[None]:
+def user_errors(group: str) -> Iterator[None]:
     """Within, a value that a constructor does not take is the user's mistake: a `UserError` that names `group`."""
     try:
         yield
@@ -52,7 +52,7 @@ def refused(group: str) -> Iterator[None]:
         raise
 
 
-def explained(error: Exception, folder: Path) -> Exception:
+def as_user_error(error: Exception, folder: Path) -> Exception:
     """The `UserError` that says what can be done about an error of a training in `folder`, or the error itself."""
     if isinstance(error, Diverged):
         path, _ = last_valid_checkpoint(folder)
@@ -65,14 +65,14 @@ def explained(error: Exception, folder: Path) -> Exception:
 
 def build(group: str, config: Any, **more: Any) -> Any:
     """What a configuration with a `_target_` builds, with `more` arguments. `UserError` for a bad value."""
-    with refused(group):
+    with user_errors(group):
         return instantiate(config, _partial_=True, _convert_="all")(**more)
 
 
 def build_datamodule(config: DictConfig, stage: str | None = None) -> ImageDataModule:
     """The data set of a run's configuration, fetched, with the splits of a stage ("fit", "test") or all."""
     datamodule: ImageDataModule = build("data", config.data)
-    with refused("data"):
+    with user_errors("data"):
         datamodule.prepare_data()
         datamodule.setup(stage)
     return datamodule
@@ -88,7 +88,7 @@ def build_net(config: DictConfig, image_shape: Sequence[int], heads: Sequence[He
 
 def build_classifier(config: DictConfig, datamodule: ImageDataModule) -> Classifier:
     """Network, loss, optimizer and learning rate of a configuration. Raises `UserError` for a bad value."""
-    with refused("optimizer or lr_scheduler"):
+    with user_errors("optimizer or lr_scheduler"):
         optimizer = instantiate(config.optimizer, _convert_="all")
         lr_scheduler = instantiate(config.lr_scheduler, _convert_="all")
     weighting = build("weighting", config.weighting, heads=datamodule.heads)
@@ -104,7 +104,7 @@ def build_classifier(config: DictConfig, datamodule: ImageDataModule) -> Classif
         train_heads=as_list(config.train_heads),
         seed=config.seed,
     )
-    with refused("optimizer or lr_scheduler"):  # now, not when the training begins
+    with user_errors("optimizer or lr_scheduler"):  # now, not when the training begins
         if classifier.lr_scheduler.get("scheduler") is not None:
             classifier.scheduler_config(optimizer(classifier.trained_parameters()), total_steps=1)
         else:
@@ -116,7 +116,7 @@ def build_methods(config: DictConfig) -> dict[str, Method]:
     """{name: attribution method} of the `method` group; a function of the user's own is named by its `_target_`."""
     methods = {}
     for name, node in config.items():
-        with refused(f"method.{name!s}"):
+        with user_errors(f"method.{name!s}"):
             methods[str(name)] = instantiate(node, _partial_=True, _convert_="all")
     if not methods:
         raise UserError("method={}: name at least one method, like method=[grad_cam]")
@@ -135,7 +135,7 @@ def named_method(method: str | Method, **settings: Any) -> tuple[str, Method]:
         raise UserError(f"method={method!r} is neither a name nor a function (net, images, targets) -> maps (N, H, W)")
     else:
         name, function = str(getattr(method, "__name__", "method")), method
-    with refused(f"method.{name}"):
+    with user_errors(f"method.{name}"):
         inspect.signature(function).bind(None, None, None, **settings)
     return name, partial(function, **settings)
 
@@ -144,8 +144,8 @@ def named_methods(methods: Any) -> dict[str, Method]:
     """{name: attribution method} of one or several, each a name or a function, or of {name: function}."""
     if isinstance(methods, Mapping):
         return {name: named_method(method)[1] for name, method in methods.items()}
-    listed = [methods] if isinstance(methods, str) or callable(methods) else list(methods)
-    found = [named_method(method) for method in listed]
+    several = [methods] if isinstance(methods, str) or callable(methods) else list(methods)
+    found = [named_method(method) for method in several]
     names = [name for name, _ in found]
     if len(set(names)) < len(names):
         raise UserError(f"methods {', '.join(names)}: two have one name; give {{name: function}}")

@@ -28,7 +28,7 @@ from yaml import MarkedYAMLError, YAMLError
 from cnnlab import __version__
 from cnnlab.errors import UserError, did_you_mean, raised_by
 from cnnlab.help import FLAGS, groups_of, help_text
-from cnnlab.log import command_line, say
+from cnnlab.log import command_line, echo
 
 # In a wheel `conf` lies in the package, in a checkout beside it.
 CONF = next(
@@ -103,7 +103,7 @@ def command(
         _exit(str(error) or "a setting of Hydra itself has a value that it does not take")
     finally:
         if config_name == "train" and len(sweeps) > 1:
-            say(f"\ncompare them     {command_line('compare', 'runs', sweeps[0])}")
+            echo(f"\ncompare them     {command_line('compare', 'runs', sweeps[0])}")
         if not full:
             del os.environ[_FULL_ERROR]
 
@@ -116,14 +116,14 @@ def _answered(config_name: str, words: Sequence[str], conf: Path = CONF) -> bool
             name = flag.lstrip("-")
             _exit(f"there is no flag {flag}: settings are written without dashes, {name}=<value>")
     if "--version" in flags:
-        say(f"cnnlab {__version__}")
+        echo(f"cnnlab {__version__}")
     elif {"-h", "--help"} & set(flags):
-        say(help_text(list(dict.fromkeys((conf, CONF))), config_name))
+        echo(help_text(list(dict.fromkeys((conf, CONF))), config_name))
     return bool({"--version", "-h", "--help"} & set(flags))
 
 
 @contextmanager
-def composed(
+def compose_config(
     config_name: str, words: Iterable[str], folder: Path | str | None = None, config_dir: Path | str | None = None
 ) -> Iterator[DictConfig]:
     """Within, the configuration that `conf/<config_name>.yaml` and `words` compose, as `command` would hand it to its
@@ -194,11 +194,11 @@ def as_list(value: Any) -> list[str]:
     """The words of a setting that is one word, a list of words, or nothing."""
     if value is None:
         return []
-    listed = value if isinstance(value, ListConfig | list) else [value]
-    return ["true" if word is True else str(word) for word in listed]  # YAML reads `true` as a truth value
+    values = value if isinstance(value, ListConfig | list) else [value]
+    return ["true" if word is True else str(word) for word in values]  # YAML reads `true` as a truth value
 
 
-def named_config(cfg: DictConfig) -> DictConfig:
+def config_with_choices(cfg: DictConfig) -> DictConfig:
     """`cfg` with the names of the chosen experiment and options in front."""
     choices = HydraConfig.get().runtime.choices
     options = {group: option for group, option in choices.items() if "/" not in group and option is not None}

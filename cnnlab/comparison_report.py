@@ -15,7 +15,7 @@ from cnnlab.callbacks.metrics_history import accuracies, best_accuracy
 from cnnlab.cli import as_list
 from cnnlab.errors import UserError
 from cnnlab.io import new_folder, to_csv, write_atomically
-from cnnlab.log import as_table, percent, say
+from cnnlab.log import as_table, echo, percent
 from cnnlab.run_groups import GOAL, Group, find, groups
 
 NOTE = (
@@ -44,7 +44,7 @@ def _newest_sweep(sweeps: Path = Path("outputs/sweeps")) -> Path:
             "runs=[<one>,<two>]"
         )
     newest = sweeps / max(written)[1].relative_to(sweeps).parts[0]
-    say(f"runs  {newest}")
+    echo(f"runs  {newest}")
     return newest
 
 
@@ -87,8 +87,8 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     write_atomically(folder / "compare.html", page)
     for name, table in tables.items():
         title = f"{name}: accuracies" if len(tables) > 1 else "Accuracies"
-        say(f"{title} on {subject}\n{_fitting(table)}\n")
-    say(f"{NOTE}\npage  {folder / 'compare.html'}")
+        echo(f"{title} on {subject}\n{_fitting(table)}\n")
+    echo(f"{NOTE}\npage  {folder / 'compare.html'}")
     return folder / "compare.html"
 
 

@@ -26,20 +26,20 @@ def render(template: str, templates: Path | None = None, **content: Any) -> str:
     )
     environment.filters["embed"] = _embed
     environment.filters["percent"] = percent
-    environment.filters["counted"] = counted
+    environment.filters["pluralize"] = pluralize
     return environment.get_template(template).render(**content)
 
 
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def pluralize(number: int, one: str, many: str | None = None) -> str:
     """A number with its noun: "one head", "two heads", "24,000 images"."""
     said = WORDS[number] if number < len(WORDS) else f"{number:,}"
     return f"{said} {one if number == 1 else many or one + 's'}"
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """Words with commas, and `and` before the last."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 

@@ -19,7 +19,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Print a text; what the console cannot show becomes a question mark, and one that takes nothing any more, as a
     full disk, is left alone."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -58,7 +58,7 @@ class _ConsoleHandler(logging.Handler):
     """Through `sys.stdout` as it is then: a live progress bar puts itself there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        echo(self.format(record))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from cnnlab import __version__
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.network import frozen_copy
 from cnnlab.io import new_folder, write_atomically
-from cnnlab.log import say
+from cnnlab.log import echo
 from cnnlab.models.heads import Head
 from cnnlab.runs import Run, open_run
 from cnnlab.task import Task
@@ -194,6 +194,6 @@ def export_run(cfg: DictConfig) -> Path:
     path = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else run.path / "export") / name
     write_atomically(path, content)
     shape = ", ".join(map(str, run.task.image_shape))
-    say(f"the same to {difference:.1e} on {len(images)} test images\nfile  {path}\n\nTo use it elsewhere:\n")
-    say(LINES[cfg.format].format(file=str(path), shape=shape))
+    echo(f"the same to {difference:.1e} on {len(images)} test images\nfile  {path}\n\nTo use it elsewhere:\n")
+    echo(LINES[cfg.format].format(file=str(path), shape=shape))
     return path

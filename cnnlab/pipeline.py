@@ -14,7 +14,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab import hardware, log
-from cnnlab.build import build_classifier, build_datamodule, build_trainer, explained, refused
+from cnnlab.build import as_user_error, build_classifier, build_datamodule, build_trainer, user_errors
 from cnnlab.callbacks.checkpoint import load_checkpoint
 from cnnlab.callbacks.graceful_shutdown import interruptible
 from cnnlab.callbacks.metrics_history import best_accuracy
@@ -42,7 +42,7 @@ def train(cfg: DictConfig, several_processes: bool = True) -> float:
     hardware.disable_malloc_trim()
     with interruptible(), locked(folder), log.run_log(folder), hardware.limit_threads(cfg.job_threads):
         datamodule = build_datamodule(config, "fit")
-        with refused(f"seed={config.seed}"):
+        with user_errors(f"seed={config.seed}"):
             L.seed_everything(config.seed, verbose=False)
         classifier = build_classifier(config, datamodule)
         if config.init_from is not None and cfg.ckpt_path is None:
@@ -81,7 +81,7 @@ def train(cfg: DictConfig, several_processes: bool = True) -> float:
             run.interrupted()
             raise
         except Exception as error:
-            mistake = explained(error, folder)
+            mistake = as_user_error(error, folder)
             run.failed(mistake)
             if mistake is error:
                 raise

@@ -21,7 +21,7 @@ from cnnlab.explain.inputs import Inputs, from_outside
 from cnnlab.explain.network import frozen_copy
 from cnnlab.explain.ood import OODDetector
 from cnnlab.io import new_folder, to_csv, write_atomically
-from cnnlab.log import as_table, percent, say
+from cnnlab.log import as_table, echo, percent
 from cnnlab.models.heads import Head
 from cnnlab.provenance import versions
 from cnnlab.result import Result
@@ -168,8 +168,8 @@ def predict_run(cfg: DictConfig) -> Path:
     facts = {"run": str(run.path), "title": run.title, "versions": versions()}
     content = {**facts, "images": prediction.answers(), "unreadable": unreadable}
     write_atomically(folder / "predictions.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    say(str(prediction))
+    echo(str(prediction))
     for why in unreadable.values():
-        say(f"! {why}")
-    say(f"table  {folder / 'predictions.csv'}")
+        echo(f"! {why}")
+    echo(f"table  {folder / 'predictions.csv'}")
     return folder

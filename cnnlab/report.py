@@ -229,7 +229,7 @@ def test_results(heads: Iterable[Head], means: dict[str, float], predictions: Pr
 def absent_classes(test: Summary) -> dict[str, str]:
     """Return the classes without a test image, {head: names}, of the heads that have some."""
     absent = {name: head.get("absent_classes", []) for name, head in test["heads"].items()}
-    return {name: f"no test image of {html.listed(classes)}" for name, classes in absent.items() if classes}
+    return {name: f"no test image of {html.join_words(classes)}" for name, classes in absent.items() if classes}
 
 
 def log_figures(loggers: Iterable[Logger], folder: Path) -> None:

@@ -32,7 +32,7 @@ _REPEATED = (
     "tags",
 )
 # So are those that differ in who looks on, and when is saved what to resume from.
-_LOOKING_ON = ("logger", "callbacks.last_checkpoint", "callbacks.interval_checkpoint", "callbacks.progress_bar")
+IGNORED_KEYS = ("logger", "callbacks.last_checkpoint", "callbacks.interval_checkpoint", "callbacks.progress_bar")
 GOAL = 0.999  # of every head on validation: how many epochs until then?
 
 
@@ -219,7 +219,7 @@ def _settings(run: Run) -> Settings:
         flat["init_from"] = Run(base).config.experiment if base.is_dir() else str(base)
     unnamed = (*_REPEATED, *options)
     kept = {key: value for key, value in flat.items() if key not in unnamed and not key.endswith("_target_")}
-    return {key: value for key, value in {**options, **kept}.items() if not key.startswith(_LOOKING_ON)}
+    return {key: value for key, value in {**options, **kept}.items() if not key.startswith(IGNORED_KEYS)}
 
 
 def groups(records: Sequence[RunRecord]) -> list[Group]:

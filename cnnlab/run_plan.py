@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab import hardware
 from cnnlab.callbacks.checkpoint import last_valid_checkpoint
 from cnnlab.callbacks.metrics_history import best_accuracy
-from cnnlab.cli import named_config
+from cnnlab.cli import config_with_choices
 from cnnlab.errors import UserError
-from cnnlab.log import is_main_process, say
+from cnnlab.log import echo, is_main_process
 from cnnlab.pipeline import train
 from cnnlab.runs import Run
 from cnnlab.trust import check_trusted
@@ -27,7 +27,7 @@ def train_command(cfg: DictConfig) -> float:
     sweep = hydra.mode == RunMode.MULTIRUN
     if sweep:
         words = [word for word in hydra.overrides.task if not word.startswith("experiment=")]
-        say(f"\njob {hydra.job.num}: {' '.join(words)}")
+        echo(f"\njob {hydra.job.num}: {' '.join(words)}")
     return train(planned, several_processes=not sweep)
 
 
@@ -44,7 +44,7 @@ def plan_run(cfg: DictConfig) -> DictConfig | Run:
         check_trusted(run.config, run.path / "config.yaml")
         return _runtime(_resumed(run, cfg), run.path, _where_to_go_on(run))
     init_from = Run(str(cfg.init_from)) if cfg.init_from is not None else None
-    config = named_config(_based(cfg, init_from))
+    config = config_with_choices(with_base_network(cfg, init_from))
     if cfg.skip_finished and (folder / "config.yaml").is_file():
         run = Run(folder)
         if run.config != OmegaConf.create(OmegaConf.to_container(config, resolve=True)):
@@ -69,7 +69,7 @@ def _runtime(config: DictConfig, folder: Path, ckpt_path: Path | None) -> DictCo
     )
 
 
-def _based(cfg: DictConfig, init_from: Run | None) -> DictConfig:
+def with_base_network(cfg: DictConfig, init_from: Run | None) -> DictConfig:
     """`cfg` with the network of the run it begins with."""
     if init_from is None:
         if cfg.train_heads:
@@ -110,9 +110,9 @@ def _where_to_go_on(run: Run) -> Path | None:
         raise UserError(f"{broken[0]} is broken and there is none before it; train anew")
     if is_main_process():
         for name in broken:
-            say(f"{name} is broken; going on from {path}")
+            echo(f"{name} is broken; going on from {path}")
         if path is None:
-            say(f"{run.path} stopped before its first checkpoint; it begins again")
+            echo(f"{run.path} stopped before its first checkpoint; it begins again")
     return path
 
 

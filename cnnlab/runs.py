@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import AliasToken, YAMLError, scan
 
-from cnnlab.build import build_datamodule, build_net, named_method, named_methods, refused
+from cnnlab.build import build_datamodule, build_net, named_method, named_methods, user_errors
 from cnnlab.callbacks.checkpoint import checkpoint_path, load_checkpoint
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule, sample_indices
 from cnnlab.errors import UserError, did_you_mean
@@ -25,7 +25,7 @@ from cnnlab.explain.inputs import Inputs, from_outside, from_split, pick
 from cnnlab.explain.network import leaf_modules
 from cnnlab.explain.ood import OODDetector
 from cnnlab.io import read_csv
-from cnnlab.log import say
+from cnnlab.log import echo
 from cnnlab.models.classifier import Classifier
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
@@ -163,7 +163,7 @@ class Run:
         """The run's network with its best weights, in evaluation mode. It needs no data set."""
         self._check_trusted("net")
         net = build_net(self.config, self.task.image_shape, self.task.heads)
-        with refused(str(self.checkpoint("best"))):
+        with user_errors(str(self.checkpoint("best"))):
             net.load_state_dict(self.weights())
         return net.eval()
 
@@ -173,7 +173,7 @@ class Run:
         path = checkpoint_path(self.path, OOD)
         if not path.is_file():
             return None
-        with refused(str(path)):
+        with user_errors(str(path)):
             return OODDetector.from_state(load_checkpoint(path)["state_dict"])
 
     def _check_trusted(self, group: str) -> None:
@@ -229,9 +229,9 @@ class Run:
                 raise UserError(f"there is no target '{target}'{hint}")
             target = number
         name, function = named_method(method, **settings)
-        with refused(f"method.{name}"):
-            informed = self.informed(function)
-            return attribute(self.net, inputs.images, target, informed, asked.name, asked.classes, name)
+        with user_errors(f"method.{name}"):
+            bound = self.bind_baselines(function)
+            return attribute(self.net, inputs.images, target, bound, asked.name, asked.classes, name)
 
     @cached_property
     def references(self) -> Tensor:
@@ -239,7 +239,7 @@ class Run:
         split = self.datamodule("fit").splits["train"]
         return split.inputs(sample_indices(len(split), min(REFERENCES, len(split))))
 
-    def informed(self, method: Method) -> Method:
+    def bind_baselines(self, method: Method) -> Method:
         """The attribution method, given the run's `references` where it takes some and has none."""
         asks = inspect.signature(method).parameters.get("references")
         return method if asks is None or asks.default is not None else partial(method, references=self.references)  # type: ignore[call-arg]
@@ -257,7 +257,7 @@ class Run:
         by gradient ascent; `settings` are those of `AscentConfig`."""
         from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels, maximize_classes
 
-        with refused("maximise"):
+        with user_errors("maximise"):
             ascent = AscentConfig(**settings)
         shape, heads = self.task.image_shape, {head.name: head for head in self.task.heads}
         if name in heads:
@@ -338,5 +338,5 @@ def open_run(path: str | None) -> Run:
     if path:
         return Run(path)
     run = newest()
-    say(f"run  {run.path}")
+    echo(f"run  {run.path}")
     return run

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.cli import command, named_config
+from cnnlab.cli import command, config_with_choices
 from cnnlab.io import write_atomically, write_json
 
 
@@ -20,7 +20,7 @@ def record_failure(cfg: DictConfig, error: Exception) -> None:
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             traceback.print_exception(error, file=log)
         write_json(folder / "summary.json", {"status": "failed", "error": str(error), "seed": cfg.get("seed")})
-        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(named_config(cfg), resolve=True))
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config_with_choices(cfg), resolve=True))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from cnnlab.build import refused
+from cnnlab.build import user_errors
 from cnnlab.cli import CONF
 from cnnlab.errors import UserError
 
@@ -43,6 +43,6 @@ def _trusted_by_user(target: str) -> bool:
     packages = [name for name in os.environ.get("CNNLAB_TRUST", "").split(",") if name]
     if target.partition(".")[0] not in packages:
         return False
-    with refused(target):
+    with user_errors(target):
         module = str(getattr(get_object(target), "__module__", ""))
     return module.partition(".")[0] in packages

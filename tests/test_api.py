@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import cnnlab
 from cnnlab.callbacks.checkpoint import load_checkpoint
-from cnnlab.cli import composed
-from cnnlab.data.draws import LineDraws
+from cnnlab.cli import compose_config
+from cnnlab.data.draws import LineSampler
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
 from cnnlab.explain.evaluation import Sample, evaluate
@@ -151,7 +151,7 @@ def test_predictions_are_those_of_the_network(run: Run) -> None:
 
 
 def test_one_or_many_images_of_any_kind(run: Run, tmp_path: Path) -> None:
-    image = LineDataset(LineDraws(0, "test"), 1).images(torch.tensor([90]))[0]  # uint8 (3, 28, 28)
+    image = LineDataset(LineSampler(0, "test"), 1).images(torch.tensor([90]))[0]  # uint8 (3, 28, 28)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     picture.save(tmp_path / "line.png")
     wanted = run.predict(image).probabilities["angle"]
@@ -264,7 +264,7 @@ def test_any_network_of_several_heads_is_explained(form: type, head: str | int) 
 def test_a_foreign_network_is_graded_beside_a_foreign_method() -> None:
     """The brightness of a line is the line: the method's mass and rank are 1 by hand, and it ignores the weights."""
     torch.manual_seed(0)
-    split, rows, heads = LineDataset(LineDraws(0, "test"), 1), torch.arange(0, 96, 5), (HEADS[1], HEADS[2])
+    split, rows, heads = LineDataset(LineSampler(0, "test"), 1), torch.arange(0, 96, 5), (HEADS[1], HEADS[2])
     truths = {head.name: {"line": split.images(rows).amax(dim=1) > 0} for head in heads}
     sample = Sample(split.inputs(rows), {h.name: split.targets(rows)[h.name] for h in heads}, truths)
     net = TwoHeads(dict)
@@ -288,7 +288,7 @@ def test_a_second_training_in_another_thread_is_one_line(tmp_path: Path) -> None
 
     thread = threading.Thread(target=second)
     thread.start()
-    with composed("train", TINY_LINES, tmp_path / "first"):
+    with compose_config("train", TINY_LINES, tmp_path / "first"):
         entered.set()
         thread.join(60)
     assert errors == ["another thread of this process trains already, and Hydra can serve one at a time; wait for it"]

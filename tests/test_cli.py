@@ -156,12 +156,12 @@ def test_help_names_groups_and_settings(tmp_path: Path) -> None:
         assert word in done.stdout
     assert "# of the data, the first weights, the order of the images, and dropout" in done.stdout
     assert os.listdir(tmp_path) == []
-    explained = subprocess.run(
+    shown = subprocess.run(
         [sys.executable, "-m", "cnnlab.explain", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    assert "  method: deconvolution, deep_lift, " in explained
-    assert "experiment: " not in explained  # it has no such group
-    assert "# of: predicted, true, the name of a class" in explained
+    assert "  method: deconvolution, deep_lift, " in shown
+    assert "experiment: " not in shown  # it has no such group
+    assert "# of: predicted, true, the name of a class" in shown
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cnnlab.callbacks.checkpoint import save_tensors
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.data.draws import LineDraws
+from cnnlab.data.draws import LineSampler
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
 from cnnlab.explain.inputs import from_outside
@@ -27,7 +27,7 @@ from tests.conftest import in_process
 
 def _drawings(folder: Path) -> Path:
     folder.mkdir()
-    split = LineDataset(LineDraws(0, "test"), 1)
+    split = LineDataset(LineSampler(0, "test"), 1)
     for number in (3, 90):
         image = split.images(torch.tensor([number]))[0].permute(1, 2, 0).numpy()
         Image.fromarray(image).save(folder / f"line_{number}.png")

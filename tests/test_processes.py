@@ -55,14 +55,14 @@ def test_every_image_is_counted_once(two: tuple[Path, str]) -> None:
     data = run.datamodule()
     net = run.net
     best = read_csv(run.path / "metrics.csv")[run.summary["best_epoch"] - 1]
-    for stage, counted in (("val", best), ("test", None)):
+    for stage, validated in (("val", best), ("test", None)):
         split = data.splits[stage]
         images, targets = split[torch.arange(len(split))]
         with torch.no_grad():
             logits = net(images)
         for head in data.heads:
             right = (head.predict(logits[head.name]) == targets[head.name]).float().mean().item()
-            said = counted or {f"test/{k}/acc": v["accuracy"] for k, v in run.summary["test"]["heads"].items()}
+            said = validated or {f"test/{k}/acc": v["accuracy"] for k, v in run.summary["test"]["heads"].items()}
             assert said[f"{stage}/{head.name}/acc"] == pytest.approx(right, abs=1e-6)
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from cnnlab.callbacks.checkpoint import load_checkpoint
-from cnnlab.cli import CONF, composed
+from cnnlab.cli import CONF, compose_config
 from cnnlab.data.datamodule import Batch
 from cnnlab.models.classifier import Classifier
 from cnnlab.pipeline import train
@@ -251,7 +251,7 @@ def test_accumulated_batches_are_drawn_apart(tmp_path: Path, monkeypatch: pytest
 
 
 def test_training_is_a_function_of_its_configuration_alone(lines_run: Path, tmp_path: Path) -> None:
-    with composed("train", ["experiment=multihead", *TINY_LINES], tmp_path / "other") as cfg:
+    with compose_config("train", ["experiment=multihead", *TINY_LINES], tmp_path / "other") as cfg:
         planned = plan_run(cfg)
         assert isinstance(planned, DictConfig)
     planned.paths.output_dir = str(tmp_path / "run")

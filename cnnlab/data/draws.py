@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnlab.data.datamodule import CHUNK
-from cnnlab.data.hashing import hashed, unit
+from cnnlab.data.hashing import hash_u64, unit
 from cnnlab.data.rendering import (
     IMAGE_SIZE,
     LENGTHS,
@@ -52,13 +52,13 @@ _GRID = {"short": 10, "long": 2}
 
 
 # Whole numbers below 2**32: a sum of 784 products with bytes stays exact in float64.
-_WEIGHTS = torch.from_numpy((hashed(np.arange(IMAGE_SIZE**2, dtype=np.uint64)) >> 32).astype(np.float64))
+_WEIGHTS = torch.from_numpy((hash_u64(np.arange(IMAGE_SIZE**2, dtype=np.uint64)) >> 32).astype(np.float64))
 
 
 def _share(grey: Tensor) -> Tensor:
     """Which eighth of all images each of `grey` (B, 28, 28) falls in, int64 (B,) in [0, 8)."""
     sums = (grey.flatten(1).double() @ _WEIGHTS).numpy().astype(np.uint64)
-    return torch.from_numpy((hashed(sums) >> 61).astype(np.int64))
+    return torch.from_numpy((hash_u64(sums) >> 61).astype(np.int64))
 
 
 def in_region(centres: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def in_region(centres: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LineDraws:
+class LineSampler:
     """What is random about the lines of a split ("train", "val", "test").
 
     `style` is one of `rendering.STYLES`, or "mixed", each image in one of them. `jitter` says by how much lines may
@@ -114,12 +114,12 @@ class LineDraws:
         return torch.cat([draw(indices[rows], kinds[rows]) for rows in chunks])
 
     def _keys(self, indices: Tensor, place: int) -> NDArray[np.uint64]:
-        return hashed(self.seed, _SHARES[self.split].start, indices.numpy(), place)
+        return hash_u64(self.seed, _SHARES[self.split].start, indices.numpy(), place)
 
     def _places(self, indices: Tensor, attempt: int) -> Tensor:
         """Numbers uniform in [0, 1), float32 (B, 2)."""
         key = self._keys(indices, attempt)
-        return unit(np.stack([hashed(key, axis) for axis in (0, 1)], axis=1))
+        return unit(np.stack([hash_u64(key, axis) for axis in (0, 1)], axis=1))
 
     def _anywhere(self, indices: Tensor, kinds: Tensor) -> Tensor:
         style, jitter = self.styles(indices), self.jitters(indices)

@@ -10,7 +10,7 @@ from torch import Tensor
 Keys = NDArray[np.uint64]
 
 
-def hashed(*words: Keys | int) -> Keys:
+def hash_u64(*words: Keys | int) -> Keys:
     """Independent uniform 64-bit numbers, one for each row of `words` (splitmix64, Steele et al. 2014)."""
     state: Keys = np.zeros(1, np.uint64)
     for word in words:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
-from cnnlab.data.draws import HOLDOUTS, JITTERED, MIXED, PLACEMENTS, LineDraws
+from cnnlab.data.draws import HOLDOUTS, JITTERED, MIXED, PLACEMENTS, LineSampler
 from cnnlab.data.rendering import (
     ATTRIBUTES,
     COLOURS,
@@ -63,7 +63,7 @@ class LineDataset(BatchedDataset):
 
     def __init__(
         self,
-        draws: LineDraws,
+        draws: LineSampler,
         per_class: int,
         task: str = "attributes",
         resample: bool = False,
@@ -133,7 +133,7 @@ class LineDataset(BatchedDataset):
 class LineDataModule(ImageDataModule):
     """Lines, drawn batch by batch. `task` is "attributes" (four heads) or "class" (one head of all their combinations).
 
-    `style`, `jitter`, `holdout`, `placement` and `scene` are as in `LineDraws`; `jitter` is for training lines alone,
+    `style`, `jitter`, `holdout`, `placement` and `scene` are as in `LineSampler`; `jitter` is for training lines alone,
     and `test_style` is how those of the test are drawn, where it is another.
     """
 
@@ -185,9 +185,9 @@ class LineDataModule(ImageDataModule):
         common: dict[str, Any] = {"seed": seed, "holdout": holdout, "placement": placement}
         common["scene"] = scene
         self.draws = {
-            "train": LineDraws(split="train", style=style, jitter=dict(jitter or {}), **common),
-            "val": LineDraws(split="val", style=style, **common),
-            "test": LineDraws(split="test", style=test_style or style, **common),
+            "train": LineSampler(split="train", style=style, jitter=dict(jitter or {}), **common),
+            "val": LineSampler(split="val", style=style, **common),
+            "test": LineSampler(split="test", style=test_style or style, **common),
         }
 
     def setup(self, stage: str | None = None) -> None:

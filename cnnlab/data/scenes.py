@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnnlab.data.hashing import Keys, hashed, unit
+from cnnlab.data.hashing import Keys, hash_u64, unit
 from cnnlab.data.rendering import ANGLES, IMAGE_SIZE, LENGTHS, WIDTHS, Lines, centre_bounds, coverage
 
 # With noise the line is drawn at LIT of its brightness on a ground of GROUND, so that little of the noise, of deviation
@@ -37,7 +37,7 @@ def _plain(images: Tensor, _keys: Keys) -> Tensor:
 
 def _distractor(images: Tensor, keys: Keys) -> Tensor:
     """Another line of any kind, white, anywhere below it: it may cross the line and says nothing of the answers."""
-    at = [unit(hashed(keys, place)) for place in range(5)]
+    at = [unit(hash_u64(keys, place)) for place in range(5)]
     lengths, widths = torch.tensor(list(LENGTHS.values())), torch.tensor(list(WIDTHS.values()))
     turn = torch.tensor(list(ANGLES.values()))[(at[2] * len(ANGLES)).long()]
     length, width = lengths[(at[0] * len(lengths)).long()], widths[(at[1] * len(widths)).long()]
@@ -65,7 +65,7 @@ def _correlated(images: Tensor, keys: Keys) -> Tensor:
 
 def _contrast(images: Tensor, keys: Keys) -> Tensor:
     """The line alone, at DIMMEST to 1 of its brightness."""
-    light = DIMMEST + (1 - DIMMEST) * unit(hashed(keys, 0))
+    light = DIMMEST + (1 - DIMMEST) * unit(hash_u64(keys, 0))
     return (images * light[:, None, None, None]).round_().to(torch.uint8)
 
 
@@ -81,7 +81,7 @@ def _add(images: Tensor, noise: Tensor) -> Tensor:
 def _normal(keys: Keys, channels: int, size: int = IMAGE_SIZE) -> Tensor:
     """Numbers of mean 0 and deviation 1, float32 (B, channels, size, size): the sum of the eight bytes of a hash,
     which is normal to within a hundredth up to three deviations."""
-    pixels = hashed(keys[:, None], np.arange(channels * size**2, dtype=np.uint64)[None, :])
+    pixels = hash_u64(keys[:, None], np.arange(channels * size**2, dtype=np.uint64)[None, :])
     sums = pixels.view(np.uint8).reshape(*pixels.shape, 8).sum(axis=2, dtype=np.int64)
     deviation = math.sqrt(8 * (256**2 - 1) / 12)
     normal = torch.from_numpy(((sums - 8 * 127.5) / deviation).astype(np.float32))

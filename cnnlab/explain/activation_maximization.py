@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
-from cnnlab.explain.network import HeadWrapper, frozen_copy, output_of
+from cnnlab.explain.network import HeadWrapper, forward_until, frozen_copy
 from cnnlab.models.heads import Head
 from cnnlab.result import Result
 
@@ -95,13 +95,13 @@ def maximize_channels(
     its mean activation over all places, all in one batch. Raises `UserError` for what is not there."""
     net = frozen_copy(net)
     with torch.no_grad():
-        count = output_of(net, layer, torch.zeros(1, *image_shape)).shape[1]
+        count = forward_until(net, layer, torch.zeros(1, *image_shape)).shape[1]
     channels = torch.arange(min(count, MOST)) if channels is None else channels
     if not len(channels) or not ((channels >= 0) & (channels < count)).all():
         raise UserError(f"channels={channels.tolist()}: layer '{layer}' has 0..{count - 1}")
 
     def value(images: Tensor) -> Tensor:
-        output = output_of(net, layer, images)
+        output = forward_until(net, layer, images)
         own = output[torch.arange(len(channels)), channels]
         return own.flatten(1).mean(dim=1) if own.ndim > 1 else own
 

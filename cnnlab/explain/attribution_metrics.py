@@ -77,8 +77,8 @@ def sobel(images: Tensor) -> Tensor:
     kernels = torch.stack([across, across.T])[:, None].to(images)  # (2, 1, 3, 3)
     count, channels, height, width = images.shape
     padded = F.pad(images.reshape(-1, 1, height, width), (1, 1, 1, 1), mode="replicate")
-    slopes = F.conv2d(padded, kernels).square().sum(dim=1).sqrt()
-    return slopes.view(count, channels, height, width).amax(dim=1)
+    grads = F.conv2d(padded, kernels).square().sum(dim=1).sqrt()
+    return grads.view(count, channels, height, width).amax(dim=1)
 
 
 def layer_upper_bound(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

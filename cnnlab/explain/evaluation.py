@@ -22,7 +22,14 @@ from cnnlab.explain.attribution_metrics import (
 )
 from cnnlab.explain.method_names import method_title
 from cnnlab.explain.methods.cams import grad_cam
-from cnnlab.explain.network import HeadWrapper, cam_layer, frozen_copy, leaf_modules, path_until, receptive_fields
+from cnnlab.explain.network import (
+    HeadWrapper,
+    default_target_layer,
+    frozen_copy,
+    layers_up_to,
+    leaf_modules,
+    receptive_fields,
+)
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 
@@ -142,10 +149,10 @@ def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) ->
 
 def upper_bound_maps(net: HeadWrapper, images: Tensor, masks: Tensor) -> Tensor:
     """Maps float (N, H, W): the true pixels `masks` bool (N, H, W) themselves, drawn as coarsely as the maps
-    at which Grad-CAM looks by default (see `cam_layer`)."""
-    layer = cam_layer(net, images)
+    at which Grad-CAM looks by default (see `default_target_layer`)."""
+    layer = default_target_layer(net, images)
     fields = receptive_fields(net, layer, images)
-    places = path_until(net, images, layer)[-1].size_out
+    places = layers_up_to(net, images, layer)[-1].size_out
     sizes = zip(fields, places, images.shape[2:], strict=True)
     rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
     return layer_upper_bound(masks, rows, columns)

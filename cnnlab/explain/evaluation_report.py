@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from cnnlab import plots
-from cnnlab.build import build_methods, refused
+from cnnlab.build import build_methods, user_errors
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.explain.attribution import Method
 from cnnlab.explain.attribution_metrics import METRICS, bootstrap_ci
@@ -28,9 +28,9 @@ from cnnlab.explain.evaluation import (
 )
 from cnnlab.explain.method_names import method_title
 from cnnlab.hardware import disable_malloc_trim
-from cnnlab.html import listed, render
+from cnnlab.html import join_words, render
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
-from cnnlab.log import as_table, say
+from cnnlab.log import as_table, echo
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
 from cnnlab.provenance import versions
@@ -89,14 +89,16 @@ class Scores(Result):
                 continue
             better = [name for name in self._trusted if name in rank and rank[name].low > rank[EDGES].high]
             said = [f"{method_title(name)} ({rank[name].mean:.2f} against {rank[EDGES].mean:.2f})" for name in better]
-            by_head.setdefault(listed(said), []).append(head)
+            by_head.setdefault(join_words(said), []).append(head)
         found = [
-            f"For {listed(heads)}, {said} {'finds' if said.count(' against ') == 1 else 'find'} the pixels that decide "
-            "better than a mere edge map of the image."
+            f"For {join_words(heads)}, {said} {'finds' if said.count(' against ') == 1 else 'find'} the pixels that "
+            "decide better than a mere edge map of the image."
             for said, heads in by_head.items() if said
         ]  # fmt: skip
         if "" in by_head:
-            found.append(f"For {listed(by_head[''])}, no method does better than a mere edge map, by rank accuracy.")
+            found.append(
+                f"For {join_words(by_head[''])}, no method does better than a mere edge map, by rank accuracy."
+            )
         return found
 
     @property
@@ -117,7 +119,7 @@ class Scores(Result):
                 for head in self.heads
             )
         ]
-        told = listed([method_title(name) for name in better]) or "no method"
+        told = join_words([method_title(name) for name in better]) or "no method"
         verb = "tell" if len(better) > 1 else "tells"
         return f"By {kind}, {told} {verb} more than an edge map and a random one do."
 
@@ -135,13 +137,13 @@ def score(
     truths = {head.name: split.truths(rows, head) for head in heads}
     sample = Sample(split.inputs(rows), split.targets(rows), truths)
     names = [head.name for head in heads]
-    with refused("method"):
-        methods = {name: run.informed(method) for name, method in methods.items()}
+    with user_errors("method"):
+        methods = {name: run.bind_baselines(method) for name, method in methods.items()}
         if all(truths.values()):
             warnings: dict[str, str] = {}
             scores = evaluate(run.net, heads, methods, sample, progress, warnings)
             return Scores(scores, names, list(methods), warnings=warnings)
-        say(NO_TRUTH)
+        echo(NO_TRUTH)
         return Scores(*_without_truth(run.net, heads, methods, sample, progress))
 
 
@@ -168,9 +170,9 @@ def score_run(cfg: DictConfig) -> Path:
     html = render("score.html", manifest=manifest, scores=scores, picture=folder / "scores.png", every=every)
     write_atomically(folder / "index.html", html)
     write_json(folder / "manifest.json", manifest)
-    say(str(scores))
-    say("\n" + "\n".join([*scores.answer(), *(f"! {warning}" for warning in scores.warnings.values())]))
-    say(f"page  {folder / 'index.html'}")
+    echo(str(scores))
+    echo("\n" + "\n".join([*scores.answer(), *(f"! {warning}" for warning in scores.warnings.values())]))
+    echo(f"page  {folder / 'index.html'}")
     return folder / "index.html"
 
 

@@ -16,7 +16,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from cnnlab import findings, plots
-from cnnlab.build import build_methods, refused
+from cnnlab.build import build_methods, user_errors
 from cnnlab.cli import as_list
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.outside import image_files
@@ -32,7 +32,7 @@ from cnnlab.explain.network import HeadWrapper, frozen_copy, layer_named, leaf_m
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
 from cnnlab.io import new_folder, write_atomically, write_json
-from cnnlab.log import command_line, say
+from cnnlab.log import command_line, echo
 from cnnlab.models.heads import Head
 from cnnlab.prediction import doubts
 from cnnlab.provenance import versions
@@ -59,7 +59,7 @@ class Explanation:
         self.cfg, self.run, self.data, self.net = cfg, run, run.test_data, run.net
         self.heads = self._heads()
         self.methods = build_methods(cfg.method)
-        with refused("ascent"):
+        with user_errors("ascent"):
             self.ascent = AscentConfig(**OmegaConf.to_container(cfg.ascent))  # type: ignore[arg-type]
         self.inputs = self._inputs()
         self.images = self.inputs.images
@@ -194,8 +194,8 @@ class Explanation:
             write_atomically(folder / "index.html", html)
             write_json(folder / "manifest.json", manifest)
         for warning in warnings:
-            say(f"! {warning}")
-        say(f"page  {folder / 'index.html'}")
+            echo(f"! {warning}")
+        echo(f"page  {folder / 'index.html'}")
         return folder / "index.html"
 
     def _heatmaps(self) -> Maps:
@@ -203,9 +203,9 @@ class Explanation:
         found: dict[tuple[str, str], dict[str, Attribution]] = {}
         for head, word, target in self.targets:
             for name, method in self.methods.items():
-                with refused(f"method.{name}"):
-                    informed = self.run.informed(method)
-                    result = attribute(self.net, self.images, target, informed, head.name, head.classes, name)
+                with user_errors(f"method.{name}"):
+                    bound = self.run.bind_baselines(method)
+                    result = attribute(self.net, self.images, target, bound, head.name, head.classes, name)
                 label = word if word in ("predicted", "true") else head.classes[int(target[0])]
                 found.setdefault((name, label), {})[head.name] = result
                 key = f"{name}/{head.name}/{word}"

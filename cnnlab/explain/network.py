@@ -105,8 +105,8 @@ class HeadWrapper(nn.Module):
             layer.register_forward_hook(record(name))
         with torch.enable_grad():
             answer = HeadWrapper(copied, self.head)(images[:1].detach().clone().requires_grad_())
-            slopes = torch.autograd.grad(answer[:, -1].sum(), [output for _, output in ran], allow_unused=True)
-        path = [layer for (layer, _), slope in zip(ran, slopes, strict=True) if slope is not None]
+            grads = torch.autograd.grad(answer[:, -1].sum(), [output for _, output in ran], allow_unused=True)
+        path = [layer for (layer, _), slope in zip(ran, grads, strict=True) if slope is not None]
         self._traced[shape] = answer.shape[1], path
         return self._traced[shape]
 
@@ -126,7 +126,7 @@ def layer_named(net: nn.Module, name: str) -> nn.Module:
 
 
 @contextmanager
-def recorded(net: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def record_activations(net: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Within, what the layers of those names answer in the network's last forward pass, {name: output}, in the order
     they ran. The network is left as it was."""
     outputs: dict[str, Tensor] = {}
@@ -152,7 +152,7 @@ def path_to_head(net: HeadWrapper, images: Tensor) -> list[str]:
     return [layer.name for layer in net.path(images)]
 
 
-def path_until(net: HeadWrapper, images: Tensor, layer: str) -> list[PathLayer]:
+def layers_up_to(net: HeadWrapper, images: Tensor, layer: str) -> list[PathLayer]:
     """The layers up to and with the last run of the one of that name, on the way to a head's answer to `images`
     (B, C, H, W). Raises `UserError` where the head does not depend on it."""
     path = net.path(images)
@@ -183,7 +183,7 @@ _ACTIVATIONS = (
 )
 
 
-def cam_layer(net: HeadWrapper, images: Tensor, layer: str | None = None) -> str:
+def default_target_layer(net: HeadWrapper, images: Tensor, layer: str | None = None) -> str:
     """The name of the layer at whose maps the methods of the CAM family look, asked with `images` (B, C, H, W).
 
     That is `layer`, or, where it is None, the next activation of maps (ReLU or its kin, as a module) that runs after
@@ -194,11 +194,11 @@ def cam_layer(net: HeadWrapper, images: Tensor, layer: str | None = None) -> str
     """
     if layer not in (None, "last_convolution"):
         layer_named(net.net, layer)
-        if not path_until(net, images, layer)[-1].size_out:
+        if not layers_up_to(net, images, layer)[-1].size_out:
             raise UserError(f"layer '{layer}' answers no maps")
         return layer
     convolution = last_convolution(net, images)
-    until, path = path_until(net, images, convolution), net.path(images)
+    until, path = layers_up_to(net, images, convolution), net.path(images)
     for place, found in enumerate(path[len(until) :] if layer is None else [], start=len(until) + 1):
         if isinstance(found.module, nn.Linear) or not found.size_out:
             break
@@ -217,7 +217,7 @@ class _ReachedError(Exception):
         self.output = output
 
 
-def output_of(net: nn.Module, name: str, images: Tensor) -> Tensor:
+def forward_until(net: nn.Module, name: str, images: Tensor) -> Tensor:
     """The output of the layer of that name, without running what comes after it; where the layer lies in the
     branch of one head, without the branches of others. Differentiable in `images`."""
 
@@ -266,7 +266,7 @@ def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[Rece
     """Where the places of a layer before a head look, along the rows and the columns of the image: from the kernels,
     strides, paddings and dilations of the convolutions and poolings up to it. Raises `UserError` where the head
     does not depend on the layer."""
-    until, size = path_until(net, images, layer), tuple(images.shape[2:])
+    until, size = layers_up_to(net, images, layer), tuple(images.shape[2:])
     rows, columns = (_field(until, axis, size) for axis in (0, 1))
     return rows, columns
 

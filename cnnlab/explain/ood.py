@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnlab.errors import UserError
-from cnnlab.explain.network import frozen_copy, leaf_modules, recorded
+from cnnlab.explain.network import frozen_copy, leaf_modules, record_activations
 
 REFERENCE = 2000  # training images that are kept
 CALIBRATION = 5000  # held-out images, at most, from which the limit is found
@@ -76,7 +76,7 @@ def _features(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
     ]
     parts = []
-    with recorded(net, convolutions) as found, torch.no_grad():
+    with record_activations(net, convolutions) as found, torch.no_grad():
         for batch in images.split(BATCH):
             net(batch)
             outputs = [batch, *(found[name] for name in sorted(found))]

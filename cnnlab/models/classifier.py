@@ -94,7 +94,7 @@ class Classifier(L.LightningModule):
                 f"step {self.global_step + 1}: the loss of head '{self.heads[place].name}' is {losses[place].item()}"
             )
         if self.l2:
-            loss = loss + self.l2 * sum(kernel.square().sum() for kernel in self.net.last_kernels())
+            loss = loss + self.l2 * sum(kernel.square().sum() for kernel in self.net.head_weights())
         with torch.no_grad():
             right = [head.predict(logits[head.name]) == targets[head.name] for head in self.heads]
             stacked = torch.stack(right).float()  # (heads, B)

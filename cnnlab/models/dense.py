@@ -62,12 +62,12 @@ class _OneDnnLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor]:
         inputs, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        by_inputs = _product(slopes, weight.t()) if wanted[0] else None
-        by_weight = _product(slopes.t(), inputs.t()) if wanted[1] else None
-        return by_inputs, by_weight, slopes.sum(dim=0)
+        by_inputs = _product(grads, weight.t()) if wanted[0] else None
+        by_weight = _product(grads.t(), inputs.t()) if wanted[1] else None
+        return by_inputs, by_weight, grads.sum(dim=0)
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -74,7 +74,7 @@ class MultiHeadNet(nn.Module):
             for name in (self.head_names if heads is None else heads)
         }
 
-    def last_kernels(self) -> list[Tensor]:
+    def head_weights(self) -> list[Tensor]:
         """The weights (units, inputs) of every head's last layer."""
         return [self.get_submodule(f"{name}.out").get_parameter("weight") for name in self.head_names]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.build import named_method, refused
+from cnnlab.build import named_method, user_errors
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.line_scene import LineScene, draw
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
@@ -22,7 +22,7 @@ from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
 from cnnlab.explain.heatmap_viewer import as_base64, colour_tables, in_colour, levels
 from cnnlab.explain.inputs import from_split, pick
 from cnnlab.explain.method_names import method_title, method_words
-from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, recorded
+from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, record_activations
 from cnnlab.log import command_line
 from cnnlab.models.heads import Head
 from cnnlab.play.questions import Question, Source
@@ -64,7 +64,7 @@ class LiveRun:
         skipped = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
         modules = {name: layer for name, layer in leaf_modules(self.net).items() if not isinstance(layer, skipped)}
         image = torch.zeros(1, *self.task.image_shape)
-        with recorded(self.net, modules) as outputs, torch.no_grad():
+        with record_activations(self.net, modules) as outputs, torch.no_grad():
             self.net(image)
         known = {head: {layer.name for layer in wrapper.path(image)} for head, wrapper in self.wrappers.items()}
         found = []
@@ -161,7 +161,7 @@ class LiveRun:
         image = question.painted(before)
         inputs = torch.stack([image, before] if question.paint else [image]).float() / 255
         shown = [layer["name"] for layer in self.layers] if question.inside else []
-        with recorded(self.net, shown) as outputs, torch.no_grad():
+        with record_activations(self.net, shown) as outputs, torch.no_grad():
             logits = self.net(inputs)
         heads, edges = {}, sobel(inputs[:1])
         for name, head in self.heads.items():
@@ -196,7 +196,7 @@ class LiveRun:
         maps = None
         if question.method is not None:
             try:
-                with refused(f"method.{question.method}"):
+                with user_errors(f"method.{question.method}"):
                     result = attribute_head(
                         self.wrappers[name], image, target, self.methods[question.method], head.classes, question.method
                     )

@@ -31,7 +31,7 @@ from starlette.routing import Route
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.hardware import disable_malloc_trim
 from cnnlab.html import render
-from cnnlab.log import say
+from cnnlab.log import echo
 from cnnlab.play.live_run import LiveRun
 from cnnlab.play.questions import Question
 from cnnlab.runs import Run, finished_runs, open_run
@@ -232,13 +232,13 @@ def play_run(cfg: DictConfig) -> None:
     address = f"http://{name}:{port}/{f'?token={token}' if token else ''}"
     config = uvicorn.Config(application(runs, token, host), log_level="warning", timeout_graceful_shutdown=1)
     with suppress(KeyboardInterrupt):
-        say(f"run   {run.path}")
-        say(f"page  {address}")
-        say("Ctrl-C ends it")
+        echo(f"run   {run.path}")
+        echo(f"page  {address}")
+        echo("Ctrl-C ends it")
         if cfg.browser and _has_screen():
             webbrowser.open(address)
         uvicorn.Server(config).run(sockets=[listening])
-    say("ended")
+    echo("ended")
 
 
 def _has_screen() -> bool:

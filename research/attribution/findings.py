@@ -8,7 +8,7 @@ import numpy as np
 
 from cnnlab.explain.evaluation import EDGES
 from cnnlab.explain.method_names import method_title
-from cnnlab.html import counted, listed
+from cnnlab.html import join_words, pluralize
 from research.attribution.grades import ABSOLUTE
 from research.attribution.table import Standing, Table, known_mean
 
@@ -57,7 +57,7 @@ def _by_head(table: Table, scene: str) -> Iterator[str]:
         best = sorted(best, key=lambda name: -lead(table, scene, name, head))
         means = [mean(table, scene, name, head) for name in (best[0], EDGES)]
         rest = [method_title(name) for name in best[1:]]
-        others = listed(rest) if len(rest) < 3 else counted(len(rest), "other method")
+        others = join_words(rest) if len(rest) < 3 else pluralize(len(rest), "other method")
         told = f", as {others} {'does' if len(rest) == 1 else 'do'}" if rest else ""
         networks_ = f"{most} of {networks} networks" if networks > 1 else "the one network"
         yield (
@@ -65,7 +65,7 @@ def _by_head(table: Table, scene: str) -> Iterator[str]:
             f"({means[0]:.2f} against {means[1]:.2f} on average){told}."
         )
     if unbeaten:
-        yield f"For {listed(unbeaten)} ({scene_words(scene)}) no method beats an edge map on any network."
+        yield f"For {join_words(unbeaten)} ({scene_words(scene)}) no method beats an edge map on any network."
 
 
 def _cells(table: Table, scene: str, method: str, head: str) -> list[Standing]:

@@ -120,7 +120,7 @@ def grade(
     `given` are maps {name: {head: float32 (N, H, W)}} that were made elsewhere. A method that refuses the network has
     no grades; `facts["refused"]` says why.
     """
-    refused: dict[str, str] = {}
+    refusals: dict[str, str] = {}
     images = data.images.to(device)
     examined = []
     for head in data.heads if heads is None else heads:
@@ -128,7 +128,7 @@ def grade(
         one = _Examined(head, wrapper, _predicted(head, wrapper, images), {}, {}, {})
         for name, method in {**WITHOUT_NETWORK, BRIGHTNESS: brightness_map, **methods}.items():
             progress(f"{head.name}: {name}")
-            _attribute(one, name, method, images, refused)
+            _attribute(one, name, method, images, refusals)
         one.maps |= {name: maps[head.name] for name, maps in (given or {}).items()}
         examined.append(one)
     signed = [name for name in examined[0].maps if any((one.maps[name] < 0).any() for one in examined)]
@@ -138,7 +138,7 @@ def grade(
     rows = [_graded(one, methods, data, images, (exact or {}).get(one.head.name), names, progress) for one in examined]
     told = {"protocol": data.fingerprint, "methods": names, "heads": [one.head.name for one in examined]}
     return Grades(
-        {**facts, **told, "refused": refused}, **{key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        {**facts, **told, "refused": refusals}, **{key: np.stack([row[key] for row in rows]) for key in rows[0]}
     )
 
 
@@ -147,7 +147,7 @@ def _predicted(head: Head, net: HeadWrapper, images: Tensor) -> Tensor:
         return head.predict(net.logits(images))
 
 
-def _attribute(one: _Examined, name: str, method: Method, images: Tensor, refused: dict[str, str]) -> None:
+def _attribute(one: _Examined, name: str, method: Method, images: Tensor, refusals: dict[str, str]) -> None:
     passed = [0]
     counter = one.net.net.register_forward_hook(
         lambda _module, inputs, _output: passed.__setitem__(0, passed[0] + len(inputs[0]))
@@ -156,7 +156,7 @@ def _attribute(one: _Examined, name: str, method: Method, images: Tensor, refuse
     try:
         one.maps[name] = attribute_head(one.net, images, one.predicted, method, name=name).maps
     except UserError as error:
-        refused[name] = str(error)
+        refusals[name] = str(error)
         one.maps[name] = torch.full((len(images), *images.shape[2:]), torch.nan)
     finally:
         counter.remove()

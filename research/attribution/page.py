@@ -13,7 +13,7 @@ from cnnlab.data.truths import LineTruths
 from cnnlab.explain.evaluation import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
 from cnnlab.explain.method_names import method_title
 from cnnlab.io import to_csv, write_atomically, write_json
-from cnnlab.log import percent, say
+from cnnlab.log import echo, percent
 from cnnlab.provenance import versions
 from research import TEMPLATES
 from research.attribution import figures
@@ -60,8 +60,8 @@ def written(folder: Path, table: Table, settings: Any) -> Path:
         "attribution.html", TEMPLATES, manifest=manifest, answers=said, folder=folder, heads=first.heads, tables=tables
     )
     write_atomically(folder / "index.html", page)
-    say("\n".join(said))
-    say(f"page  {folder / 'index.html'}")
+    echo("\n".join(said))
+    echo(f"page  {folder / 'index.html'}")
     return folder / "index.html"
 
 
@@ -105,11 +105,11 @@ def networks(table: Table) -> Rows:
         ["network", "scene", "seeds", "right", "images that count", "pixels of its own truth", "… proven smallest"]
     ]
     for (scene, network), members in table.groups.items():
-        right, counted = (known_mean([getattr(one, name) for one in members]) for name in ("right", "flips"))
+        right, flipping = (known_mean([getattr(one, name) for one in members]) for name in ("right", "flips"))
         sizes = np.concatenate([one.own_size[one.own_size > 0] for one in members])
         proven = known_mean(np.concatenate([one.own_proven[one.own_size > 0] for one in members]))
         rows.append(
-            [network, scene_words(scene), str(len(members)), percent(right), percent(counted),
+            [network, scene_words(scene), str(len(members)), percent(right), percent(flipping),
              f"{np.median(sizes):.0f}" if len(sizes) else "", f"{100 * proven:.0f} %" if len(sizes) else ""]
         )  # fmt: skip
     return rows

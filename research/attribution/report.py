@@ -16,14 +16,14 @@ from rich.console import Console
 from torch import Tensor
 
 from cnnlab.api import train
-from cnnlab.build import build_methods, refused
-from cnnlab.cli import as_list, composed
+from cnnlab.build import build_methods, user_errors
+from cnnlab.cli import as_list, compose_config
 from cnnlab.data.scenes import SCENES
 from cnnlab.data.truths import LineTruths
 from cnnlab.errors import UserError, did_you_mean
 from cnnlab.explain.attribution import Method
 from cnnlab.hardware import disable_malloc_trim
-from cnnlab.log import say
+from cnnlab.log import echo
 from cnnlab.models.heads import Head
 from cnnlab.runs import Run
 from research.attribution.grades import BY_HAND, Grades, grade
@@ -75,7 +75,7 @@ def benchmark_run(cfg: DictConfig) -> Path:
         path = folder / "grades" / f"{job.name}.npz"
         found = _kept(path, data[job.drawn], job, cfg)
         if found is None:
-            say(f"{number}/{len(jobs)}  {job.title}")
+            echo(f"{number}/{len(jobs)}  {job.title}")
             found = _graded(job, cfg, methods, data[job.drawn], folder)
             found.save(path)
         every.append(found)
@@ -107,14 +107,14 @@ def _check(cfg: DictConfig, jobs: Sequence[Job], methods: Mapping[str, Method]) 
     if not isinstance(cfg.seeds, ListConfig) or not all(type(seed) is int for seed in cfg.seeds):
         raise UserError(f"seeds={cfg.seeds} are not whole numbers")
     if cfg.device != "auto":
-        with refused(f"device={cfg.device}"):
+        with user_errors(f"device={cfg.device}"):
             torch.zeros(1, device=str(cfg.device))
     names = [job.name for job in jobs]
     for job in jobs:
         if names.count(job.name) > 1:
             raise UserError(f"two networks are called {job.name}: give their run folders different names")
     for words in {job.words for job in jobs if job.words is not None}:  # before the first is trained
-        with TemporaryDirectory() as place, composed("train", [f"experiment={RECIPE}", *words], place):
+        with TemporaryDirectory() as place, compose_config("train", [f"experiment={RECIPE}", *words], place):
             pass
     for name in cfg.maps:
         if name in methods:
@@ -146,7 +146,7 @@ def _graded(job: Job, cfg: DictConfig, methods: Mapping[str, Method], data: Line
         "drawn": job.drawn,
         "device": device,
     }
-    with Console().status("") as status, refused("device or method"):
+    with Console().status("") as status, user_errors("device or method"):
         more: dict[str, Any] = {"device": device, "progress": lambda text: status.update(f"{job.title}: {text}")}
         if job.scene == BY_HAND:
             head = data.heads[-1]
@@ -157,9 +157,9 @@ def _graded(job: Job, cfg: DictConfig, methods: Mapping[str, Method], data: Line
         if unknown:
             raise UserError(f"{run.path}: its head {unknown[0].name} is not one of lines in red and blue")
         heads = [head for head in data.heads if head in run.task.heads]
-        informed = {name: run.informed(method) for name, method in methods.items()}
+        bound = {name: run.bind_baselines(method) for name, method in methods.items()}
         facts |= {"accuracy": run.summary.get("test", {}).get("joint_accuracy"), "run": str(run.path)}
-        return grade(run.net, informed, data, facts, heads, given=_given(job, cfg, heads, len(data)), **more)
+        return grade(run.net, bound, data, facts, heads, given=_given(job, cfg, heads, len(data)), **more)
 
 
 def _trained(job: Job, folder: Path) -> Run:

@@ -103,11 +103,11 @@ class Table:
     def common(self, scene: str) -> list[str]:
         """The methods that every network of a scene has maps of."""
         there = self.members(scene)
-        refused = {name for one in there for name in one.facts["refused"]}
+        refusals = {name for one in there for name in one.facts["refused"]}
         return [
             name
             for name in self.methods
-            if all(name in one.methods for one in there) and name.removesuffix(ABSOLUTE) not in refused
+            if all(name in one.methods for one in there) and name.removesuffix(ABSOLUTE) not in refusals
         ]
 
     def beaten(self, scene: str, method: str, head: str | None = None) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import argparse
 import torch
 
 from cnnlab import hardware
-from cnnlab.data.draws import LineDraws
+from cnnlab.data.draws import LineSampler
 from cnnlab.data.lines import LineDataset
 from cnnlab.errors import UserError
 from cnnlab.runs import Run
@@ -65,7 +65,7 @@ if __name__ == "__main__":
     except UserError as error:
         parser.error(str(error))
     hardware.disable_malloc_trim()
-    fresh = LineDataset(LineDraws(SEED, "test"), given.per_class)
+    fresh = LineDataset(LineSampler(SEED, "test"), given.per_class)
     some = torch.arange(0, len(fresh), 7)  # of all 96 kinds, which come in turns
     usual = torch.cat([touching(fresh, rows) for rows in some.split(10_000)], dim=1).float().mean(dim=1)
     print("of all lines", ", ".join(f"{share:.1%} touch {edge}" for share, edge in zip(usual, EDGES, strict=True)))

@@ -34,7 +34,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels
     from cnnlab.explain.attribution import attribute
     from cnnlab.explain.methods.cams import grad_cam
-    from cnnlab.explain.network import HeadWrapper, cam_layer, layer_named
+    from cnnlab.explain.network import HeadWrapper, default_target_layer, layer_named
     from cnnlab.models.heads import Head
     from research.performance.ours import configuration
 
@@ -55,7 +55,9 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     def ours(head: Head, rows: Tensor) -> Any:
         return attribute(net, images[rows], targets[head.name][rows], grad_cam, head.name)
 
-    layers = {head.name: layer_named(net, cam_layer(HeadWrapper(net, head.name), images)) for head in data.heads}
+    layers = {
+        head.name: layer_named(net, default_target_layer(HeadWrapper(net, head.name), images)) for head in data.heads
+    }
 
     def theirs(head: Head, rows: Tensor, kind: type[GradCAM] = GradCAM) -> Any:
         wanted = [ClassifierOutputTarget(target) for target in targets[head.name][rows].tolist()]

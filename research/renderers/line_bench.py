@@ -123,7 +123,7 @@ def _lights(noise: Callable[..., Tensor]) -> dict[str, Callable[[Tensor], Tensor
     }
 
 
-def read_by_moments(images: Tensor) -> dict[str, Tensor]:
+def moments_baseline(images: Tensor) -> dict[str, Tensor]:
     """Length, width, angle and colour, {attribute: int64 (B,)}, of lines float32 (B, 3, 28, 28), without learning.
 
     The ground, the median of each channel, is taken away, and whatever differs from it by no more than noise does. What

@@ -17,9 +17,9 @@ from cnnlab.data.rendering import ATTRIBUTES, IMAGE_SIZE
 from cnnlab.errors import UserError
 from cnnlab.explain.network import frozen_copy
 from cnnlab.hardware import disable_malloc_trim
-from cnnlab.html import listed
+from cnnlab.html import join_words
 from cnnlab.io import new_folder, to_csv, write_atomically, write_json
-from cnnlab.log import as_table, percent, say
+from cnnlab.log import as_table, echo, percent
 from cnnlab.models.heads import Head
 from cnnlab.provenance import versions
 from cnnlab.result import Result
@@ -27,7 +27,7 @@ from cnnlab.runs import Run, open_run
 from research import TEMPLATES
 from research.renderers import figures
 from research.renderers.external import RENDERERS, available
-from research.renderers.line_bench import LineBench, read_by_moments
+from research.renderers.line_bench import LineBench, moments_baseline
 
 BATCH = 500
 POINT = 0.01  # so much worse than the other reader is not worse
@@ -88,7 +88,7 @@ class Robustness(Result):
             worse.append(f"Lines {group}: worse in {ways}, most for “{most.name}”, where {shares}.")
         return [
             *worse,
-            *([f"As well as a reader without learning, to within a point: lines {listed(well)}."] if well else []),
+            *([f"As well as a reader without learning, to within a point: lines {join_words(well)}."] if well else []),
         ]
 
     def plot(self) -> plots.Figure:
@@ -129,7 +129,7 @@ def robustness(
     examples = torch.stack([(lines == torch.tensor(wanted)).all(dim=1).int().argmax() for wanted in SHOWN])
     for variation in bench.variations():
         progress(f"{variation.group}: {variation.name}")
-        said, moments = _answers(net, run.task.heads, variation.images), read_by_moments(variation.images)
+        said, moments = _answers(net, run.task.heads, variation.images), moments_baseline(variation.images)
         right = {name: numbers[name][said[name]] == bench.truth[name] for name in known}
         joint, ceiling = (
             torch.stack([*each]).all(dim=0).double().mean().item()
@@ -173,8 +173,8 @@ def robustness_run(cfg: DictConfig) -> Path:
     page = html.render("renderers.html", TEMPLATES, manifest=manifest, found=found, picture=folder / "robustness.png")
     write_atomically(folder / "index.html", page)
     write_json(folder / "manifest.json", manifest)
-    say(str(found))
+    echo(str(found))
     if left_out:
-        say(f"! left out: {', '.join(left_out)}; pip install opencv-python-headless")
-    say(f"page  {folder / 'index.html'}")
+        echo(f"! left out: {', '.join(left_out)}; pip install opencv-python-headless")
+    echo(f"page  {folder / 'index.html'}")
     return folder / "index.html"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cnnlab.data.draws import LineDraws
+from cnnlab.data.draws import LineSampler
 from cnnlab.data.lines import LineDataModule, LineDataset
 from cnnlab.data.rendering import STYLES, Lines, centre_bounds, kind_of, render
 from cnnlab.errors import UserError
@@ -16,7 +16,7 @@ from tests.conftest import HEADS
 
 def test_centres_are_uniform_over_all_places() -> None:
     short_thin_0_red = torch.zeros(2000, dtype=torch.int64)
-    centres = LineDraws(0, "test").centres(torch.arange(2000), short_thin_0_red)
+    centres = LineSampler(0, "test").centres(torch.arange(2000), short_thin_0_red)
     low, high = centre_bounds(Lines.of_kinds(short_thin_0_red[:1]))
     unit = (centres - low) / (high - low)
     assert unit.min() >= 0
@@ -28,10 +28,10 @@ def test_centres_are_uniform_over_all_places() -> None:
 
 def test_an_image_is_a_function_of_seed_split_and_index() -> None:
     some, kinds = torch.tensor([5000, 3, 777]), torch.arange(6000) % 144
-    together = LineDraws(1, "train").centres(torch.arange(6000), kinds)
-    assert torch.equal(LineDraws(1, "train").centres(some, kinds[some]), together[some])
-    assert not torch.equal(LineDraws(2, "train").centres(some, kinds[some]), together[some])
-    assert not torch.equal(LineDraws(1, "test").centres(some, kinds[some]), together[some])
+    together = LineSampler(1, "train").centres(torch.arange(6000), kinds)
+    assert torch.equal(LineSampler(1, "train").centres(some, kinds[some]), together[some])
+    assert not torch.equal(LineSampler(2, "train").centres(some, kinds[some]), together[some])
+    assert not torch.equal(LineSampler(1, "test").centres(some, kinds[some]), together[some])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 
 
 def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
-    split, rows = LineDataset(LineDraws(1, "train", "mixed"), 50), torch.arange(4800)
+    split, rows = LineDataset(LineSampler(1, "train", "mixed"), 50), torch.arange(4800)
     styles = split.draws.styles(rows)
     assert isinstance(styles, torch.Tensor)
     assert (torch.bincount(styles, minlength=len(STYLES)) / 4800 - 1 / len(STYLES)).abs().max() < 0.02
@@ -161,8 +161,8 @@ def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
     assert torch.equal(split.images(some), split.images(rows)[some])
     own = render(split.kinds_of(some), split.centres_of(some), styles[some])
     assert torch.equal(split.images(some), own)
-    assert not torch.equal(LineDataset(LineDraws(2, "train", "mixed"), 50).draws.styles(rows), styles)
-    assert not torch.equal(LineDataset(LineDraws(1, "test", "mixed"), 50).draws.styles(rows), styles)
+    assert not torch.equal(LineDataset(LineSampler(2, "train", "mixed"), 50).draws.styles(rows), styles)
+    assert not torch.equal(LineDataset(LineSampler(1, "test", "mixed"), 50).draws.styles(rows), styles)
     for head in HEADS:  # the truths are those of the style
         line = split.truths(some, head)["line"]
         assert torch.equal(line, split.images(some).amax(dim=1) > 0)
@@ -223,6 +223,6 @@ def test_the_reports_generators_leak_as_theirs_do(
 
 
 def test_a_report_places_a_short_line_at_100_places_and_a_long_one_at_4() -> None:
-    draws, indices = LineDraws(0, "train", "hard", placement="report_b"), torch.arange(4000)
+    draws, indices = LineSampler(0, "train", "hard", placement="report_b"), torch.arange(4000)
     for kind, places in ((0, 100), (100, 4)):  # a short and a long line
         assert len(draws.centres(indices, torch.full((4000,), kind)).unique(dim=0)) == places

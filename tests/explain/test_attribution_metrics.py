@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cnnlab.data.draws import LineDraws
+from cnnlab.data.draws import LineSampler
 from cnnlab.data.lines import LineDataset, class_head
 from cnnlab.data.rendering import KINDS, attributes_of, counterfactual_mask, kind_of, line_mask
 from cnnlab.explain.attribution_metrics import (
@@ -188,7 +188,7 @@ def test_an_angles_truth_is_the_difference_to_its_neighbours() -> None:
 
 
 def test_a_split_gives_the_truths_of_its_images() -> None:
-    split = LineDataset(LineDraws(0, "test"), 2)
+    split = LineDataset(LineSampler(0, "test"), 2)
     rows = torch.tensor([5, 100, 191])
     lit = split.images(rows).amax(dim=1) > 0
     for head in HEADS:

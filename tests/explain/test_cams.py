@@ -17,7 +17,7 @@ from cnnlab.errors import UserError
 from cnnlab.explain.attribution import attribute
 from cnnlab.explain.evaluation import upper_bound_maps
 from cnnlab.explain.methods.cams import grad_cam
-from cnnlab.explain.network import HeadWrapper, ReceptiveField, cam_layer, receptive_fields
+from cnnlab.explain.network import HeadWrapper, ReceptiveField, default_target_layer, receptive_fields
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import BatchNorm
 from cnnlab.models.networks import Blocks, Branched, Classifier1, Deep, MultiHeadNet, ResNet
@@ -91,7 +91,7 @@ def test_all_of_the_family_look_at_what_the_activation_leaves(
 )
 def test_whose_maps_are_looked_at_in_our_networks(net: MultiHeadNet, head: Head, layer: str) -> None:
     channels = 1 if head is DIGIT else 3
-    assert cam_layer(HeadWrapper(net, head.name), torch.rand(1, channels, 28, 28)) == layer
+    assert default_target_layer(HeadWrapper(net, head.name), torch.rand(1, channels, 28, 28)) == layer
 
 
 @pytest.mark.parametrize("method", FAMILY)
@@ -175,7 +175,7 @@ def test_the_upper_bound_is_as_coarse_as_the_maps_that_are_looked_at() -> None:
     wrapper = HeadWrapper(Branched(**MULTI, relu_last=True, pool_to_the_edge=True).eval(), "angle")
     drawn = upper_bound_maps(wrapper, torch.rand(1, 3, 28, 28), mask)
     lit = drawn[0] > 0
-    assert cam_layer(wrapper, torch.rand(1, 3, 28, 28)) == "angle.relu2"  # 4 x 4 places, 6 pixels apart
+    assert default_target_layer(wrapper, torch.rand(1, 3, 28, 28)) == "angle.relu2"  # 4 x 4 places, 6 pixels apart
     assert lit[14, 14]
     assert lit.sum().item() == 36
 

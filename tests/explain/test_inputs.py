@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnlab.data.draws import LineDraws
+from cnnlab.data.draws import LineSampler
 from cnnlab.data.lines import LineDataModule, LineDataset
 from cnnlab.data.outside import read_image
 from cnnlab.errors import UserError
@@ -124,7 +124,7 @@ def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:
 
 
 def test_images_of_a_split_by_number() -> None:
-    split = LineDataset(LineDraws(0, "test"), 1)
+    split = LineDataset(LineSampler(0, "test"), 1)
     found = from_split(split, [5, 95])
     assert found.names == ["test image 5", "test image 95"]
     assert found.truth is not None

@@ -23,9 +23,9 @@ from cnnlab.explain.methods.gradients import guided_grad_cam, integrated_gradien
 from cnnlab.explain.methods.perturbations import occlusion
 from cnnlab.explain.network import (
     HeadWrapper,
+    forward_until,
     last_convolution,
     leaf_modules,
-    output_of,
     path_to_head,
     receptive_fields,
 )
@@ -323,13 +323,13 @@ def _watched() -> tuple[MultiHeadNet, list[str]]:
 
 def test_output_of_does_not_run_what_comes_after() -> None:
     net, ran = _watched()
-    assert output_of(net, "stem.pool", IMAGES).shape == (2, 32, 9, 9)
+    assert forward_until(net, "stem.pool", IMAGES).shape == (2, 32, 9, 9)
     assert ran == ["stem.conv", "stem.relu", "stem.bn", "stem.pool"]
 
 
 def test_the_branches_of_other_heads_do_not_run() -> None:
     net, ran = _watched()
-    output_of(net, "colour.conv", IMAGES)
+    forward_until(net, "colour.conv", IMAGES)
     assert ran[-2:] == ["stem.dropout", "colour.conv"]
     ran.clear()
     alone = HeadWrapper(net, HEADS[2].name)(IMAGES)

@@ -300,9 +300,9 @@ def test_every_kind_of_network_and_image(tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copytree(outputs / "c", clash)
     server = Served(f"run={clash}", "port=0", folder=tmp_path)
     try:
-        listed = server.ask("runs")
-        assert listed["first"] == str(clash)  # not the one in outputs
-        assert [run["name"] for run in listed["runs"]] == [str(clash), "c", "b", "a"]
+        join_words = server.ask("runs")
+        assert join_words["first"] == str(clash)  # not the one in outputs
+        assert [run["name"] for run in join_words["runs"]] == [str(clash), "c", "b", "a"]
         assert server.ask("run", run=str(clash))["folder"] == str(clash)
         assert server.ask("run", run="a")["folder"] == str(outputs / "a")
         for name in ("a", "b", "c"):  # the line also where colour images of another size are known

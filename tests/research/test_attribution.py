@@ -125,10 +125,10 @@ def test_a_method_of_ones_own_and_maps_made_elsewhere(small: Path, tmp_path: Pat
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as user_errors:
         in_process(NAME, *SMALL, f"out={tmp_path}/out", *words)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(user_errors.value)
+    assert "\n" not in str(user_errors.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ import torch
 from cnnlab.data.draws import in_region
 from cnnlab.data.rendering import KINDS, Lines, attributes_of, centre_bounds, coverage, render_float
 from research.renderers.external import RENDERERS, available, foreign_coverage
-from research.renderers.line_bench import PLACES, LineBench, read_by_moments
+from research.renderers.line_bench import PLACES, LineBench, moments_baseline
 
 EVERY = torch.arange(KINDS)
 UPRIGHT = Lines.of_kinds(torch.tensor([0]))  # short, thin, 0°
@@ -53,7 +53,7 @@ def test_every_program_draws_lines_where_and_how_they_lie(name: str) -> None:
     for axis in (1, 2):  # within a pixel, to which some round
         centre = (grey.sum(dim=3 - axis) * places).sum(dim=1) / mass
         assert (centre - 14).abs().max() < 1
-    angle = read_by_moments(grey.float()[:, None].repeat(1, 3, 1, 1))["angle"]
+    angle = moments_baseline(grey.float()[:, None].repeat(1, 3, 1, 1))["angle"]
     assert (angle == attributes_of(EVERY)["angle"]).double().mean() > 0.85
 
 
@@ -61,7 +61,7 @@ def test_moments_read_a_box_worked_out_by_hand() -> None:
     images = torch.zeros(2, 3, 28, 28)
     images[0, 2, 10:13, 4:19] = 1  # 15 x 3, upright, blue
     images[1, 0, 5:12, 20] = 0.25  # 7 x 1, at 90°, red, dim
-    read = read_by_moments(images)
+    read = moments_baseline(images)
     assert {name: values.tolist() for name, values in read.items()} == {
         "length": [1, 0],
         "width": [1, 0],
@@ -73,7 +73,7 @@ def test_moments_read_a_box_worked_out_by_hand() -> None:
 def test_moments_read_every_line_that_we_draw() -> None:
     low, high = centre_bounds(Lines.of_kinds(EVERY))
     centres = low + torch.rand(KINDS, 2, generator=torch.Generator().manual_seed(1)) * (high - low)
-    read, truth = read_by_moments(render_float(EVERY, centres)), attributes_of(EVERY)
+    read, truth = moments_baseline(render_float(EVERY, centres)), attributes_of(EVERY)
     assert all(torch.equal(read[name], truth[name]) for name in truth)
 
 

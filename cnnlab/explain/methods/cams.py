@@ -1,5 +1,5 @@
 """Methods that look at the maps of a layer, as a rule the last activation of maps before the head: the CAM family. What
-`layer` may say is told in `cnnlab.explain.network.cam_layer`, whose `UserError` all raise."""
+`layer` may say is told in `cnnlab.explain.network.default_target_layer`, whose `UserError` all raise."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from cnnlab.errors import UserError
 from cnnlab.explain.attribution import LayerMap, to_image
-from cnnlab.explain.network import HeadWrapper, cam_layer, last_convolution, layer_named, recorded
+from cnnlab.explain.network import HeadWrapper, default_target_layer, last_convolution, layer_named, record_activations
 
 
 def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
     """Grad-CAM (Selvaraju et al. 2017): ReLU(sum over channels k of a_k A_k), where A_k are the maps of a layer and a_k
     the mean over places of the class score's gradient by A_k."""
-    name = cam_layer(net, images, layer)
+    name = default_target_layer(net, images, layer)
     cam = LayerGradCam(net, layer_named(net.net, name))
     with torch.enable_grad():
         scores = cam.attribute(images.detach(), target=targets, relu_attributions=True)
@@ -25,7 +25,7 @@ def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | Non
 def hires_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
     """HiResCAM (Draelos and Carin 2020): ReLU(sum over channels of A_k times the class score's gradient by A_k), place
     by place, where Grad-CAM takes the gradient's mean over places."""
-    name = cam_layer(net, images, layer)
+    name = default_target_layer(net, images, layer)
     method = LayerGradientXActivation(net, layer_named(net.net, name))
     with torch.enable_grad():
         products = method.attribute(images.detach(), target=targets)
@@ -35,17 +35,17 @@ def hires_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | No
 def grad_cam_pp(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
     """Grad-CAM++ (Chattopadhyay et al. 2018): as Grad-CAM, but a_k sums the positive gradients G with the weights
     G^2 / (2 G^2 + G^3 sum of A_k), the paper's closed form for an exponential of the score."""
-    name, maps, slopes = _maps_and_slopes(net, images, targets, layer)
-    below = 2 * slopes**2 + slopes**3 * maps.sum(dim=(2, 3), keepdim=True)
-    share = slopes**2 / below.where(below != 0, 1)
-    weights = (share * slopes.clamp(min=0)).sum(dim=(2, 3), keepdim=True)
+    name, maps, grads = _maps_and_slopes(net, images, targets, layer)
+    below = 2 * grads**2 + grads**3 * maps.sum(dim=(2, 3), keepdim=True)
+    share = grads**2 / below.where(below != 0, 1)
+    weights = (share * grads.clamp(min=0)).sum(dim=(2, 3), keepdim=True)
     return LayerMap(name, (weights * maps).sum(dim=1).clamp(min=0))
 
 
 def layer_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
     """LayerCAM (Jiang et al. 2021): ReLU(sum over channels of A_k times the positive part of the gradient by A_k)."""
-    name, maps, slopes = _maps_and_slopes(net, images, targets, layer)
-    return LayerMap(name, (slopes.clamp(min=0) * maps).sum(dim=1).clamp(min=0))
+    name, maps, grads = _maps_and_slopes(net, images, targets, layer)
+    return LayerMap(name, (grads.clamp(min=0) * maps).sum(dim=1).clamp(min=0))
 
 
 def score_cam(net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None = None) -> LayerMap:
@@ -69,9 +69,9 @@ def layer_integrated_gradients(
 ) -> LayerMap:
     """Integrated gradients by the maps of a layer, on the way from a black image (Dhamdhere et al. 2019, conductance's
     simpler kin in Captum), summed over channels, with their sign. Captum would replace all answers of a layer that
-    runs several times: where that is the one that `cam_layer` would take, the convolution is looked at; `UserError`
-    where it was named."""
-    name = cam_layer(net, images, layer)
+    runs several times: where that is the one that `default_target_layer` would take, the convolution is looked at;
+    `UserError` where it was named."""
+    name = default_target_layer(net, images, layer)
     if sum(found.name == name for found in net.path(images)) > 1:
         if layer is not None:
             raise UserError(f"layer '{name}' runs several times: name another, or layer=last_convolution")
@@ -86,9 +86,9 @@ def _maps_and_slopes(
     net: HeadWrapper, images: Tensor, targets: Tensor, layer: str | None
 ) -> tuple[str, Tensor, Tensor]:
     """The layer's name, its maps (N, K, h, w) and the gradients of the class scores by them."""
-    name = cam_layer(net, images, layer)
-    with torch.enable_grad(), recorded(net.net, [name]) as outputs:
+    name = default_target_layer(net, images, layer)
+    with torch.enable_grad(), record_activations(net.net, [name]) as outputs:
         scores = net(images.detach().clone().requires_grad_()).gather(1, targets[:, None])
         maps = outputs[name]
-        (slopes,) = torch.autograd.grad(scores.sum(), maps)
-    return name, maps.detach(), slopes.detach()
+        (grads,) = torch.autograd.grad(scores.sum(), maps)
+    return name, maps.detach(), grads.detach()
