@@ -144,7 +144,7 @@ def test_an_explanation_of_an_image_from_outside_outlines_no_truth(
 def test_the_other_pages(browser: Browsed, lines_run: Path, digits_run: Path, folder: Path) -> None:
     in_process("score", f"run={lines_run}", f"out={folder}/score", "images=4", "method=[grad_cam,saliency]")
     in_process("score", f"run={digits_run}", f"out={folder}/curves", "images=4", "method=[grad_cam]")
-    in_process("robustness", f"run={lines_run}", f"out={folder}/robustness", "per_kind=1")
+    in_process("research.renderers", f"run={lines_run}", f"out={folder}/robustness", "per_kind=1")
     in_process("compare", f"runs=[{lines_run},{digits_run}]", f"out={folder}")
     pages = [folder / name / "1" / "index.html" for name in ("score", "curves", "robustness")]
     for page in (*pages, folder / "compare.html"):
@@ -160,7 +160,7 @@ def test_they_are_legible_in_the_dark(browser: Browsed, lines_run: Path) -> None
 
 def test_the_page_of_a_benchmark(browser: Browsed, lines_run: Path, folder: Path) -> None:
     words = ("breadth=quick", "images=6", "method=[grad_cam,input_x_gradient]", f"runs=[{lines_run}]")
-    in_process("benchmark", *words, f"out={folder}/benchmark")
+    in_process("research.attribution", *words, f"out={folder}/benchmark")
     page = folder / "benchmark" / "index.html"
     is_sound(browser, page)
     tab, _ = browser.open(page.as_uri())
