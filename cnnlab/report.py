@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from omegaconf import DictConfig, OmegaConf
@@ -68,8 +69,9 @@ class RunReport:
 
     def keep_last_where_none_is_best(self) -> None:
         """Keep the last weights as the best where no checkpoint was chosen on validation, so that the run opens."""
-        path = checkpoint_path(self.folder, "best")
-        missing = not path.is_file()
+        path, callbacks = checkpoint_path(self.folder, "best"), self.trainer.callbacks  # type: ignore[attr-defined]
+        chosen = any(isinstance(one, ModelCheckpoint) and one.monitor and one.best_model_path for one in callbacks)
+        missing = not (chosen and path.is_file())  # one that was kept before the run went on is not the last
         if self.trainer.world_size > 1:  # all processes save together, or none
             missing = self.trainer.strategy.reduce_boolean_decision(missing, all=False)
         if missing and not self.is_trial:

@@ -197,7 +197,7 @@ def _as_digit(image: Image.Image, size: tuple[int, int], notes: list[str]) -> Im
         return Image.new("L", size)
     if ground > NOISE:
         notes.append("dark on light, inverted" if ground > 127 else f"its background of {ground:.0f} made black")
-    noise = 1.5 * float(np.median(np.abs(values[:, 1:] - values[:, :-1])))  # of one pixel, its deviation
+    noise = 1.5 * float(np.median(np.abs(np.diff(values.ravel()))))  # of one pixel, its deviation
     ink[ink < max(FAINT * most, min(4 * noise, 0.5 * most))] = 0
     ink = np.clip(ink / most, 0, 1)
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))

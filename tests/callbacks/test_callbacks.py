@@ -21,7 +21,7 @@ from cnnlab.callbacks.metrics_history import epoch_line
 from cnnlab.callbacks.progress_bar import ProgressBar
 from cnnlab.errors import UserError
 from cnnlab.runs import Run
-from tests.conftest import TINY_LINES, run_train
+from tests.conftest import TINY_LINES, in_process, run_train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 CURVES = {"train/loss", "train/acc", "val/loss", "val/acc", "val/angle/acc", "val/colour/loss", "test/acc"}
@@ -218,6 +218,15 @@ def test_a_run_without_a_validated_epoch_can_be_opened(words: tuple[str, ...], t
     assert run.summary["data"]["train"] == 576 * epochs  # new lines every epoch
     assert len(run.predict(run.examples(2))) == 2
     assert "the last weights are kept and tested" in (folder / "log.txt").read_text()
+
+
+def test_a_run_that_goes_on_without_validation_tests_its_last_weights(tmp_path: Path) -> None:
+    folder = run_train(tmp_path / "run", *TINY_LINES, *FEW, "trainer.check_val_every_n_epoch=9", "trainer.max_epochs=1")
+    first = load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"]
+    in_process("train", f"resume={folder}", "trainer.max_epochs=2")
+    best, last = (load_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["state_dict"] for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in last)
+    assert not all(torch.equal(best[name], first[name]) for name in last)
 
 
 def test_a_trial_run_is_not_finished_and_says_so(tmp_path: Path) -> None:

@@ -182,6 +182,13 @@ def test_a_line_without_a_colour_is_said_to_be_so(colour: str, words: str) -> No
     assert not [note for note in read_image(picture, COLOUR, "line")[1] if note.startswith("was drawn")]
 
 
+@pytest.mark.parametrize("size", [(1, 60), (60, 1), (1, 1), (2000, 2)])
+def test_a_digit_of_any_shape_is_read_without_a_warning(size: tuple[int, int]) -> None:
+    picture = Image.new("L", size, 255)
+    picture.paste(0, (0, 0, (size[0] + 1) // 2, (size[1] + 1) // 3))
+    assert read_image(picture, GREY, "digit")[0].shape == GREY
+
+
 @pytest.mark.parametrize("scale", [1, 255, 257 * 255])
 def test_floats_and_wide_integers_are_read_by_their_range(scale: int) -> None:
     values = np.ones((60, 60), np.float32) * scale
