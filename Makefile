@@ -37,7 +37,7 @@ test-oldest: $(READY)
 test-quantus: $(READY)
 	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)-quantus
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)-quantus --constraint constraints.txt --editable . pytest quantus==0.6.0
-	$(VENV)-quantus/bin/python -m pytest -W ignore tests/explain/test_quantus.py
+	$(VENV)-quantus/bin/python -m pytest -W ignore tests/interpret/test_quantus.py
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -1,22 +1,22 @@
-"""cnnlab: a small, exact laboratory for convolutional networks.
+"""cnnlab: train convolutional networks, look inside them, and check what you see.
 
     run = cnnlab.train("multihead", seed=1)  # or cnnlab.load("<run folder>"), or cnnlab.newest()
     run.predict("line.png")
     run.attribute(run.examples(), head="angle", method="grad_cam")
-    cnnlab.attribute(net, images, head=0)    # of any network
+    cnnlab.attribute(net, images, head=0)    # for any network
 
 torch is imported when one of these is used.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from cnnlab.errors import UserError
+from cnnlab.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from cnnlab.api import Run, attribute, load, newest, train
+    from cnnlab.api import Run, attribute, audit, load, newest, train
 
-__version__ = "0.11.0"
-__all__ = ["Run", "UserError", "attribute", "load", "newest", "train"]
+__version__ = "0.12.0"
+__all__ = ["Run", "UserError", "attribute", "audit", "load", "newest", "train"]
 
 
 def __getattr__(name: str) -> Any:

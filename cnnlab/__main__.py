@@ -1,4 +1,4 @@
-"""cnnlab <command> <words>: the same as python -m cnnlab.<command> <words>."""
+"""cnnlab <command> <settings>: the same as python -m cnnlab.<command> <settings>."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import runpy
 import sys
 
 from cnnlab import __version__
-from cnnlab.errors import did_you_mean
+from cnnlab.utils.errors import did_you_mean
 
 COMMANDS = {
     "train": "train and test a network, and write a run folder",
-    "play": "play with a trained network in the browser",
+    "play": "look inside a trained network in the browser",
     "explain": "show what a trained network learned",
-    "score": "grade its heatmaps against the exact truth",
-    "predict": "say what it answers to images of your own",
+    "audit": "check its heatmaps against the ground truth",
+    "predict": "answer images of your own",
     "export": "write it as ONNX or as a torch.export program",
     "compare": "many runs in one table",
 }
@@ -28,7 +28,7 @@ USAGE = "\n".join(
 
 
 def main() -> None:
-    """Run the command that the command line names, as a module."""
+    """Run a command as a module."""
     name, words = (sys.argv[1], sys.argv[2:]) if sys.argv[1:] else ("--help", [])
     if name in ("-sc", "--shell-completion"):
         _complete()
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _complete() -> None:
-    """Hydra's completion by tab, of which the shell asks an executable: the command's name is taken out of the line."""
+    """Complete a line by Hydra. The shell asks one executable, so the command's name is removed from the line first."""
     line = os.environ.get("COMP_LINE", "cnnlab train ").split(" ")
     if len(line) < 3:
         print(" ".join(COMMANDS))

@@ -1,24 +1,128 @@
-"""cnnlab from Python: what the commands do, as functions and objects. `import cnnlab` offers what is here."""
+"""The Python API: the commands as functions and methods. `import cnnlab` offers these names."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from torch import Tensor, nn
 
-from cnnlab.build import named_method, user_errors
-from cnnlab.callbacks.graceful_shutdown import Interrupted
-from cnnlab.cli import compose_config
-from cnnlab.errors import UserError
-from cnnlab.explain.attribution import Attribution, Method
-from cnnlab.explain.attribution import attribute as attribute_by
-from cnnlab.runs import Run, newest
+from cnnlab.data.datamodule import sample_indices
+from cnnlab.interpret.attribution import Attribution, Method, bind_baselines
+from cnnlab.interpret.attribution import attribute as attribute_images
+from cnnlab.interpret.audit import AuditResult, Sample
+from cnnlab.interpret.audit import audit as audit_network
+from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs
+from cnnlab.interpret.network import leaf_modules
+from cnnlab.interpret.ood import OODDetector, load_ood_detector
+from cnnlab.interpret.prediction import Prediction, predict
+from cnnlab.interpret.registry import named_method, named_methods
+from cnnlab.models.heads import Head
+from cnnlab.reporting.audit import audit_run_folder
+from cnnlab.run import RunFolder, newest_run
+from cnnlab.utils.cli import compose_config
+from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 
-__all__ = ["Run", "attribute", "load", "newest", "train"]
+if TYPE_CHECKING:
+    from cnnlab.interpret.activations import Activations
+    from cnnlab.interpret.feature_visualization import FeatureVisualization
+
+__all__ = ["Run", "attribute", "audit", "load", "newest", "train"]
+
+
+class Run(RunFolder):
+    """A trained run, and what one can ask it.
+
+    `images` are files, folders and patterns, PIL images, arrays, tensors, one or many, of any size and mode (see
+    `data.image_io`), or what `examples` returns. Raises `UserError` for an unreadable image.
+    """
+
+    def inputs(self, images: Any) -> Inputs:
+        """Convert images to the form the network was trained on, with notes on each step."""
+        return read_inputs(images, self.image_shape, self.input_type)
+
+    def examples(self, count: int = 6) -> Inputs:
+        """Return `count` varied test images with their true classes. The first is the mistake that the network is most
+        confident about, if it makes one."""
+        return from_split(self.test_split, pick(self.net, self.heads, self.test_split, count))
+
+    @cached_property
+    def ood_detector(self) -> OODDetector | None:
+        """Tells how unlike the training images an image is; None where the run kept nothing of them."""
+        return load_ood_detector(self.path)
+
+    def predict(self, images: Any) -> Prediction:
+        """Return every head's probabilities, and how unlike the training images each image is."""
+        return predict(self.net, self.heads, self.inputs(images), self.ood_detector)
+
+    def attribute(
+        self,
+        images: Any,
+        head: str | None = None,
+        method: str | Method = "grad_cam",
+        target: str | int | Tensor = "predicted",
+        **settings: Any,
+    ) -> Attribution:
+        """Return the evidence for a class of a head in images.
+
+        Args:
+            images: See the class.
+            head: The name of a head; the only head needs none.
+            method: A name in `conf/method/`, with its `settings`, or a function (net, images, targets) -> maps.
+            target: "predicted", "true" (for test images), the name of a class, its number, or numbers int64 (N,).
+        """
+        asked, inputs = self.head(head), self.inputs(images)
+        if isinstance(target, str) and target == "true":
+            if inputs.truth is None:
+                raise UserError("target='true': the true class of an image from outside is not known")
+            target = inputs.truth[asked.name]
+        elif isinstance(target, str) and target != "predicted":
+            number = asked.number(target)
+            if number is None:
+                hint = did_you_mean(target, ["predicted", "true", *asked.classes])
+                raise UserError(f"there is no target '{target}'{hint}")
+            target = number
+        name, function = named_method(method, **settings)
+        with user_errors(f"method.{name}"):
+            bound = bind_baselines(function, lambda: self.baseline_images)
+            return attribute_images(self.net, inputs.images, target, bound, asked.name, asked.classes, name)
+
+    def activations(self, images: Any, layer: str) -> Activations:
+        """Return the activations of a layer. Dead channels are judged on 500 random test images."""
+        from cnnlab.interpret.activations import SAMPLE, activations  # of Captum
+
+        inputs, count = self.inputs(images), min(SAMPLE, len(self.test_split))
+        sample = self.test_split.inputs(sample_indices(len(self.test_split), count))
+        return activations(self.net, [layer], inputs.images, sample, inputs.names)[0]
+
+    def visualize_features(
+        self, name: str, channels: Sequence[int] | None = None, **settings: Any
+    ) -> FeatureVisualization:
+        """Return the images that excite the classes of a head, or channels of a layer (the first 64 by default), most.
+        For `settings` see `AscentConfig`."""
+        from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
+
+        with user_errors("visualize_features"):
+            ascent = AscentConfig(**settings)
+        heads: dict[str, Head] = {head.name: head for head in self.heads}
+        if name in heads:
+            return visualize_classes(self.net, heads[name], self.image_shape, ascent)
+        numbers = None if channels is None else torch.tensor(list(channels), dtype=torch.int64)
+        return visualize_channels(self.net, name, numbers, self.image_shape, ascent)
+
+    def audit(self, methods: Any = ("grad_cam",), images: int = 1000) -> AuditResult:
+        """Check heatmaps on `images` test images, against the right pixels if they are known, else by insertion and
+        deletion. `methods` are names, functions, or {name: function}."""
+        return audit_run_folder(self, named_methods(methods), images)
+
+    def layers(self) -> list[str]:
+        """Return the names of the layers, in the order of the network."""
+        return list(leaf_modules(self.net))
 
 
 def train(
@@ -28,17 +132,24 @@ def train(
     folder: Path | str | None = None,
     config_dir: Path | str | None = None,
 ) -> Run:
-    """Train and test a network, and return its run: `python -m cnnlab.train experiment=<experiment> seed=<seed>
-    <overrides>`. It is written to `folder`, or to a new one in `outputs/`; `config_dir` holds configuration files of
-    your own (`data/mine.yaml`, ...).
+    """Train and test a network, like `python -m cnnlab.train experiment=<experiment> seed=<seed> <overrides>`.
 
         run = cnnlab.train("multihead", seed=1, overrides=["net.dropout=0.25", "trainer.max_epochs=1"])
 
-    `overrides=["resume=<run folder>"]`, with a higher `trainer.max_epochs` or none, goes on with a run: experiment and
-    seed are then its own. Raises `UserError` for what the user can mend; what was there before is never written over.
+    Args:
+        experiment: A name in `conf/experiment/`.
+        seed: The seed of data, weights, order and dropout.
+        overrides: The same `name=value` strings as on the command line. `["resume=<run folder>"]`, with a higher
+            `trainer.max_epochs` or none, goes on with a run; experiment and seed are then its own.
+        folder: The run folder; by default a new one in `outputs/`.
+        config_dir: A folder of your own configuration files (`data/mine.yaml`, ...).
+
+    Raises:
+        UserError: For errors that the user can fix. No file is overwritten.
     """
-    from cnnlab.pipeline import train as train_composed
-    from cnnlab.run_plan import plan_run
+    from cnnlab.launch import plan_run
+    from cnnlab.pipeline import train as train_config
+    from cnnlab.training.callbacks import Interrupted
 
     if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
         raise UserError(
@@ -49,8 +160,8 @@ def train(
     with compose_config("train", words, folder, config_dir) as cfg:
         try:
             planned = plan_run(cfg)
-            if not isinstance(planned, Run):
-                train_composed(planned, several_processes=False)
+            if not isinstance(planned, RunFolder):
+                train_config(planned, several_processes=False)
         except Interrupted as interrupted:
             if interrupted.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt from None
@@ -59,8 +170,13 @@ def train(
 
 
 def load(path: Path | str) -> Run:
-    """The run in the folder `path`. Raises `UserError` where it holds none."""
+    """Return the run in the folder `path`. Raises `UserError` if there is none."""
     return Run(path)
+
+
+def newest(outputs: Path | str = "outputs") -> Run:
+    """Return the run below `outputs` that finished last. Raises `UserError` if there is none."""
+    return Run(newest_run(outputs))
 
 
 def attribute(
@@ -71,19 +187,35 @@ def attribute(
     head: str | int | None = None,
     **settings: Any,
 ) -> Attribution:
-    """Where in `images` float32 (N, C, H, W) the evidence of any network for a class lies.
-
-    The network answers scores (N, classes), or a dict or a tuple of them, of which `head` is the key or the place.
-    `target` is "predicted", the number of a class, or numbers int64 (N,). `method` is a name in `conf/method/`, with
-    its `settings` (`layer="conv2"` for Grad-CAM), or a function (net, images, targets) -> maps (N, H, W), where `net`
-    gives the scores of the one head. The network is left as it was.
+    """Return the evidence for a class in images, for any PyTorch network.
 
         result = cnnlab.attribute(net, images, head=1, method="grad_cam")
         result.maps       # float32 (N, H, W)
         result.plot()     # a matplotlib figure
+
+    Args:
+        net: Answers class scores (N, classes), or a dict or tuple of them, one per head. It is not changed.
+        images: Float (N, C, H, W).
+        target: "predicted", the number of a class, or numbers int64 (N,).
+        method: A name in `conf/method/`, with its `settings` (`target_layer="conv2"` for Grad-CAM), or a function (net,
+            images, targets) -> maps (N, H, W), where `net` returns the scores of the one head.
+        head: The key or index of the head.
     """
     if not isinstance(net, nn.Module) or not isinstance(images, Tensor) or not images.is_floating_point():
         raise UserError("cnnlab.attribute takes an nn.Module and a float tensor of images (N, C, H, W)")
     name, function = named_method(method, **settings)
     with user_errors(f"method.{name}"):
-        return attribute_by(net, images, target, function, head, name=name)
+        return attribute_images(net, images, target, function, head, name=name)
+
+
+def audit(
+    net: nn.Module,
+    heads: Sequence[Head],
+    methods: Any,
+    sample: Sample,
+    progress: Callable[[str], None] = lambda _: None,
+) -> AuditResult:
+    """Check the heatmaps of a network that answers {head: logits}: against the right pixels if the sample has them,
+    else by insertion and deletion. `methods` are names, functions, or {name: function}."""
+    with user_errors("method"):
+        return audit_network(net, heads, named_methods(methods), sample, progress)

@@ -1,4 +1,4 @@
-"""From a configuration to a run folder: data set, classifier, trainer; fit, test, report."""
+"""From a configuration to a run folder: data module, LightningModule, trainer; fit, test, report."""
 
 from __future__ import annotations
 
@@ -13,87 +13,102 @@ import lightning.pytorch as L
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab import hardware, log
-from cnnlab.build import as_user_error, build_classifier, build_datamodule, build_trainer, user_errors
-from cnnlab.callbacks.checkpoint import load_checkpoint
-from cnnlab.callbacks.graceful_shutdown import interruptible
-from cnnlab.callbacks.metrics_history import best_accuracy
-from cnnlab.errors import UserError
-from cnnlab.log import is_main_process
-from cnnlab.report import RunReport
-from cnnlab.runs import Run, load_initial_weights
+from cnnlab.reporting.run_report import RunReport
+from cnnlab.run import RunFolder, load_initial_weights
+from cnnlab.training.build import build_classifier, build_datamodule, build_trainer
+from cnnlab.training.callbacks import best_accuracy, interruptible
+from cnnlab.utils import console, hardware
+from cnnlab.utils.checkpoints import last_valid_checkpoint, load_checkpoint
+from cnnlab.utils.errors import Diverged, UserError, one_line, raised_by, user_errors
 
 
 def train(cfg: DictConfig, several_processes: bool = True) -> float:
-    """Train and test the network of `cfg`, and write the run folder `cfg.paths.output_dir`. Return the best accuracy,
-    every head right, on the validation split (on the training split where there is no validation).
+    """Train and test a network, and write the run folder `cfg.paths.output_dir`.
 
-    `cfg` is the composed configuration (conf/train.yaml) with the chosen `experiment` and `options`. `cfg.ckpt_path` is
-    the checkpoint to go on from, or None; `cfg.job_threads` the number of threads, None for all. Hydra's state is not
-    read. Without `several_processes` a configuration that would start some is refused.
+    Args:
+        cfg: The composed configuration (conf/train.yaml) with the chosen `experiment` and `options`; `cfg.ckpt_path` is
+            the checkpoint to go on from, or None, `cfg.job_threads` the number of threads, None for all. Hydra's state
+            is not read.
+        several_processes: Whether the trainer may start other processes.
 
-    Raises `UserError` for what the user can mend; where the training had not begun, no folder is left that was not
-    there before.
+    Returns:
+        The best validation accuracy with every head right (of training, without validation).
+
+    Raises:
+        UserError: For errors that the user can fix. An empty run folder is removed.
     """
     folder = Path(cfg.paths.output_dir)
     config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("paths", "ckpt_path", "job_threads")])
     folder.mkdir(parents=True, exist_ok=True)
-    log.quiet_lightning()
+    console.quiet_lightning()
     hardware.disable_malloc_trim()
-    with interruptible(), locked(folder), log.run_log(folder), hardware.limit_threads(cfg.job_threads):
+    with interruptible(), locked(folder), console.run_log(folder), hardware.limit_threads(cfg.job_threads):
         datamodule = build_datamodule(config, "fit")
         with user_errors(f"seed={config.seed}"):
             L.seed_everything(config.seed, verbose=False)
         classifier = build_classifier(config, datamodule)
         if config.init_from is not None and cfg.ckpt_path is None:
-            load_initial_weights(classifier, Run(config.init_from))
+            load_initial_weights(classifier, RunFolder(config.init_from))
         trainer = build_trainer(config, folder)
-        if trainer.world_size > 1 and not several_processes:
-            raise UserError(
-                "a job of a sweep, or a training from Python, cannot run in several processes: start it by itself, "
-                "with python -m cnnlab.train"
-            )
-        if datamodule.batch_size % trainer.world_size:
-            raise UserError(
-                f"data.batch_size={datamodule.batch_size} cannot be shared out to {trainer.world_size} processes"
-            )
+        _check_processes(trainer, str(config.trainer.get("strategy")), datamodule.batch_size, several_processes)
 
-        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-            raise UserError(
-                f"trainer.strategy={config.trainer.strategy} cannot start a whole training; use trainer=ddp, whose "
-                "processes start by themselves"
-            )
-        if trainer.strategy.launcher is not None:  # whatever ends this process ends those it started
-            atexit.register(trainer.strategy.launcher.kill, signal.SIGKILL)
-
-        run = RunReport(config, folder, trainer, classifier, datamodule)
-        run.begin()
+        report = RunReport(config, folder, trainer, classifier, datamodule)
+        report.begin()
         try:
             trainer.fit(classifier, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
             if not trainer.global_step:
                 raise UserError("no step was trained; raise trainer.max_time")
-            run.keep_last_where_none_is_best()
-            if run.best is not None:  # by hand: Lightning would also set the callbacks back to that epoch
-                classifier.load_state_dict(load_checkpoint(run.best)["state_dict"])
+            report.keep_last_where_none_is_best()
+            if report.best is not None:  # by hand: Lightning would also set the callbacks back to that epoch
+                classifier.load_state_dict(load_checkpoint(report.best)["state_dict"])
             trainer.test(classifier, datamodule=datamodule, verbose=False)
-            run.finish()
+            report.finish()
         except (KeyboardInterrupt, SystemExit):
-            run.interrupted()
+            report.interrupted()
             raise
         except Exception as error:
-            mistake = as_user_error(error, folder)
-            run.failed(mistake)
-            if mistake is error:
+            explained = _as_user_error(error, folder)
+            report.failed(explained)
+            if explained is error:
                 raise
-            raise mistake from error
-        return best_accuracy(run.rows)
+            raise explained from error
+        return best_accuracy(report.rows)
+
+
+def _check_processes(trainer: L.Trainer, strategy: str, batch_size: int, several_processes: bool) -> None:
+    """Raise `UserError` where the trainer's processes do not fit, and let this process end those it starts."""
+    if trainer.world_size > 1 and not several_processes:
+        raise UserError(
+            "a job of a sweep, or a training from Python, cannot run in several processes: start it by itself, with "
+            "python -m cnnlab.train"
+        )
+    if batch_size % trainer.world_size:
+        raise UserError(f"data.batch_size={batch_size} cannot be shared out to {trainer.world_size} processes")
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            f"trainer.strategy={strategy} cannot start a whole training; use trainer=ddp, whose processes start by "
+            "themselves"
+        )
+    if trainer.strategy.launcher is not None:
+        atexit.register(trainer.strategy.launcher.kill, signal.SIGKILL)
+
+
+def _as_user_error(error: Exception, folder: Path) -> Exception:
+    """Return a `UserError` with the fix for an error of a training, or the error itself."""
+    if isinstance(error, Diverged):
+        path, _ = last_valid_checkpoint(folder)
+        kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+        return UserError(f"{error}; {kept}; lower optimizer.lr, or try trainer.precision=32-true")
+    if not isinstance(error, UserError) and raised_by(error, "lightning"):
+        return UserError(f"trainer: {one_line(error)}")
+    return error
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within, no other process trains in `folder`: the kernel gives the lock back when this one dies. What was
-    reserved and not used goes away. Raises `UserError` where another one does."""
-    if not is_main_process():
+    """Let no other process train in `folder`; the kernel releases the lock when this one dies. An empty log is removed.
+    Raises `UserError` where another process trains there."""
+    if not console.is_main_process():
         yield
         return
     with (folder / "log.txt").open("a") as file:

@@ -5,18 +5,33 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.cli import command, config_with_choices
-from cnnlab.io import write_atomically, write_json
+from cnnlab.utils.cli import CONF, checked, config_with_choices, run_command
+from cnnlab.utils.io import write_atomically, write_json
 
 
-def record_failure(cfg: DictConfig, error: Exception) -> None:
-    """Say in the folder of a sweep's job why it failed before it began."""
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Run the command with `conf/train.yaml`; return the best validation accuracy, for sweepers."""
+    try:
+        with checked(cfg):
+            from cnnlab.launch import train_command  # here, so that a typo is answered without torch
+
+            return train_command(cfg)
+    except Exception as error:  # in a sweep also a mistake
+        _record_failed_job(cfg, error)
+        raise
+
+
+def _record_failed_job(cfg: DictConfig, error: Exception) -> None:
+    """Write why a job of a sweep failed before its run began."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode == RunMode.MULTIRUN and not (folder / "summary.json").is_file() and not cfg.get("resume"):
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             traceback.print_exception(error, file=log)
         write_json(folder / "summary.json", {"status": "failed", "error": str(error), "seed": cfg.get("seed")})
@@ -24,4 +39,4 @@ def record_failure(cfg: DictConfig, error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    command("train", "cnnlab.run_plan.train_command", record_failure)
+    run_command(main, "train")

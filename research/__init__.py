@@ -1,4 +1,4 @@
-"""What the papers and pages need and the package does not: benchmarks of explanations, renderers and speed."""
+"""Research for the papers and pages: benchmarks of explanations, renderers and speed. Not in the wheel."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cnnlab.cli import CONF
+from cnnlab.utils.cli import CONF
 from tests.conftest import in_process, run_train
 
 BASE = (
@@ -206,7 +206,10 @@ def run(examples: int) -> dict[str, int]:
             print(counts, end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
     # Drawing takes most of the time, and no setting reaches it.
-    with mock.patch("cnnlab.report.write_figures"), mock.patch("cnnlab.html.render", return_value=""):
+    with (
+        mock.patch("cnnlab.reporting.run_report.write_figures"),
+        mock.patch("cnnlab.reporting.html.render", return_value=""),
+    ):
         one()
     return counts
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from cnnlab.callbacks.checkpoint import checkpoint_path, last_valid_checkpoint, load_checkpoint
+from cnnlab.utils.checkpoints import checkpoint_path, last_valid_checkpoint, load_checkpoint
 from tests.conftest import TINY_LINES, run_train
 
 EVERY_STEP = (
@@ -37,7 +37,7 @@ VARIANTS = (  # whatever has a state of its own, or is drawn at random
 WORDS = (*PLAIN, *VARIANTS[0])
 # A process with torch imported and nothing run yet, of which each training is a copy.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["cnnlab.report", "tests.conftest"])
+CONTEXT.set_forkserver_preload(["cnnlab.reporting.run_report", "tests.conftest"])
 
 
 def _train(folder: Path, words: tuple[str, ...]) -> None:

@@ -22,13 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import cnnlab
-from cnnlab.callbacks.checkpoint import load_checkpoint
-from cnnlab.cli import compose_config
-from cnnlab.data.draws import LineSampler
+from cnnlab.api import Run
 from cnnlab.data.lines import LineDataset
-from cnnlab.errors import UserError
-from cnnlab.explain.evaluation import Sample, evaluate
-from cnnlab.runs import Run
+from cnnlab.data.sampling import LineSampler
+from cnnlab.interpret.audit import Sample, audit
+from cnnlab.utils.checkpoints import load_checkpoint
+from cnnlab.utils.cli import compose_config
+from cnnlab.utils.errors import UserError
 from tests.conftest import HEADS, TINY_LINES, run_train
 
 
@@ -85,7 +85,7 @@ def test_training_from_python_is_the_command(tmp_path: Path) -> None:
         ({"overrides": ["net.drpout=0.1"]}, "there is no setting 'net.drpout'; did you mean 'net.dropout'?"),
         ({"overrides": ["data.batch_size=many"]}, "data.batch_size=many is not a whole number"),
         ({"overrides": ["data.train_per_class=0"]}, "data.train_per_class=0 is too small"),
-        ({"experiment": "sweep_pooling"}, "is a sweep, which python -m cnnlab.train starts"),
+        ({"experiment": "sweep_pooling"}, "is a sweep; start it with python -m cnnlab.train"),
         ({"overrides": "net.dropout=0.3"}, "give a list of words"),
         ({"config_dir": "nowhere"}, "there is no folder nowhere"),
         ({"overrides": ["trainer=ddp", "trainer.devices=2", *TINY_LINES]}, "cannot run in several processes"),
@@ -184,8 +184,8 @@ def test_results_are_drawn_kept_and_shown(run: Run, tmp_path: Path) -> None:
         "prediction": run.predict(examples),
         "attribution": run.attribute(examples, head="angle"),
         "activations": run.activations(examples, "stem.conv"),
-        "maximization": run.maximise("angle.conv1", channels=[0, 3], steps=2),
-        "scores": run.score(["saliency", brightness], images=8),
+        "maximization": run.visualize_features("angle.conv1", channels=[0, 3], steps=2),
+        "scores": run.audit(["saliency", brightness], images=8),
     }
     for name, result in results.items():
         assert isinstance(result.plot(), Figure)
@@ -227,13 +227,13 @@ def test_the_target_is_predicted_true_a_name_or_a_number(run: Run) -> None:
         (lambda run: run.attribute(run.examples(1), "angle", target=45), r"the classes are 0\.\.11"),
         (lambda run: run.attribute(torch.zeros(3, 28, 28), "angle", target="true"), "is not known"),
         (lambda run: run.activations(run.examples(1), "stem.cnv"), "did you mean 'stem.conv'"),
-        (lambda run: run.maximise("angle.conv9"), "did you mean 'angle.conv"),
-        (lambda run: run.maximise("angle.conv1", channels=[64]), r"has 0\.\.63"),
-        (lambda run: run.maximise("angle", stepss=3), "maximise: .*stepss"),
-        (lambda run: run.score(["grad_cam"], images=10**6), "are not to be had"),
+        (lambda run: run.visualize_features("angle.conv9"), "did you mean 'angle.conv"),
+        (lambda run: run.visualize_features("angle.conv1", channels=[64]), r"has 0\.\.63"),
+        (lambda run: run.visualize_features("angle", stepss=3), "visualize_features: .*stepss"),
+        (lambda run: run.audit(["grad_cam"], images=10**6), "are too many or too few"),
         (lambda run: run.examples(0), "0 images: ask for 1 to 2,000"),
-        (lambda run: run.score({"a": brightness, "b": 3}), "is neither a name nor a function"),
-        (lambda run: run.score([brightness, brightness]), "two have one name"),
+        (lambda run: run.audit({"a": brightness, "b": 3}), "is neither a name nor a function"),
+        (lambda run: run.audit([brightness, brightness]), "two have one name"),
         (lambda run: cnnlab.attribute(nn.Flatten(), np.zeros((1, 3, 8, 8))), "takes an nn.Module and a float tensor"),
         (lambda run: cnnlab.attribute(nn.Identity(), torch.zeros(1, 3, 8, 8)), r"not scores \(N, classes\)"),
         (lambda run: run.attribute(run.examples(1), "angle", lambda net, x, t: x.numpy()), "are not a tensor"),
@@ -255,7 +255,7 @@ def test_any_network_of_several_heads_is_explained(form: type, head: str | int) 
     assert torch.equal(result.targets, TwoHeads.forward(net, images)[head].argmax(dim=1))
     assert result.layer_map is not None
     assert result.layer_map.layer == "conv2"
-    assert cnnlab.attribute(net, images, 0, head=head, layer="conv1").layer_map.layer == "conv1"  # type: ignore[union-attr]
+    assert cnnlab.attribute(net, images, 0, head=head, target_layer="conv1").layer_map.layer == "conv1"  # type: ignore[union-attr]
     assert torch.equal(cnnlab.attribute(net, images, method=brightness, head=head).maps, images.amax(dim=1))
     with pytest.raises(UserError, match="name one of its heads"):
         cnnlab.attribute(net, images)
@@ -269,7 +269,7 @@ def test_a_foreign_network_is_graded_beside_a_foreign_method() -> None:
     sample = Sample(split.inputs(rows), {h.name: split.targets(rows)[h.name] for h in heads}, truths)
     net = TwoHeads(dict)
     net.first = nn.Linear(4, 1)  # one unit for two classes, as here
-    scores = {(s.head, s.method, s.metric): s for s in evaluate(net, heads, {"own": brightness}, sample) if s.n}
+    scores = {(s.head, s.method, s.metric): s for s in audit(net, heads, {"own": brightness}, sample).scores if s.n}
     for head in ("width", "angle"):
         assert scores[head, "own", "mass"].mean == pytest.approx(1)
         assert scores[head, "own", "auc"].mean == pytest.approx(1)
@@ -291,5 +291,5 @@ def test_a_second_training_in_another_thread_is_one_line(tmp_path: Path) -> None
     with compose_config("train", TINY_LINES, tmp_path / "first"):
         entered.set()
         thread.join(60)
-    assert errors == ["another thread of this process trains already, and Hydra can serve one at a time; wait for it"]
+    assert errors == ["another thread of this process is training, and Hydra can serve one at a time; wait for it"]
     assert not (tmp_path / "second").exists()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from cnnlab.run_groups import find, groups
+from cnnlab.reporting.comparison import find, groups
 from tests.conftest import TINY_LINES, in_process, run_train
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnlab.log import as_table
-from cnnlab.runs import Run
+from cnnlab.api import Run
+from cnnlab.utils.console import as_table
 from tests.conftest import TINY_LINES, in_process, run_train
 
 WORDS = ("experiment=multihead", *TINY_LINES, "trainer.max_epochs=1")

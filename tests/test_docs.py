@@ -17,9 +17,9 @@ import torch
 from nbclient import NotebookClient
 
 import cnnlab
+from cnnlab.api import Run
 from cnnlab.data.mnist import MNIST
-from cnnlab.errors import UserError
-from cnnlab.runs import Run
+from cnnlab.utils.errors import UserError
 from tests.conftest import TINY_LINES
 from tests.test_api import TwoHeads
 

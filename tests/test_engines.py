@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cnnlab.callbacks.metrics_history import best_accuracy
-from cnnlab.run_groups import find
+from cnnlab.reporting.comparison import find
+from cnnlab.training.callbacks import best_accuracy
 from tests.conftest import TINY_LINES, run_train
 
 pytestmark = pytest.mark.slow

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnlab.runs import Run
+from cnnlab.api import Run
 from tests.conftest import TINY_LINES, run_train
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["multihead", "multihead_adam", "multihead_hue_blind"])
+@pytest.fixture(scope="module", params=["multihead", "multihead_report_b", "multihead_hue_blind"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param) / "base"
     return run_train(folder, f"experiment={request.param}", *TINY_LINES)

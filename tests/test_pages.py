@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import cnnlab
-from cnnlab.log import percent
-from cnnlab.runs import Run
+from cnnlab.api import Run
+from cnnlab.utils.console import percent
 from tests.browser import CHROMIUM, Browsed, browsed
 from tests.conftest import TINY_LINES, in_process, run_train
 
@@ -142,8 +142,8 @@ def test_an_explanation_of_an_image_from_outside_outlines_no_truth(
 
 
 def test_the_other_pages(browser: Browsed, lines_run: Path, digits_run: Path, folder: Path) -> None:
-    in_process("score", f"run={lines_run}", f"out={folder}/score", "images=4", "method=[grad_cam,saliency]")
-    in_process("score", f"run={digits_run}", f"out={folder}/curves", "images=4", "method=[grad_cam]")
+    in_process("audit", f"run={lines_run}", f"out={folder}/audit", "images=4", "method=[grad_cam,saliency]")
+    in_process("audit", f"run={digits_run}", f"out={folder}/curves", "images=4", "method=[grad_cam]")
     in_process("research.renderers", f"run={lines_run}", f"out={folder}/robustness", "per_kind=1")
     in_process("compare", f"runs=[{lines_run},{digits_run}]", f"out={folder}")
     pages = [folder / name / "1" / "index.html" for name in ("score", "curves", "robustness")]
@@ -170,7 +170,7 @@ def test_the_page_of_a_benchmark(browser: Browsed, lines_run: Path, folder: Path
 
 
 def test_a_share_reads_the_same_on_every_page(browser: Browsed, tmp_path: Path) -> None:
-    script = (Path(cnnlab.__file__).parent / "templates" / "pixels.js").read_text()
+    script = (Path(cnnlab.__file__).parent / "reporting" / "templates" / "pixels.js").read_text()
     (tmp_path / "page.html").write_text(f"<script>{script}</script>")
     tab, errors = browser.open((tmp_path / "page.html").as_uri())
     shares = [0, 0.99775, 0.99785, 0.99996, 0.999999, 1, 0.9903, 0.99036, 1 / 3, 0.00004, *torch.rand(500).tolist()]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import cnnlab
-from cnnlab.errors import UserError
-from cnnlab.runs import Run
+from cnnlab.api import Run
+from cnnlab.utils.errors import UserError
 from tests.conftest import TINY_LINES, in_process, run_train
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
-from cnnlab.models.weighting import LossWeighting
+from cnnlab.training.loss_weighting import LossWeighting
 
 
 class Squares(BatchedDataset):
@@ -139,7 +139,7 @@ def test_the_run_is_explained_and_graded_with_a_method_of_ones_own(
     assert manifest["arrays"]["brightness/place/predicted"] == [6, 24, 40]
     maps = np.load(tmp_path / "1" / "maps.npz")
     np.testing.assert_allclose(maps["brightness/shade/predicted"], (maps["images"].max(axis=1) / 255) ** 2, rtol=1e-6)
-    in_process("score", *conf, *words, "images=10")
+    in_process("audit", *conf, *words, "images=10")
     assert "brightness" in (tmp_path / "2" / "scores.csv").read_text()
 
 
@@ -150,7 +150,7 @@ def test_a_method_by_its_dotted_name_alone(
     in_process("explain", f"run={lines_run}", f"out={tmp_path}", *mine, "ascent.steps=1", "indices=[0]")
     maps = np.load(tmp_path / "1" / "maps.npz")
     np.testing.assert_allclose(maps["mine/angle/predicted"], (maps["images"].max(axis=1) / 255) ** 3, rtol=1e-6)
-    in_process("score", f"run={lines_run}", f"out={tmp_path}", *mine, "method=[grad_cam]", "images=4")
+    in_process("audit", f"run={lines_run}", f"out={tmp_path}", *mine, "method=[grad_cam]", "images=4")
     assert "mine" in capsys.readouterr().out
 
 
@@ -167,7 +167,7 @@ def test_images_of_32_x_32_in_colour_are_trained_on_and_explained(tmp_path: Path
     conf = tmp_path / "conf" / "data"
     conf.mkdir(parents=True)
     (conf / "noise.yaml").write_text(
-        "_target_: cnnlab.data.vision.TorchvisionDataModule\nseed: ${seed}\nval_size: 10\nbatch_size: 20\n"
+        "_target_: cnnlab.data.torchvision_data.TorchvisionDataModule\nseed: ${seed}\nval_size: 10\nbatch_size: 20\n"
         f"train: {fake[:-1]}, _partial_: true}}\ntest: {fake[:-1]}, _partial_: true}}\n"
     )
     words = ("--config-dir", str(tmp_path / "conf"), "data=noise", "trainer.max_epochs=1")
@@ -189,7 +189,7 @@ def test_all_of_it_from_python(mine: Path, tmp_path: Path, monkeypatch: pytest.M
     examples = run.examples(3)
     assert examples.truth is not None
     assert run.predict(examples)["place"] == [("left", "middle", "right")[k] for k in examples.truth["place"].tolist()]
-    curves = run.score(["saliency"], images=6).curves  # of every head, as nobody knows the true pixels
+    curves = run.audit(["saliency"], images=6).curves  # of every head, as nobody knows the true pixels
     assert set(curves) == {f"{head}: {kind}" for head in ("place", "shade") for kind in ("insertion", "deletion")}
     with pytest.raises(UserError, match="set CNNLAB_TRUST=squares"):
         cnnlab.load(run.path).predict(examples)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnlab.callbacks.checkpoint import load_checkpoint
+from cnnlab.api import Run
 from cnnlab.data.datamodule import SeededBatchSampler
-from cnnlab.io import read_csv
-from cnnlab.runs import Run
+from cnnlab.utils.checkpoints import load_checkpoint
+from cnnlab.utils.io import read_csv
 from tests.conftest import TINY_LINES, run_train
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def test_every_image_is_counted_once(two: tuple[Path, str]) -> None:
     best = read_csv(run.path / "metrics.csv")[run.summary["best_epoch"] - 1]
     for stage, validated in (("val", best), ("test", None)):
         split = data.splits[stage]
-        images, targets = split[torch.arange(len(split))]
+        images, targets = split.__getitems__(torch.arange(len(split)))
         with torch.no_grad():
             logits = net(images)
         for head in data.heads:

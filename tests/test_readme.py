@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_LINES, in_process, run_train
-from tests.explain.test_explain import run_explain
-from tests.explain.test_score import run_score
+from tests.interpret.test_audit import run_audit
+from tests.interpret.test_explain import run_explain
 from tests.play.conftest import Served
 from tests.test_train import MNIST_SWEEPS
 
@@ -42,7 +42,7 @@ def _tiny(words: list[str], digits: tuple[str, ...]) -> tuple[str, ...]:
 def test_there_are_commands_to_try() -> None:
     assert _commands("cnnlab.train")
     assert _commands("cnnlab.explain")
-    assert _commands("cnnlab.score")
+    assert _commands("cnnlab.audit")
     assert _commands("cnnlab.compare")
     assert _commands("cnnlab.predict")
     assert _commands("cnnlab.export")
@@ -83,11 +83,11 @@ def test_the_explaining_commands_work(
     assert (tmp_path / "out" / "1" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("line", _commands("cnnlab.score"))
+@pytest.mark.parametrize("line", _commands("cnnlab.audit"))
 def test_the_scoring_commands_work(line: str, lines_run: Path, digits_run: Path, tmp_path: Path) -> None:
-    words = _words(line, "cnnlab.score", digits_run if "mnist" in line else lines_run)
+    words = _words(line, "cnnlab.audit", digits_run if "mnist" in line else lines_run)
     kept = [word for word in words if not word.startswith(("out=", "images="))]
-    run_score(f"run={lines_run}", *kept, f"out={tmp_path / 'out'}", "images=4")
+    run_audit(f"run={lines_run}", *kept, f"out={tmp_path / 'out'}", "images=4")
     assert (tmp_path / "out" / "1" / "scores.csv").exists()
 
 

@@ -20,10 +20,11 @@ from threading import Barrier
 import pytest
 import torch
 
-from cnnlab.callbacks.checkpoint import VerifiedCheckpointIO, checkpoint_path, last_valid_checkpoint, load_checkpoint
-from cnnlab.errors import Diverged, UserError
+from cnnlab.launch import reserve_run_dir
 from cnnlab.pipeline import locked
-from cnnlab.run_plan import reserve_run_dir
+from cnnlab.training.checkpoint import VerifiedCheckpointIO
+from cnnlab.utils.checkpoints import checkpoint_path, last_valid_checkpoint, load_checkpoint
+from cnnlab.utils.errors import Diverged, UserError
 from tests import kill
 from tests.conftest import run_train
 
@@ -67,7 +68,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed") / "run"
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from cnnlab.callbacks.metrics_history import MetricsHistory; from tests.conftest import run_train\n"
+        "from cnnlab.training.callbacks import MetricsHistory; from tests.conftest import run_train\n"
         "MetricsHistory.on_validation_start = lambda self, t, m: os._exit(9) if t.current_epoch == 1 else None\n"
         "run_train(Path(sys.argv[1]), *sys.argv[2:])"
     )

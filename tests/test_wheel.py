@@ -30,7 +30,12 @@ def test_both_commands_work_from_the_wheel(tmp_path: Path) -> None:
         archive.extractall(site)
         names = set(archive.namelist())
         assert not any(name.startswith(("tests/", "outputs/")) for name in names)
-        page = ("templates/play.html", "templates/base.css", "templates/pixels.js", "play/static/play.js")
+        page = (
+            "reporting/templates/play.html",
+            "reporting/templates/base.css",
+            "reporting/templates/pixels.js",
+            "play/static/play.js",
+        )
         assert {f"cnnlab/{name}" for name in page} <= names
     environment = {**os.environ, "PYTHONPATH": str(site)}
 

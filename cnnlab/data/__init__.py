@@ -1,1 +1,1 @@
-"""Data sets: what the images are, where they come from, and how the splits are kept apart."""
+"""Data modules, line rendering, and image reading."""

@@ -1,4 +1,4 @@
-"""What every data set here has: three splits, served in whole batches and counted for leakage."""
+"""The base of all data modules: three splits, served in whole batches, resumable, and counted for leakage."""
 
 from __future__ import annotations
 
@@ -6,69 +6,77 @@ import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from cnnlab.errors import UserError
 from cnnlab.models.heads import Head
+from cnnlab.utils.errors import UserError
 
 Batch = tuple[Tensor, dict[str, Tensor]]  # images float32 (B, C, H, W) in [0, 1]; {head: int64 (B,)}
 
-CHUNK = 4096  # images held at once while a split is counted
+CHUNK = 4096  # images in memory while a split is counted
 
 
 def stream_seed(seed: int, place: int) -> int:
-    """The seed of what is random at an epoch or step `place` of a run with this seed."""
+    """Return the seed of an epoch or step `place` in a run with this seed."""
     return seed * 1_000_003 + place
 
 
 def sample_indices(size: int, count: int) -> Tensor:
-    """`count` different numbers of 0..size-1, int64 (count,), in rising order: always the same ones, drawn at random,
-    as classes often come in turns and equal steps would meet the same few. `UserError` where there are not so many."""
+    """Return `count` random numbers of 0..size-1 in rising order, int64 (count,), always the same. Raises `UserError`
+    where there are not so many."""
     if not 1 <= count <= size:
-        raise UserError(f"{count} images are not to be had: the split holds {size}")
+        raise UserError(f"{count} images are too many or too few: the split has {size}")
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
 class BatchedDataset(Dataset[Batch]):
-    """One split: image i and its targets are a function of i alone, and come in whole batches."""
+    """One split. `dataset[i]` is one image with its targets; PyTorch reads whole batches by `__getitems__`.
+
+    Image i and its targets are a function of i alone. A subclass defines `__len__`, `images` and `targets`.
+    """
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
-        """The 8-bit images, uint8 (B, C, H, W), of `indices` int64 (B,)."""
-
-    def inputs(self, indices: Tensor) -> Tensor:
-        """The images as a network gets them, float32 (B, C, H, W) in [0, 1]."""
-        return self.images(indices).float().div_(255)
+        """Return the 8-bit images uint8 (B, C, H, W) of `indices` int64 (B,)."""
 
     @abstractmethod
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
-        """{head: int64 (B,)} of `indices` int64 (B,)."""
+        """Return {head: int64 (B,)} of `indices` int64 (B,)."""
+
+    def inputs(self, indices: Tensor) -> Tensor:
+        """Return the images as a network gets them, float32 (B, C, H, W) in [0, 1]."""
+        return self.images(indices).float().div_(255)
 
     def truths(self, indices: Tensor, head: Head) -> dict[str, Tensor]:
-        """The true pixels of a head's answer, {truth: bool (B, H, W)}; {} where nobody knows them."""
+        """Return the right pixels for a head's question, {truth: bool (B, H, W)}; {} where they are unknown."""
         return {}
 
-    def __getitem__(self, indices: Tensor) -> Batch:
-        """A whole batch at once, of `indices` int64 (B,): no Python runs for the single image."""
-        return self.inputs(indices), self.targets(indices)
+    def __getitem__(self, index: int) -> Batch:
+        """Return one image float32 (C, H, W) and {head: int64 ()}."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
+        images, targets = self.__getitems__([index % len(self)])
+        return images[0], {name: values[0] for name, values in targets.items()}
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
+        """Return a whole batch, without Python code for each image."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return self.inputs(rows), self.targets(rows)
 
 
 class SeededBatchSampler(Sampler[Tensor]):
-    """The shuffled batches of an epoch, indices int64 (B,) each, a pure function of (seed, epoch): a resumed
-    run needs no state.
+    """The shuffled batches of an epoch, indices int64 (B,) each, as a function of (seed, epoch).
 
-    `resample` counts the indices on from epoch to epoch instead of beginning again at 0. `skip`, an epoch and a
-    number of batches, leaves out the first batches of that epoch alone. Of `world_size` processes each takes every
-    `world_size`-th image, so that together they see the batches that one process would see; what is left over is
-    left out.
+    `resample` counts the indices on from epoch to epoch. `skip` = (epoch, batches) leaves out the first batches of that
+    epoch. Of `world_size` processes each takes every `world_size`-th image; a remainder is left out.
     """
 
     def __init__(
@@ -77,9 +85,10 @@ class SeededBatchSampler(Sampler[Tensor]):
         self.size, self.batch_size, self.seed = size, batch_size // world_size, seed
         self.resample, self.rank, self.world_size = resample, rank, world_size
         self.epoch, self.skip = 0, (0, 0)
+        self.sampler = self  # where Lightning looks for `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch."""
+        """Set the epoch; Lightning calls this before each."""
         self.epoch = epoch
 
     @property
@@ -100,9 +109,9 @@ class SeededBatchSampler(Sampler[Tensor]):
         yield from order[self.rank : shared : self.world_size].split(self.batch_size)[skip:]
 
 
-class SequentialBatchSampler(SequentialSampler):
-    """The batches of a split in order, indices int64 (B,) each; of several processes each takes every
-    `world_size`-th image, so that every image is served once. Lightning knows it as not shuffled."""
+class SequentialBatchSampler(Sampler[Tensor]):
+    """The batches of a split in order, indices int64 (B,) each. Of `world_size` processes each takes every
+    `world_size`-th image."""
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.batches = torch.arange(rank, size, world_size).split(batch_size)
@@ -110,32 +119,37 @@ class SequentialBatchSampler(SequentialSampler):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Tensor]:
         return iter(self.batches)
 
 
-class ResumableLoader(DataLoader[Batch]):
-    """Knows how many batches of which epoch it has served, so that a run can go on within one. Lightning
-    keeps its state in the checkpoint."""
+def _as_it_is(batch: Batch) -> Batch:
+    """Collate nothing: `__getitems__` returns whole batches."""
+    return batch
 
-    sampler: SeededBatchSampler
+
+class ResumableLoader(DataLoader[Batch]):
+    """Counts the batches it has served, so that a run can go on within an epoch. Lightning keeps its state in the
+    checkpoint."""
+
+    batch_sampler: SeededBatchSampler  # type: ignore[assignment]
     served = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.served = self.sampler.skipped
-        # Without workers straight from the split: the way round through the base class costs a step 0.1 ms.
-        batches = super().__iter__() if self.num_workers else map(self.dataset.__getitem__, self.sampler)
+        self.served = self.batch_sampler.skipped
+        # Without workers straight from the split: the base class costs 0.1 ms a step.
+        batches = super().__iter__() if self.num_workers else map(self.dataset.__getitems__, self.batch_sampler)  # type: ignore[attr-defined]
         for batch in batches:
             self.served += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         whole = self.served == len(self)
-        return {"epoch": self.sampler.epoch + whole, "served": 0 if whole else self.served}
+        return {"epoch": self.batch_sampler.epoch + whole, "served": 0 if whole else self.served}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.epoch = state["epoch"]
-        self.sampler.skip = (state["epoch"], state["served"])
+        self.batch_sampler.epoch = state["epoch"]
+        self.batch_sampler.skip = (state["epoch"], state["served"])
 
 
 def check_targets(name: str, split: BatchedDataset, heads: Sequence[Head]) -> None:
@@ -153,16 +167,20 @@ def check_targets(name: str, split: BatchedDataset, heads: Sequence[Head]) -> No
 
 
 class ImageDataModule(LightningDataModule):
-    """A data set of images: its heads, the shape (C, H, W) of its images and its three splits.
+    """A data set of images. A subclass sets `heads`, `image_shape` (C, H, W) and the splits "train", "val" (may be
+    empty) and "test", at the latest in `setup`.
 
-    A subclass sets `heads`, `image_shape` and the splits "train", "val" (may be empty) and "test", at the latest
-    in `setup`. Networks are built from `image_shape` and `heads`.
+    Args:
+        seed: The seed of the order of training images, in 0..2**32 - 1.
+        batch_size: Images of a training batch, of all processes together.
+        eval_batch_size: Images of a validation or test batch.
+        num_workers: Processes that load batches.
     """
 
     heads: tuple[Head, ...]
     image_shape: tuple[int, int, int]
     resample_each_epoch: bool = False
-    expects: str = "image"  # of `data.outside.EXPECTS`: how images from outside are treated
+    input_type: str = "image"  # of `data.image_io.INPUT_TYPES`: how images from outside are converted
     names: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(self, seed: int = 0, batch_size: int = 128, eval_batch_size: int = 500, num_workers: int = 0) -> None:
@@ -173,26 +191,26 @@ class ImageDataModule(LightningDataModule):
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed} is not in 0..{2**32 - 1}")
         if num_workers < 0:
-            raise UserError("data.num_workers must be at least 0")
+            raise UserError(f"data.num_workers={num_workers} must be at least 0")
         self.seed, self.batch_size, self.eval_batch_size = seed, batch_size, eval_batch_size
         self.num_workers = num_workers
         self.splits: dict[str, BatchedDataset] = {}
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
-        """Make the splits, once: those of Lightning's `stage` ("fit", "test"), or all."""
+        """Make the splits of Lightning's `stage` ("fit", "test"), or all, once."""
 
     @property
     def has_validation(self) -> bool:
         return len(self.splits["val"]) > 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = self._place()
-        size = len(self.splits["train"])
+        size, place = len(self.splits["train"]), self._process()
         if getattr(self.trainer, "overfit_batches", 0):  # the same few, in order
-            return self._loader("train", SequentialBatchSampler(size, self.batch_size, rank, world_size))
-        sampler = SeededBatchSampler(size, self.batch_size, self.seed, self.resample_each_epoch, rank, world_size)
-        return self._loader("train", sampler)
+            return self._loader("train", SequentialBatchSampler(size, self.batch_size, *place))
+        return self._loader(
+            "train", SeededBatchSampler(size, self.batch_size, self.seed, self.resample_each_epoch, *place)
+        )
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return self._in_order("val") if self.has_validation else []
@@ -201,18 +219,19 @@ class ImageDataModule(LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, name: str) -> DataLoader[Batch]:
-        sampler = SequentialBatchSampler(len(self.splits[name]), self.eval_batch_size, *self._place())
-        return self._loader(name, sampler)
+        return self._loader(
+            name, SequentialBatchSampler(len(self.splits[name]), self.eval_batch_size, *self._process())
+        )
 
-    def _loader(self, name: str, sampler: Sampler[Any]) -> DataLoader[Batch]:
+    def _loader(self, name: str, batch_sampler: Sampler[Tensor]) -> DataLoader[Batch]:
         check_targets(name, self.splits[name], self.heads)
-        loader = ResumableLoader if isinstance(sampler, SeededBatchSampler) else DataLoader
+        loader = ResumableLoader if isinstance(batch_sampler, SeededBatchSampler) else DataLoader
         return loader(
             self.splits[name],
-            batch_size=None,  # what is drawn are whole batches
-            sampler=sampler,
+            batch_sampler=batch_sampler,  # type: ignore[arg-type]
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=self.num_workers,
-            # A generator of its own: the loader must not draw from the global random state.
+            # The loader must not draw from the global random state.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -220,16 +239,15 @@ class ImageDataModule(LightningDataModule):
         images, targets = batch
         return images.to(device), {name: values.to(device) for name, values in targets.items()}
 
-    def _place(self) -> tuple[int, int]:
-        """The number of this process among those of the run, and how many they are."""
+    def _process(self) -> tuple[int, int]:
+        """Return the rank of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def counts(self, epochs: int = 1) -> dict[str, int]:
-        """How many images each split has, how many are distinct, how many distinct ones stand in more than one split
-        (`overlap`), and how many of the test in training (`test_in_train`).
+        """Count the images of each split, the distinct ones, those in more than one split (`overlap`), and the test
+        images that are also training images (`test_in_train`).
 
-        Counted on the 8-bit images as they are served. With `resample_each_epoch` the training images are
-        those of all `epochs`.
+        Compares 8-bit images. With `resample_each_epoch` all `epochs` are counted.
         """
         seen = {name: self._fingerprints(name, epochs) for name in self.names}
         train, val, test = (seen[name] for name in self.names)

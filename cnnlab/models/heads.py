@@ -1,17 +1,18 @@
-"""A head: one question that a network answers about an image, with the classes it may answer."""
+"""A head: one question that a network answers about an image, and its classes."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# What stands beside a head's name in networks, logs and tables.
+# Words that stand beside a head's name in networks, logs and tables.
 RESERVED = ("stem", "joint", "joint_accuracy", "image", "notes", "ood", "loss", "acc", "lr", "seconds")
-
 NAME = r"[^\W\d_][^./\\\"'\n]*"
 
 
@@ -19,11 +20,12 @@ NAME = r"[^\W\d_][^./\\\"'\n]*"
 class Head:
     """A name and its class names.
 
-    Two classes share one unit (a sigmoid, its logit is the evidence for the second class);
-    more have one unit each (a softmax). Both reports do so.
+    Two classes share one output unit (a sigmoid; its logit is the evidence for the second class), more classes have one
+    unit each (a softmax), as in both reports. A head may be the product of other heads, its `parts`: class i is then
+    the i-th combination in row-major order, as in `Head("class", ..., parts=(length, width, angle, colour))`.
 
-    `parts` are the heads whose product this head is: class number i is then the i-th combination
-    in row-major order, as in `Head("class", ..., parts=(length, width, angle, colour))`.
+    Raises:
+        ValueError: For fewer than two classes, or a name that a network or a table cannot hold.
     """
 
     name: str
@@ -32,42 +34,54 @@ class Head:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise ValueError(f"head '{self.name}' has one class only; a network needs at least two to tell apart")
+            raise ValueError(f"head '{self.name}' has one class only; a network needs at least two")
         taken = self.name in RESERVED or hasattr(nn.Module(), str(self.name))
         if taken or not isinstance(self.name, str) or not re.fullmatch(NAME, self.name):
             raise ValueError(
-                f"a head cannot be called '{self.name}': a name begins with a letter, holds no dot, slash or quote, "
+                f"a head cannot be called '{self.name}': a name begins with a letter, has no dot, slash or quote, "
                 f"and is none of {', '.join(RESERVED)}, and no attribute of torch.nn.Module"
             )
 
     @property
     def units(self) -> int:
-        """Number of output units: 1 for two classes, else one a class."""
+        """Return the number of output units: 1 for two classes, else one per class."""
         return 1 if len(self.classes) == 2 else len(self.classes)
 
     def number(self, name: str) -> int | None:
-        """The number of the class of that name, whose degree sign may be left out (Hydra's command line cannot read
-        it); None where there is none."""
+        """Return the number of the class `name`, or None. The degree sign may be left out, as Hydra's command line
+        cannot read it."""
         names = [known.rstrip("°") for known in self.classes]
         return names.index(name.rstrip("°")) if name.rstrip("°") in names else None
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats, a scalar: binary for one unit, categorical for more.
-
-        `logits` float (B, units), `targets` int64 (B,) in [0, classes).
-        """
+        """Return the mean cross-entropy in nats, a scalar, of `logits` float (B, units) and `targets` int64 (B,)."""
         logits = logits.float()
         if self.units == 1:
             return F.binary_cross_entropy_with_logits(logits[:, 0], targets.float())
         return F.cross_entropy(logits, targets)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The most probable class, int64 (B,), of `logits` (B, units)."""
+        """Return the most probable class, int64 (B,), of `logits` (B, units)."""
         return (logits[:, 0] > 0).long() if self.units == 1 else logits.argmax(dim=1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Class probabilities, float32 (B, classes), rows sum to 1, of `logits` (B, units)."""
+        """Return class probabilities float32 (B, classes) of `logits` (B, units). Rows sum to 1."""
         logits = logits.float()
         if self.units == 1:
             return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
         return logits.softmax(dim=1)
+
+
+def heads_to_json(heads: Iterable[Head]) -> dict[str, Any]:
+    """Return heads as JSON: {name: {"classes": [...], "parts": {...}}}."""
+    return {head.name: {"classes": head.classes, "parts": heads_to_json(head.parts)} for head in heads}
+
+
+def heads_from_json(content: Mapping[str, Any]) -> tuple[Head, ...]:
+    """Return the heads of `heads_to_json`; `ValueError`, `KeyError` or `TypeError` for anything else."""
+    heads = []
+    for name, head in content.items():
+        if not isinstance(head["classes"], list) or not all(isinstance(word, str) for word in head["classes"]):
+            raise ValueError(f"head '{name}' names no classes")
+        heads.append(Head(name, tuple(head["classes"]), heads_from_json(head["parts"])))
+    return tuple(heads)

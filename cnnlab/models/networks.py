@@ -1,10 +1,8 @@
-"""The networks of the two reports, and two beside them. Each is a stem and one branch a head; layers have
-the names users say.
+"""The networks of the two reports, and two more. Each has a stem and one branch per head.
 
-Every network is built from (image_shape, heads) and maps images float32 (B, C, H, W) to
-{head name: logits (B, head.units)}. Every activation is a module of its own, used once and not in
-place, so that hooks see each layer's output as it was. Initialisation and BatchNorm follow Keras, as
-the reports did; parameter totals are those of the reports to the unit.
+A network is built from (image_shape, heads) and maps images float32 (B, C, H, W) to {head name: logits (B, units)}.
+Every activation is a module, used once and not in place, so that hooks see each layer's output. Initialisation and
+BatchNorm follow Keras, as in the reports; parameter totals equal the reports'. Bad settings raise `ValueError`.
 """
 
 from __future__ import annotations
@@ -16,11 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnnlab.errors import UserError
-from cnnlab.models.dense import Dense, PixelDense
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import (
-    HALVINGS,
     BatchNorm,
     Dropout,
     Flatten,
@@ -28,7 +23,7 @@ from cnnlab.models.layers import (
     Residual,
     check_one_of,
     check_positive,
-    halving,
+    downsample_layers,
     keras_init,
     max_pool,
     output_shape,
@@ -38,11 +33,10 @@ Shape = Sequence[int]  # (C, H, W) of an image or of maps, (features,) after fla
 
 
 class MultiHeadNet(nn.Module):
-    """A stem, and for each head a branch that is named as the head is and ends in a dense layer `out`.
+    """A stem, and for each head a branch of the head's name that ends in the dense layer `out`.
 
-    `branch` takes a head and the shape of its input and gives the layers before `out`. The `hue_heads`, where
-    there are any, see the image itself: their branch begins with a stem of its own. The common stem then sees
-    brightness alone, one channel, and so do all other heads.
+    `branch` takes a head and the shape of its input and returns the layers before `out`. With `color_heads` the stem
+    sees the brightness alone, one channel; the branches of these heads see the image, through stems of their own.
     """
 
     def __init__(
@@ -51,39 +45,40 @@ class MultiHeadNet(nn.Module):
         heads: Sequence[Head],
         stem: Layers,
         branch: Callable[[Head, Shape], Layers] = lambda _head, _shape: {},
-        hue_heads: Sequence[str] = (),
+        color_heads: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.head_names, self.hue_heads = tuple(head.name for head in heads), tuple(hue_heads)
+        self.heads, self.color_heads = tuple(heads), tuple(color_heads)
+        self.head_names = tuple(head.name for head in heads)
         self.stem = nn.Sequential(OrderedDict(stem))
-        features = output_shape(self.stem, (1 if hue_heads else image_shape[0], *image_shape[1:]))
+        features = output_shape(self.stem, (1 if color_heads else image_shape[0], *image_shape[1:]))
         for head in heads:
-            seen = image_shape if head.name in hue_heads else features
+            seen = image_shape if head.name in color_heads else features
             layers = nn.Sequential(OrderedDict(branch(head, seen)))
-            layers.add_module("out", Dense(math.prod(output_shape(layers, seen)), head.units))
+            layers.add_module("out", nn.Linear(math.prod(output_shape(layers, seen)), head.units))
             self.add_module(head.name, layers)
         keras_init(self)
 
     def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """{head: logits (B, units)} of all heads, or only of `heads`: then no other branch runs."""
-        # The V of HSV: a red, a blue and a green line are the same to it.
-        seen = images.amax(dim=1, keepdim=True) if self.hue_heads else images
+        """Return {head: logits (B, units)} of all heads, or of `heads`; other branches do not run."""
+        # The V of HSV: red, blue and green lines are equal.
+        seen = images.amax(dim=1, keepdim=True) if self.color_heads else images
         features = self.stem(seen)
         return {
-            name: self.get_submodule(name)(images if name in self.hue_heads else features)
+            name: self.get_submodule(name)(images if name in self.color_heads else features)
             for name in (self.head_names if heads is None else heads)
         }
 
     def head_weights(self) -> list[Tensor]:
-        """The weights (units, inputs) of every head's last layer."""
+        """Return the weights (units, inputs) of every head's last layer."""
         return [self.get_submodule(f"{name}.out").get_parameter("weight") for name in self.head_names]
 
 
 class Classifier1(MultiHeadNet):
     """Report B, sections 3.2 and 6.1: one convolution, one dense layer of 1,024 units.
 
-    `dense` is "pixel" (the report's, applied at every pixel, a 1 x 1 convolution) or "flat" (Report A's,
-    after flattening); `downsample` is "pool" or "stride" (the convolution strides instead).
+    `dense` is "pixel" (Report B's, at every pixel, a 1 x 1 convolution) or "flat" (Report A's, after flattening).
+    `downsample` is "pool" or "stride" (of the convolution).
     """
 
     def __init__(
@@ -96,8 +91,8 @@ class Classifier1(MultiHeadNet):
         dense: str = "pixel",
         dropout: float = 0.0,
     ) -> None:
-        check_one_of("net.downsample", downsample, ("pool", "stride"))
-        check_one_of("net.dense", dense, ("pixel", "flat"))
+        check_one_of("downsample", downsample, ("pool", "stride"))
+        check_one_of("dense", dense, ("pixel", "flat"))
         check_positive(filters=filters, kernel_size=kernel_size)
         stem: Layers = {
             "conv": nn.Conv2d(image_shape[0], filters, kernel_size, stride=2 if downsample == "stride" else 1),
@@ -107,12 +102,12 @@ class Classifier1(MultiHeadNet):
         if downsample == "pool":
             stem["pool"] = nn.MaxPool2d(2)
         if dense == "pixel":
-            stem |= {"dense": PixelDense(filters, 1024), "dense_relu": nn.ReLU()}
+            stem |= {"dense": nn.Conv2d(filters, 1024, 1), "dense_relu": nn.ReLU()}
             stem |= {"dropout": Dropout(dropout), "flatten": Flatten()}
         else:
             stem["flatten"] = Flatten()
             (features,) = output_shape(nn.Sequential(OrderedDict(stem)), image_shape)
-            stem |= {"dense": Dense(features, 1024), "dense_relu": nn.ReLU()}
+            stem |= {"dense": nn.Linear(features, 1024), "dense_relu": nn.ReLU()}
             stem["dropout"] = Dropout(dropout)
         super().__init__(image_shape, heads, stem)
 
@@ -125,7 +120,7 @@ class Deep(MultiHeadNet):
     ) -> None:
         rates = [dropout] * 4 if isinstance(dropout, int | float) else list(dropout)
         if len(rates) != 4:
-            raise UserError(f"net.dropout={rates}: give one rate, or one for each of the four places")
+            raise ValueError(f"dropout={rates}: give one rate or four")
         stem: Layers = {
             "conv1": nn.Conv2d(image_shape[0], 32, 3),
             "relu1": nn.ReLU(),
@@ -142,7 +137,7 @@ class Deep(MultiHeadNet):
             "flatten": Flatten(),
         }
         (features,) = output_shape(nn.Sequential(OrderedDict(stem)), image_shape)
-        stem |= {"dense": Dense(features, 1024), "dense_relu": nn.ReLU()}
+        stem |= {"dense": nn.Linear(features, 1024), "dense_relu": nn.ReLU()}
         stem["dropout4"] = Dropout(rates[3])
         super().__init__(image_shape, heads, stem)
 
@@ -150,11 +145,9 @@ class Deep(MultiHeadNet):
 class Shared(MultiHeadNet):
     """One feature extractor, and for each head only dense layers: Report A's v1 to v3, Report B's Figure 5.
 
-    `convs` lists the convolutions, each a mapping with `filters`, `kernel_size`, `padding` ("same" or
-    "valid") and, where a max-pooling of 2 follows, `pool_stride`. `hidden` names for each head the
-    widths of its dense layers; a head that it does not name has one of 64. `batch_norm` puts BatchNorm
-    between convolution and ReLU. `head_std` draws the heads' kernels and biases from N(0, head_std²) instead
-    of Keras's default.
+    `convs` lists the convolutions: `filters`, `kernel_size`, `padding` ("same" or "valid") and, where max-pooling by 2
+    follows, `pool_stride`. `hidden` is {head: widths of its dense layers}, by default one of 64. `batch_norm` puts
+    BatchNorm between convolution and ReLU. `head_std` draws the heads' parameters from N(0, head_std²).
     """
 
     def __init__(
@@ -186,7 +179,7 @@ class Shared(MultiHeadNet):
             layers: Layers = {}
             (features,) = shape
             for number, units in enumerate(hidden.get(head.name, [64]), start=1):
-                layers |= {f"dense{number}": Dense(features, units), f"relu{number}": nn.ReLU()}
+                layers |= {f"dense{number}": nn.Linear(features, units), f"relu{number}": nn.ReLU()}
                 features = units
             return layers
 
@@ -198,15 +191,12 @@ class Shared(MultiHeadNet):
 
 
 class Branched(MultiHeadNet):
-    """Report B, section 7.1: a shared convolution, then convolutions of each head's own.
+    """Report B, section 7.1: a shared convolution, then convolutions for each head.
 
-    A head of more than three classes gets two convolutions of twice the filters, as `angle` does there.
-    `hue_heads` names the heads that need colours: all others then see brightness alone, and answer for a
-    green line what they answer for a red one. Of 28 rows the report's poolings by 3 and 2 drop the last one, and then
-    the last three: with `pool_to_the_edge` their windows overlap instead (see `max_pool`). In the report a convolution
-    is followed by ReLU, BatchNorm and pooling; with `relu_last` by pooling, BatchNorm and ReLU, as in `Blocks`: the
-    zeros with which the next convolution pads the maps then say "nothing here", where after BatchNorm they say "as much
-    as usual"; and after a pooling the two have a tenth, or a fifth, of the work.
+    A head of more than three classes gets two convolutions of twice the filters, as `angle` in the report.
+    `color_heads` are the heads that need colours; all others then see brightness alone, and answer alike for a red and
+    a green line. The report's poolings by 3 and 2 drop the last row of 28, and then three of 9; `overlapping_pool`
+    keeps them (see `max_pool`). `relu_before_bn` is the report's order: convolution, ReLU, BatchNorm, pooling.
     """
 
     def __init__(
@@ -215,31 +205,31 @@ class Branched(MultiHeadNet):
         heads: Sequence[Head],
         filters: int = 32,
         dropout: float = 0.25,
-        hue_heads: Sequence[str] = (),
-        pool_to_the_edge: bool = False,
-        relu_last: bool = False,
+        color_heads: Sequence[str] = (),
+        overlapping_pool: bool = False,
+        relu_before_bn: bool = False,
     ) -> None:
         check_positive(filters=filters)
-        for name in hue_heads:
-            check_one_of("net.hue_heads", name, [head.name for head in heads])
+        for name in color_heads:
+            check_one_of("color_heads", name, [head.name for head in heads])
 
         def convolution(channels: int, width: int, pool: nn.Module | None = None, suffix: str = "") -> Layers:
-            conv: Layers = {f"conv{suffix}": nn.Conv2d(channels, width, 3, padding="same")}
+            layers: Layers = {f"conv{suffix}": nn.Conv2d(channels, width, 3, padding="same")}
             relu: Layers = {f"relu{suffix}": nn.ReLU()}
             bn: Layers = {f"bn{suffix}": BatchNorm(width)}
-            pooled: Layers = {} if pool is None else {"pool": pool}
-            return conv | pooled | bn | relu if relu_last else conv | relu | bn | pooled
+            layers |= relu | bn if relu_before_bn else bn | relu
+            return layers if pool is None else layers | {"pool": pool}
 
         def stem(channels: int) -> Layers:
-            pool = max_pool(3, image_shape, pool_to_the_edge)  # (B, filters, 9, 9) of 28 x 28
+            pool = max_pool(3, image_shape, overlapping_pool)  # (B, filters, 9, 9) of 28 x 28
             return convolution(channels, filters, pool) | {"dropout": Dropout(dropout)}
 
         def branch(head: Head, shape: Shape) -> Layers:
             layers: Layers = {}
-            if head.name in hue_heads:
+            if head.name in color_heads:
                 layers["stem"] = nn.Sequential(OrderedDict(stem(image_shape[0])))
                 shape = output_shape(layers["stem"], shape)
-            pool = max_pool(2, shape, pool_to_the_edge)
+            pool = max_pool(2, shape, overlapping_pool)
             if len(head.classes) <= 3:
                 layers |= convolution(filters, filters, pool)
             else:
@@ -247,16 +237,15 @@ class Branched(MultiHeadNet):
                 layers |= convolution(2 * filters, 2 * filters, pool, suffix="2")
             return layers | {"dropout": Dropout(dropout), "flatten": Flatten()}
 
-        super().__init__(image_shape, heads, stem(1 if hue_heads else image_shape[0]), branch, hue_heads)
+        super().__init__(image_shape, heads, stem(1 if color_heads else image_shape[0]), branch, color_heads)
 
 
 class Blocks(MultiHeadNet):
-    """Our own: blocks of two 3 x 3 convolutions, each with BatchNorm and ReLU, the second halved by pooling (in the
-    manner of Simonyan and Zisserman 2015).
+    """Blocks of two 3 x 3 convolutions with BatchNorm and ReLU, the second halved (after Simonyan and Zisserman 2015).
 
-    `filters` are those of each block; `dropout` drops whole channels after a block. `downsample` is how a block is
-    halved: "max", "avg" or "blur" (see `halving`). `pooling` is what the heads are given: "flatten", every place of the
-    last block, or "mean", the mean over all its places, which are then not halved: the same wherever something lies.
+    `filters` are the widths of the blocks; `dropout` drops whole channels after a block; `downsample` is one of
+    `layers.DOWNSAMPLE`. The heads see every place of the last block (`pooling` "flatten") or the mean over its places
+    ("mean"), which are then not halved.
     """
 
     def __init__(
@@ -268,20 +257,18 @@ class Blocks(MultiHeadNet):
         downsample: str = "max",
         pooling: str = "flatten",
     ) -> None:
-        check_one_of("net.downsample", downsample, HALVINGS)
-        check_one_of("net.pooling", pooling, ("flatten", "mean"))
+        check_one_of("pooling", pooling, ("flatten", "mean"))
         stem: Layers = {}
         channels = image_shape[0]
         for block, width in enumerate(filters, start=1):
             check_positive(filters=width)
             for layer in ("a", "b"):
                 stem[f"conv{block}{layer}"] = nn.Conv2d(channels, width, 3, padding="same")
-                if layer == "b" and (pooling == "flatten" or block < len(filters)):
-                    # before the others, which then have a quarter of the work
-                    stem |= {f"{name}{block}": module for name, module in halving(downsample).items()}
                 stem[f"bn{block}{layer}"] = BatchNorm(width)
                 stem[f"relu{block}{layer}"] = nn.ReLU()
                 channels = width
+            if pooling == "flatten" or block < len(filters):
+                stem |= {f"{name}{block}": module for name, module in downsample_layers(downsample).items()}
             stem[f"dropout{block}"] = nn.Dropout2d(dropout)
         if pooling == "mean":
             stem["mean"] = nn.AdaptiveAvgPool2d(1)
@@ -291,8 +278,8 @@ class Blocks(MultiHeadNet):
 
 class ResNet(MultiHeadNet):
     """A small residual network (He et al. 2016, as theirs for CIFAR): a 3 x 3 convolution, then `blocks` residual
-    blocks of each of `filters`, the first of every further width halving the maps; the heads see every place of the
-    last, `dropout` of them dropped."""
+    blocks of each width in `filters`, the first of every further width halving the maps. The heads see every place of
+    the last block; `dropout` drops values there."""
 
     def __init__(
         self,
@@ -304,7 +291,7 @@ class ResNet(MultiHeadNet):
     ) -> None:
         check_positive(blocks=blocks, **{f"filters.{place}": width for place, width in enumerate(filters)})
         if not filters:
-            raise UserError("net.filters=[]: name at least one width")
+            raise ValueError("filters=[]: name at least one width")
         stem: Layers = {
             "conv": nn.Conv2d(image_shape[0], filters[0], 3, padding=1, bias=False),
             "bn": BatchNorm(filters[0]),

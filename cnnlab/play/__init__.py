@@ -1,1 +1,1 @@
-"""A page in the browser on which one plays with a trained network: `python -m cnnlab.play`."""
+"""The Play page: look inside a trained network in the browser, `python -m cnnlab.play`."""

@@ -1,6 +1,21 @@
-"""python -m cnnlab.play: a page in the browser on which one plays with a trained network."""
+"""python -m cnnlab.play: look inside a trained network in the browser."""
 
-from cnnlab.cli import command
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from cnnlab.utils.cli import CONF, checked, run_command
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="play")
+def main(cfg: DictConfig) -> None:
+    """Run the command with `conf/play.yaml`."""
+    with checked(cfg):
+        from cnnlab.play.server import play_run  # here, so that a typo is answered without torch
+
+        play_run(cfg)
+
 
 if __name__ == "__main__":
-    command("play", "cnnlab.play.server.play_run")
+    run_command(main, "play")

@@ -1,6 +1,6 @@
-"""One run, kept open: what it answers to one image after another, soon enough to follow a hand.
+"""One run, kept open: answers to one image after another, fast enough to follow a hand.
 
-Every answer is a mapping for JSON: pixels and maps are bytes as base64 (see `heatmap_viewer.levels`).
+Answers are mappings for JSON; pixels and maps are bytes as base64 (see `reporting.encode`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.build import named_method, user_errors
+from cnnlab.api import Run
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.line_scene import LineScene, draw
 from cnnlab.data.rendering import ATTRIBUTES, COLOURS, STYLES
-from cnnlab.errors import UserError, did_you_mean
-from cnnlab.explain.attribution import Method, attribute_head
-from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
-from cnnlab.explain.heatmap_viewer import as_base64, colour_tables, in_colour, levels
-from cnnlab.explain.inputs import from_split, pick
-from cnnlab.explain.method_names import method_title, method_words
-from cnnlab.explain.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, record_activations
-from cnnlab.log import command_line
+from cnnlab.interpret.attribution import Method, attribute_head
+from cnnlab.interpret.inputs import from_split, pick
+from cnnlab.interpret.method_names import method_description, method_title
+from cnnlab.interpret.metrics import rank_accuracy, sobel
+from cnnlab.interpret.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, record_activations
+from cnnlab.interpret.prediction import image_warnings
+from cnnlab.interpret.registry import named_method
 from cnnlab.models.heads import Head
 from cnnlab.play.questions import Question, Source
-from cnnlab.prediction import doubts
-from cnnlab.runs import Run
+from cnnlab.reporting.encode import as_base64, colour_tables, in_colour, levels
+from cnnlab.utils.console import command_line
+from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 
 MOST_CHANNELS = 64  # of a layer that are shown, the first
 SEARCHED = 2000  # test images among which the surest mistake, or the nearest of another class, is looked for
@@ -42,16 +42,16 @@ METHODS = (
 
 
 class LiveRun:
-    """A run and a copy of its network that nothing else uses."""
+    """A run and a private copy of its network."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.task, self.net = run, run.task, frozen_copy(run.net)
-        self.heads = {head.name: head for head in run.task.heads}
+        self.run, self.net = run, frozen_copy(run.net)
+        self.heads = {head.name: head for head in run.heads}
         self.wrappers = {name: HeadWrapper(self.net, name) for name in self.heads}
         style = run.config.data.get("style")
         self.style = style if style in STYLES else STYLES[0]
-        self.of_lines = self.task.expects == "line" and self.task.image_shape == (3, 28, 28)
-        self.maximised = lru_cache(maxsize=256)(self._maximised)
+        self.of_lines = run.input_type == "line" and run.image_shape == (3, 28, 28)
+        self.visualized = lru_cache(maxsize=256)(self._visualized)
 
     @cached_property
     def methods(self) -> dict[str, Method]:
@@ -59,11 +59,11 @@ class LiveRun:
 
     @cached_property
     def layers(self) -> list[dict[str, Any]]:
-        """What is shown of the network, in the order it runs: of each layer its name, kind, branch ("" for what all
-        heads share), channels, how many of them are shown, size [h, w], and where its places look in the image."""
+        """The layers on the page in running order: name, kind, branch ("" for the stem), channels, how many are shown,
+        size [h, w], and receptive fields."""
         skipped = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
         modules = {name: layer for name, layer in leaf_modules(self.net).items() if not isinstance(layer, skipped)}
-        image = torch.zeros(1, *self.task.image_shape)
+        image = torch.zeros(1, *self.run.image_shape)
         with record_activations(self.net, modules) as outputs, torch.no_grad():
             self.net(image)
         known = {head: {layer.name for layer in wrapper.path(image)} for head, wrapper in self.wrappers.items()}
@@ -90,20 +90,20 @@ class LiveRun:
         return found
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What the page needs to know of the run before it asks."""
-        channels, height, width = self.task.image_shape
+    def metadata(self) -> dict[str, Any]:
+        """Everything the page needs to know about the run."""
+        channels, height, width = self.run.image_shape
         first = next((name for name, layer in leaf_modules(self.net).items() if isinstance(layer, nn.Conv2d)), None)
         return {
             "title": self.run.title,
             "folder": str(self.run.path),
             "explain": command_line("explain", "run", self.run.path),
-            "expects": self.task.expects,
+            "input_type": self.run.input_type,
             "size": [height, width],
             "channels": channels,
             "heads": [{"name": head.name, "classes": head.classes} for head in self.heads.values()],
             "methods": [
-                {"name": name, "title": method_title(name), "words": method_words(name)} for name in self.methods
+                {"name": name, "title": method_title(name), "words": method_description(name)} for name in self.methods
             ],
             "layers": self.layers,
             "first": first,
@@ -114,30 +114,30 @@ class LiveRun:
         }
 
     def _colours(self) -> dict[str, tuple[int, int, int]]:
-        """The colours of lines that the network knows, by name."""
+        """Return the line colours that the network knows, by name."""
         heads = [part for head in self.heads.values() for part in (head.parts or (head,))]
         known = next((head.classes for head in heads if head.name == "colour"), tuple(COLOURS))
         return {name: COLOURS[name] for name in known if name in COLOURS}
 
     def _examples(self) -> Iterator[dict[str, Any]]:
-        """Test images that differ most; none where the data set cannot be had."""
+        """Yield varied test images; none without a data set."""
         try:
             split = self.run.test_split
         except UserError:
             return
-        indices = pick(self.net, self.task.heads, split, min(EXAMPLES, len(split)), SEARCHED)
+        indices = pick(self.net, self.run.heads, split, min(EXAMPLES, len(split)), SEARCHED)
         examples = from_split(split, indices)
         pixels = in_colour((examples.images * 255).round().to(torch.uint8)).permute(0, 2, 3, 1)
         for place, index in enumerate(indices):
             yield {"index": index, "pixels": as_base64(pixels[place])}
 
     def image(self, source: Source, of: LiveRun) -> tuple[Tensor, list[str]]:
-        """The image uint8 (C, H, W) that this network is given, and notes on what was done for that. Test images are
-        those of the run `of`. Raises `UserError`."""
+        """Return the network's input uint8 (C, H, W), with notes on its conversion. Test images come from the run `of`.
+        Raises `UserError`."""
         if source.index is not None:
             of._check_index(source.index)
             pixels = of.run.test_split.images(torch.tensor([source.index]))[0]
-            if of is self or tuple(pixels.shape) == self.task.image_shape:
+            if of is self or tuple(pixels.shape) == self.run.image_shape:
                 return pixels, []
             return self._from_outside(in_colour(pixels[None])[0].permute(1, 2, 0).contiguous().numpy())
         if source.line is not None:
@@ -154,7 +154,7 @@ class LiveRun:
             raise UserError(f"input.test.index: there are 0..{len(self.run.test_split) - 1}")
 
     def answer(self, question: Question, of: LiveRun) -> dict[str, Any]:
-        """What the network says to the image, and why. Raises `UserError`."""
+        """Return the network's answer and its heatmaps. Raises `UserError`."""
         if question.method is not None and question.method not in self.methods:
             raise UserError(f"there is no method '{question.method}'{did_you_mean(question.method, self.methods)}")
         before, notes = self.image(question.source, of)
@@ -177,18 +177,18 @@ class LiveRun:
         }
 
     def ood(self, question: Question, of: LiveRun) -> dict[str, Any]:
-        """How unlike the training images the image is, `ood`, None where nothing of them was kept (see
-        `Run.ood_detector`), and a clause that says why it is `empty`, "" where it is not."""
+        """Return the out-of-distribution score (None without a detector), and why the image is `empty` ("" if it is
+        not)."""
         pixels, notes = self.image(question.source, of)
         image = question.painted(pixels)[None].float() / 255
         detector = self.run.ood_detector
         score = None if detector is None else detector.scores(self.net, image).item()
-        return {"ood": score, "empty": doubts(image, None, [notes])[0]}
+        return {"ood": score, "empty": image_warnings(image, None, [notes])[0]}
 
     def _evidence(
         self, head: Head, question: Question, of: LiveRun, image: Tensor, shares: list[float], edges: Tensor
     ) -> dict[str, Any]:
-        """The heatmap for one class of a head, the true pixels, and how many of them the map hits."""
+        """Return the heatmap for one class of a head, the right pixels, and the map's rank accuracy."""
         name, found = head.name, dict[str, Any]()
         target = question.targets.get(name, max(range(len(shares)), key=shares.__getitem__))
         if target >= len(head.classes):
@@ -215,14 +215,14 @@ class LiveRun:
         return found
 
     def _true_classes(self, question: Question, of: LiveRun) -> dict[str, str]:
-        """{head: the true class of a test image of this run}; {} of any other image."""
+        """Return {head: true class} for a test image of this run, else {}."""
         if question.source.index is None or of is not self:
             return {}
         targets = self.run.test_split.targets(torch.tensor([question.source.index]))
         return {name: head.classes[int(targets[name])] for name, head in self.heads.items()}
 
     def _truth(self, head: Head, question: Question, of: LiveRun) -> Tensor | None:
-        """The true pixels of a head's answer, bool (H, W); None where nobody knows them."""
+        """Return the right pixels for a head's question, bool (H, W), or None."""
         parts = [part.name for part in head.parts or (head,)]
         if question.source.line is not None and self.of_lines and set(parts) <= set(ATTRIBUTES):
             return question.source.line.truth(parts, self.style)
@@ -231,16 +231,16 @@ class LiveRun:
             return truths["counterfactual"][0] if "counterfactual" in truths else None
         return None
 
-    def way(self, question: Question, name: str, of: LiveRun) -> dict[str, Any]:
-        """The way from the image to one that a head answers otherwise, and all heads' answers along it: of a line the
-        nearest line with another value of the attribute, or this line without what was painted on it; else the nearest
-        test image, blended in."""
+    def path_to_counterfactual(self, question: Question, name: str, of: LiveRun) -> dict[str, Any]:
+        """Return the path from the image to one with another answer of a head, and all answers along it. For a line the
+        end is the nearest line with another value of the attribute, or this line without paint; else the nearest test
+        image, blended in."""
         if name not in self.heads:
             raise UserError(f"there is no head '{name}'{did_you_mean(name, self.heads)}")
         first, line, scenes = question.painted(self.image(question.source, of)[0]), question.source.line, None
         attribute, end = self._nearest_line(line, first, name) if line is not None and self.of_lines else ("", None)
         if line is not None and end is not None and not question.paint:
-            scenes, words = line.way(end, FRAMES), f"another {attribute}"
+            scenes, words = line.path_to(end, FRAMES), f"another {attribute}"
             frames = draw(scenes, self.style)
         else:
             if end is not None:
@@ -259,13 +259,13 @@ class LiveRun:
         return {"frames": [as_base64(frame) for frame in pixels], "said": said, "lines": lines, "words": words}
 
     def _predicted(self, images: Tensor, name: str) -> Tensor:
-        """The classes int64 (N,) that a head predicts for images uint8 (N, C, H, W)."""
+        """Return the predicted classes int64 (N,) of images uint8 (N, C, H, W)."""
         with torch.no_grad():
             return self.heads[name].predict(self.wrappers[name].logits(images.float() / 255))
 
     def _nearest_line(self, line: LineScene, image: Tensor, name: str) -> tuple[str, LineScene | None]:
-        """The attribute and the line of one of its classes, of those that a head answers otherwise than the image the
-        one that differs from it in the fewest pixels; None where there is none."""
+        """Return an attribute and the line with another value of it that gets another answer and differs in the fewest
+        pixels; None if there is none."""
         parts = [part.name for part in self.heads[name].parts or (self.heads[name],)]
         if not set(parts) <= set(ATTRIBUTES):
             return "", None
@@ -288,7 +288,7 @@ class LiveRun:
 
     @cached_property
     def _neighbours(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Random test images: their indices int64 (N,), pixels uint8 (N, C, H, W) and {head: predictions (N,)}."""
+        """Random test images: indices int64 (N,), pixels uint8 (N, C, H, W), and {head: predictions (N,)}."""
         rows = sample_indices(len(self.run.test_split), min(SEARCHED, len(self.run.test_split)))
         images = self.run.test_split.images(rows)
         said: dict[str, list[Tensor]] = {name: [] for name in self.heads}
@@ -300,7 +300,7 @@ class LiveRun:
         return rows, images, {name: torch.cat(parts) for name, parts in said.items()}
 
     def unit(self, layer: str, channel: int) -> dict[str, Any]:
-        """One channel: its kernel, where it has one, and the image that maximises it. Raises `UserError`."""
+        """Return the kernel of a channel, if it has one, and its feature visualisation. Raises `UserError`."""
         known = {facts["name"]: facts for facts in self.layers}
         if layer not in known:
             raise UserError(f"there is no layer '{layer}'{did_you_mean(layer, known)}")
@@ -311,10 +311,10 @@ class LiveRun:
         if isinstance(module, nn.Conv2d):
             kernel = module.weight[channel].tolist()
             bias = 0.0 if module.bias is None else module.bias[channel].item()
-        return {"kernel": kernel, "bias": bias, **self.maximised(layer, channel)}
+        return {"kernel": kernel, "bias": bias, **self.visualized(layer, channel)}
 
-    def _maximised(self, layer: str, channel: int) -> Mapping[str, Any]:
-        found = self.run.maximise(layer, [channel])
+    def _visualized(self, layer: str, channel: int) -> Mapping[str, Any]:
+        found = self.run.visualize_features(layer, [channel])
         pixels = (found.images[0] * 255).round().to(torch.uint8)
         return {
             "pixels": as_base64(in_colour(pixels[None])[0].permute(1, 2, 0)),
@@ -324,13 +324,13 @@ class LiveRun:
 
 
 def _scaled(values: Tensor) -> dict[str, Any]:
-    """A map, or the answers of a layer's channels, all by one scale."""
+    """Return a map, or the maps of a layer, on one scale."""
     low, high = (extreme.item() for extreme in values.aminmax())
     return {"values": as_base64(levels(values)), "most": max(-low, high), "signed": low < 0}
 
 
 def _kind(layer: nn.Module) -> str:
-    """What a layer is, in words."""
+    """Return the type of a layer in words."""
     size = getattr(layer, "kernel_size", None)
     if isinstance(layer, nn.Conv2d):
         return f"convolution {layer.kernel_size[0]} × {layer.kernel_size[1]}"

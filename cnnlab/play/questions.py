@@ -1,4 +1,4 @@
-"""What the page may ask: JSON from outside, checked value by value. Whatever is wrong is a `UserError` of one line."""
+"""The requests of the page: JSON, checked value by value. Anything wrong is a `UserError` of one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnlab.data.line_scene import LineScene
-from cnnlab.errors import UserError, did_you_mean
+from cnnlab.utils.errors import UserError, did_you_mean
 
 MOST_SIDE = 256  # pixels of a drawing
 LIMITS = {"length": (1.0, 40.0), "width": (0.5, 12.0), "angle": (-720.0, 720.0), "x": (-14.0, 42.0), "y": (-14.0, 42.0)}
@@ -22,8 +22,7 @@ LIMITS = {"length": (1.0, 40.0), "width": (0.5, 12.0), "angle": (-720.0, 720.0),
 
 @dataclass(frozen=True)
 class Source:
-    """What the image is made from, one of three: a line, a drawing uint8 (H, W, 3), or the number of a test image of a
-    run."""
+    """The source of the image: a line, a drawing uint8 (H, W, 3), or the number of a test image of a run."""
 
     line: LineScene | None = None
     drawing: NDArray[np.uint8] | None = None
@@ -33,9 +32,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Question:
-    """An image, painted over at some pixels, [(x, y, (red, green, blue))], and what is asked about it: a method (None:
-    no heatmaps), {head: class} where another class than the predicted one is to be explained, and whether the layers'
-    answers are wanted."""
+    """An image with paint on some pixels, [(x, y, (red, green, blue))], and the question: a method (None: no heatmaps),
+    {head: class} for classes other than the predicted ones, and whether to return the layers' activations."""
 
     source: Source
     paint: Sequence[tuple[int, int, tuple[int, int, int]]]
@@ -55,8 +53,8 @@ class Question:
         return cls(source_of(asked), _paint(asked.get("paint", [])), method, numbers, inside)
 
     def painted(self, image: Tensor) -> Tensor:
-        """`image` uint8 (C, H, W) with what was painted over it; an image of one channel gets the mean of the colour.
-        Pixels that it does not have are left out."""
+        """Return `image` uint8 (C, H, W) with the paint. An image of one channel gets the mean of the colour; pixels
+        outside are ignored."""
         channels, height, width = image.shape
         image = image.clone()
         for x, y, colour in self.paint:
@@ -66,7 +64,7 @@ class Question:
         return image
 
     def unpainted(self, truth: Tensor) -> Tensor:
-        """`truth` bool (H, W) without the pixels that are painted over: these are the same whatever the answer."""
+        """Return `truth` bool (H, W) without the painted pixels, which do not depend on the answer."""
         height, width = truth.shape
         truth = truth.clone()
         for x, y, _ in self.paint:
@@ -76,7 +74,7 @@ class Question:
 
 
 def source_of(asked: Mapping[str, Any]) -> Source:
-    """What `asked["input"]` says. Raises `UserError`."""
+    """Return the source in `asked["input"]`. Raises `UserError`."""
     given = _mapping(asked.get("input"), "input")
     if len(given) != 1:
         raise UserError("input: give one of line, drawing and test")

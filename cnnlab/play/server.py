@@ -1,4 +1,4 @@
-"""The page's server: one page, its files, and questions as JSON, on this machine alone unless a host is named."""
+"""The server of the Play page, for this computer only unless a host is given."""
 
 from __future__ import annotations
 
@@ -28,19 +28,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cnnlab.errors import UserError, did_you_mean
-from cnnlab.hardware import disable_malloc_trim
-from cnnlab.html import render
-from cnnlab.log import echo
+from cnnlab.api import Run
 from cnnlab.play.live_run import LiveRun
 from cnnlab.play.questions import Question
-from cnnlab.runs import Run, finished_runs, open_run
+from cnnlab.reporting.html import render
+from cnnlab.run import find_run, finished_runs
+from cnnlab.utils.console import echo
+from cnnlab.utils.errors import UserError, did_you_mean
+from cnnlab.utils.hardware import disable_malloc_trim
 
 PACKAGE = Path(__file__).parent.parent
 TYPES = {".js": "text/javascript", ".css": "text/css"}
 FILES = {  # what is served besides the page; nothing else is
     file.name: file
-    for file in (*sorted((PACKAGE / "play" / "static").iterdir()), *sorted((PACKAGE / "templates").iterdir()))
+    for file in (
+        *sorted((PACKAGE / "play" / "static").iterdir()),
+        *sorted((PACKAGE / "reporting" / "templates").iterdir()),
+    )
     if file.suffix in TYPES
 }
 MOST_BYTES = 400_000  # of a question
@@ -57,7 +61,7 @@ HEADERS = {
 
 
 class OpenRuns:
-    """The runs that the page may name: `first` and the finished ones below `outputs`; those used last stay open."""
+    """The runs on the page: `first` and the finished ones below `outputs`. The last used ones stay open."""
 
     def __init__(self, first: Run, outputs: Path) -> None:
         self.first, self.outputs = first, outputs
@@ -65,10 +69,10 @@ class OpenRuns:
         self._known: dict[str, Path] = {}
 
     def listed(self) -> dict[str, Any]:
-        """{"runs": [{name, title}], "first": name}: the first, then the newest. A run below `outputs` is named by its
-        path there; the first one, where it lies elsewhere, by its folder, or where that is taken by its whole path."""
+        """Return {"runs": [{name, title}], "first": name}, the first run and then the newest. A run is named by its
+        path below `outputs`, or else by its folder or its whole path."""
         outputs = self.outputs.resolve()
-        found = {str(run.path.relative_to(outputs)): run for run in finished_runs(outputs)}
+        found = {str(path.relative_to(outputs)): Run(path) for path in finished_runs(outputs)}
         names = {run.path: name for name, run in found.items()}
         first = names.get(self.first.path) or self.first.path.name
         if found.get(first, self.first).path != self.first.path:
@@ -81,7 +85,7 @@ class OpenRuns:
         }
 
     def __getitem__(self, name: Any) -> LiveRun:
-        """The run of that name. Raises `UserError` where none was listed: no path from outside is opened."""
+        """Return the run `name`. Raises `UserError` for a run that was not listed: no other path is opened."""
         if not isinstance(name, str) or name not in self._known:
             raise UserError("there is no such run here")
         if name not in self._open:
@@ -93,10 +97,10 @@ class OpenRuns:
 
 
 def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-    """{what may be asked: the function of the question}. Each raises `UserError` for what is wrong with it."""
+    """Return {name: function} of the requests. Each raises `UserError`."""
 
     def about(asked: Mapping[str, Any]) -> tuple[LiveRun, Question, LiveRun]:
-        """The run that is asked, the question, and the run whose test image it is about."""
+        """Return the run, the question, and the run of the test image."""
         question = Question.read(asked)
         run = runs[asked.get("run")]
         return run, question, run if question.source.run is None else runs[question.source.run]
@@ -109,9 +113,9 @@ def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         run, question, of = about(asked)
         return run.ood(question, of)
 
-    def way(asked: Mapping[str, Any]) -> Any:
+    def path(asked: Mapping[str, Any]) -> Any:
         run, question, of = about(asked)
-        return run.way(question, str(asked.get("head")), of)
+        return run.path_to_counterfactual(question, str(asked.get("head")), of)
 
     def unit(asked: Mapping[str, Any]) -> Any:
         channel = asked.get("channel")
@@ -121,17 +125,17 @@ def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
 
     return {
         "runs": lambda _: runs.listed(),
-        "run": lambda asked: runs[asked.get("run")].facts,
+        "run": lambda asked: runs[asked.get("run")].metadata,
         "answer": answer,
         "ood": ood,
-        "way": way,
+        "path": path,
         "unit": unit,
     }
 
 
 def application(runs: OpenRuns, token: str | None = None, host: str = LOCAL[0]) -> Starlette:
-    """The server. Without a `token` it answers requests to this machine by its local names and `host` alone; with one,
-    those that bring it."""
+    """Return the server. Without a `token` it answers requests to local names and `host`; with one, requests with the
+    token."""
     asks, lock, waiting = questions(runs), threading.Lock(), 0
 
     def work(name: str, asked: Mapping[str, Any]) -> Response:
@@ -188,7 +192,7 @@ _TOO_LONG = f"a question has at most {MOST_BYTES:,} bytes"
 
 
 async def _body(request: Request) -> bytes:
-    """The body. Raises `UserError` for one that is too long, before it is read."""
+    """Return the body. Raises `UserError` for one that is too long."""
     body = b""
     async for part in request.stream():
         body += part
@@ -198,7 +202,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _question(body: bytes) -> dict[str, Any]:
-    """What a body asks. Raises `UserError` where it is no JSON object."""
+    """Return the JSON object of a body. Raises `UserError` for anything else."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
@@ -218,14 +222,13 @@ def _refusal(status: int, why: str) -> Response:
 
 
 def play_run(cfg: DictConfig) -> None:
-    """Serve the page of what `cfg` (conf/play.yaml) names until Ctrl-C. Raises `UserError` for what the user can
-    mend."""
+    """Serve the page with `conf/play.yaml` until Ctrl-C. Raises `UserError` for errors that the user can fix."""
     disable_malloc_trim()
     torch.set_num_threads(1)  # one image is soon done, and the browser has the other cores
-    run = open_run(cfg.run)
+    run = Run(find_run(cfg.run))
     listening = _listen(str(cfg.host), cfg.port)
     runs = OpenRuns(run, Path("outputs"))
-    runs[runs.listed()["first"]].facts  # noqa: B018  # what is wrong with the run is said now, not on the page
+    runs[runs.listed()["first"]].metadata  # noqa: B018  # what is wrong with the run is said now, not on the page
     token = None if _is_local(str(cfg.host)) else secrets.token_urlsafe(16)
     host, port = listening.getsockname()[:2]
     name = socket.gethostname() if ipaddress.ip_address(host).is_unspecified else f"[{host}]" if ":" in host else host
@@ -242,7 +245,7 @@ def play_run(cfg: DictConfig) -> None:
 
 
 def _has_screen() -> bool:
-    """Whether a person looks on who has a browser."""
+    """Return whether a terminal and a screen are there, for a browser."""
     return sys.stdout.isatty() and (sys.platform == "darwin" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)))
 
 
@@ -254,7 +257,7 @@ def _is_local(host: str) -> bool:
 
 
 def _listen(host: str, port: Any) -> socket.socket:
-    """A socket that listens at the port, or at the next one that is free. Raises `UserError`."""
+    """Return a socket that listens at the port, or at the next free one. Raises `UserError`."""
     if not isinstance(port, int) or not 0 <= port < 2**16:
         raise UserError(f"port={port} is not in 0..65535")
     for number in range(port, min(port + PORTS, 2**16)):

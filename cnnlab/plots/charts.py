@@ -1,4 +1,4 @@
-"""Curves and points: learning curves, scores with their intervals."""
+"""Charts: learning curves, scores with intervals, comparisons."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from cnnlab.log import percent
 from cnnlab.plots.style import BLUE, PINK, SKY, Array, line_styles
+from cnnlab.utils.console import percent
 
 # matplotlib's own labels of a logarithmic axis are formulas, which are not read (see `style`).
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
@@ -22,10 +22,9 @@ def curves(
     accuracies: Mapping[str, Mapping[str, Sequence[float]]],
     rates: Sequence[float],
 ) -> Figure:
-    """Learning curves by epoch from {what: {"train" or "val": [one value an epoch]}}, and the learning rate at the end
-    of each epoch.
+    """Draw learning curves {name: {"train" or "val": [value per epoch]}} and the learning rate of each epoch.
 
-    Accuracy is drawn by the logarithm of the errors, so that 99.9 % and 99.99 % are apart.
+    The accuracy axis is logarithmic in the errors, so that 99.9 % and 99.99 % are apart.
     """
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3, width_ratios=(5, 5, 2.4))
@@ -48,7 +47,7 @@ def curves(
     _epoch_axis(rate_axes)
     loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
     loss_axes.yaxis.set_major_formatter(_PLAIN)
-    loss_axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # where there is room
+    loss_axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # if there is room
     _digit_axis(accuracy_axes)
     accuracy_axes.set(ylabel="accuracy (%), by its errors", title="Accuracy")
     handles, labels = loss_axes.get_legend_handles_labels()
@@ -64,8 +63,8 @@ def curves(
 
 
 def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Accuracy by epoch of groups of runs, {name: [[one value an epoch] a run]}: a line for the mean, a band
-    from the lowest run to the highest."""
+    """Draw accuracy by epoch of groups of runs, {name: [[value per epoch] per run]}: the mean as a line, lowest to
+    highest as a band."""
     figure = Figure(figsize=(10.5, max(4.4, 0.24 * len(groups) + 1.2)), layout="constrained")
     axes = figure.subplots()
     for (colour, marker), (name, runs) in zip(line_styles(), groups.items(), strict=False):
@@ -89,8 +88,7 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 
 def seeds(groups: Mapping[str, Sequence[float]]) -> Figure:
-    """Accuracies in [0, 1] of groups of runs, {name: [one value a run]}: a line a group, a dot a run, a bar its
-    mean."""
+    """Draw accuracies in [0, 1] of groups of runs, {name: [value per run]}: a dot per run, a bar for the mean."""
     figure = Figure(figsize=(10.5, 0.34 * len(groups) + 1.1), layout="constrained")
     axes = figure.subplots()
     for place, values in enumerate(groups.values()):
@@ -110,7 +108,7 @@ def seeds(groups: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: bool = False) -> Figure:
-    """A number of each head by epoch, {head: [one value an epoch]}, in [0, 1] where it is not `logarithmic`."""
+    """Draw a number by epoch, {head: [value per epoch]}, in [0, 1] unless `logarithmic`."""
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
     axes = figure.subplots()
     for (colour, marker), (name, values) in zip(line_styles(), heads.items(), strict=False):
@@ -131,7 +129,7 @@ def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: boo
 def _epoch_axis(axes: Axes) -> None:
     axes.set_xlabel("epoch")
     low, high = (axes.dataLim.x0, axes.dataLim.x1) if axes.has_data() else (1, 1)
-    axes.set_xlim(low - 0.5, high + 0.5)  # also where there is one epoch
+    axes.set_xlim(low - 0.5, high + 0.5)  # also for one epoch
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
@@ -140,7 +138,7 @@ _MOST_DIGITS = 5.0  # all right is drawn where 99.999 % stands
 
 
 def _digits(accuracy: Array) -> Array:
-    """-log10 of the error rate: 90 % is 1, 99 % is 2."""
+    """Return -log10 of the error rate: 90 % is 1, 99 % is 2."""
     errors: Array = np.maximum(1 - np.asarray(accuracy, dtype=np.float64), 10**-_MOST_DIGITS)
     return -np.log10(errors)
 
@@ -151,8 +149,8 @@ def _digit_axis(axes: Axes) -> None:
 
 
 def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) -> Figure:
-    """The F1 score of every class, {head: float (classes,)} in [0, 1], a panel a head."""
-    widths = [max(3.5, len(values)) for values in scores.values()]
+    """Draw the F1 score of every class, {head: float (classes,)} in [0, 1], a panel per head."""
+    widths = [min(max(3.5, len(values)), 40) for values in scores.values()]
     figure = Figure(figsize=(max(5.0, 0.42 * sum(widths) + 2), 4.2), layout="constrained")
     lowest = min(float(np.nanmin(values)) for values in scores.values())
     bottom = max(step for step in (0.0, 0.5, 0.9, 0.95, 0.99) if step <= max(lowest - 0.004, 0.0))
@@ -161,7 +159,8 @@ def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) 
         positions = np.arange(len(values))
         axes.vlines(positions, bottom, values, color=SKY, linewidth=1)
         axes.plot(positions, values, "o", color=BLUE, markersize=4)
-        axes.set_xticks(positions, classes[name], rotation=90 if len(values) > 2 else 0, fontsize=8)
+        step = 1 + len(values) // 40  # 96 names would not be read
+        axes.set_xticks(positions[::step], classes[name][::step], rotation=90 if len(values) > 2 else 0, fontsize=8)
         axes.set_xlim(-0.7, len(values) - 0.3)
         axes.set_title(f"{name}\nmean {percent(float(np.nanmean(values)))}", fontsize=10)
         axes.grid(axis="y", alpha=0.3)
@@ -175,8 +174,8 @@ Interval = tuple[float, float, float]  # mean, low, high
 
 
 def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interval]]]) -> Figure:
-    """Means with their intervals in [0, 1], {(row, column): {name: {series: (mean, low, high)}}}: a panel for
-    each row and column, a line a name, a colour a series."""
+    """Draw means with intervals in [0, 1], {(row, column): {name: {series: (mean, low, high)}}}: a panel per row and
+    column, a line per name, a colour per series."""
     rows = list(dict.fromkeys(row for row, _ in panels))
     columns = list(dict.fromkeys(column for _, column in panels))
     names = len(next(iter(panels.values())))
@@ -205,7 +204,7 @@ def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interva
 
 
 def shares(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, ylabel: str) -> Figure:
-    """Curves over a share from 0 to 1, {panel: {name: values}}, a panel each."""
+    """Draw curves over a share from 0 to 1, {panel: {name: values}}."""
     figure = Figure(figsize=(4.6 * len(panels) + 2, 4), layout="constrained")
     places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (title, lines) in zip(places, panels.items(), strict=True):

@@ -1,4 +1,4 @@
-"""What all pictures share: colours that the colour-blind tell apart (Okabe and Ito 2008), and saving."""
+"""Colours for colour-blind readers (Okabe and Ito 2008), and saving."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save(figure: Figure, path: Path | BinaryIO) -> None:
 
 
 def line_styles() -> Iterator[tuple[str, str]]:
-    """(colour, marker) of one curve after another, without end: twenty colours, then the same with another marker."""
+    """Yield (colour, marker) for one curve after another: twenty colours, then the same with another marker."""
     for marker in cycle("os^D"):
         for colour in CYCLE:
             yield colour, marker

@@ -1,4 +1,4 @@
-"""Pictures side by side: images with captions, heatmaps, the maps of a layer."""
+"""Grids of images: captions, heatmaps, the maps of a layer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def images(
     columns: int = 6,
     picture_width: float = 1.5,
 ) -> Figure:
-    """A grid of pictures uint8 (N, C, H, W), C 1 or 3, `picture_width` inches wide, with a caption each;
-    `marked` captions stand out.
+    """Draw a grid of pictures uint8 (N, C, H, W), C 1 or 3, `picture_width` inches wide, with captions; `marked`
+    captions stand out.
 
-    One axes in inches for all: a grid of axes takes a second to lay out.
+    All pictures share one axes in inches: a grid of axes takes a second to lay out.
     """
     count, _, height, width = pictures.shape
     columns = min(columns, count)
@@ -72,14 +72,14 @@ def images(
 
 
 def small_images(pixels: Array, captions: Sequence[str], title: str, marked: Sequence[bool] = ()) -> Figure:
-    """`images` of many small pictures float (N, C, H, W) in [0, 255]."""
+    """Draw `images` of many small pictures float (N, C, H, W) in [0, 255]."""
     levels = np.rint(pixels).astype(np.uint8)
     return images(levels, captions, title, marked=marked, columns=12, picture_width=0.95)
 
 
 def heat(values: Array) -> Array:
-    """A map float (H, W) in colours, uint8 (3, H, W): from 0 (black) to its highest value (yellow); where it
-    has negative values, blue is negative, white 0 and orange positive, both by the largest magnitude."""
+    """Return a map float (H, W) in colours, uint8 (3, H, W): from 0 (black) to its highest value (yellow). A map with
+    negative values goes from blue over white (0) to orange, by the largest magnitude."""
     shares = values / (float(np.abs(values).max()) or 1.0)
     signed = bool(values.min() < 0)
     rows = np.rint(shares * 127).astype(int) + 128 if signed else np.rint(shares * 255).astype(int)
@@ -88,8 +88,8 @@ def heat(values: Array) -> Array:
 
 
 def heat_tables() -> dict[str, Array]:
-    """The colours of `heat`, uint8 (256, 3) each: "positive" from 0 to the highest value; "signed", of which row 128 is
-    0 and rows 1 and 255 the largest magnitude."""
+    """Return the colours of `heat`, uint8 (256, 3) each: "positive" from 0 to the highest value; "signed" with 0 in row
+    128 and the largest magnitude in rows 1 and 255."""
     share = np.clip((np.arange(256) - 128) / 127, -1, 1)[:, None]
     ends = np.where(share < 0, rgb(BLUE), rgb(RUST))
     signed = 1 - np.abs(share) * (1 - ends)
@@ -98,8 +98,8 @@ def heat_tables() -> dict[str, Array]:
 
 
 def overlay(picture: Array, values: Array) -> Array:
-    """`heat` of a map over its picture uint8 (C, H, W): the stronger the evidence, the more of its colour, at most four
-    fifths; where there is none the picture stays as it is."""
+    """Return the map over its picture uint8 (C, H, W). Stronger evidence gets more of its colour, at most four
+    fifths."""
     most = float(np.abs(values).max()) or 1.0
     share = 0.8 * np.abs(values) / most
     under = np.broadcast_to(picture, (3, *values.shape))
@@ -109,9 +109,9 @@ def overlay(picture: Array, values: Array) -> Array:
 def mosaics(
     pictures: Array, maps: Array, numbers: Sequence[int], marks: Mapping[int, str], names: Sequence[str], title: str
 ) -> Figure:
-    """A row an image: the picture uint8 (N, C, H, W) and all its maps float (N, K, h, w), of channel
-    `numbers[k]` each, row by row from the top left. Brightness goes from the lowest to the highest value
-    of the image. `marks` are written on channels by number."""
+    """Draw a row per image: the picture uint8 (N, C, H, W) and its maps float (N, K, h, w), map k of channel
+    `numbers[k]`. Brightness goes from the lowest to the highest value of the row; `marks` are written on channels by
+    number."""
     count, channels, height, width = maps.shape
     columns = min(channels, 16 if width > 1 else 64)
     rows = math.ceil(channels / columns)

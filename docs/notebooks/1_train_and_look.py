@@ -34,7 +34,7 @@ import cnnlab
 # images and three passes over them are enough to look at. Everything that the command line can set, `overrides` can.
 
 # %%
-quick = ["data.train_size=12000", "trainer.max_epochs=3", "bn_momentum=0.9"]  # 282 steps are too few for Keras's 0.99
+quick = ["data.train_size=12000", "trainer.max_epochs=3", "bn_momentum=0.1"]  # 282 steps are too few for 0.01
 run = cnnlab.train("mnist", seed=0, overrides=quick)
 
 # %% [markdown]
@@ -43,7 +43,7 @@ run = cnnlab.train("mnist", seed=0, overrides=quick)
 
 # %%
 print(run.path.relative_to(os.getcwd()))
-from cnnlab.log import percent
+from cnnlab.utils.console import percent
 
 test = run.summary["test"]
 print("right on", percent(test["joint_accuracy"]), "of", int(test["images"]), "test images")
@@ -85,7 +85,7 @@ run.activations(run.examples(3), "stem.conv")
 # what a digit is, only what tells ten of them apart.
 
 # %%
-run.maximise("digit")
+run.visualize_features("digit")
 
 # %% [markdown]
 # ## Where does it look?

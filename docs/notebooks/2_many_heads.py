@@ -44,7 +44,7 @@ run = cnnlab.train("multihead", seed=0, overrides=few)
 # %%
 from matplotlib import pyplot as plt
 
-for head in run.task.heads:
+for head in run.heads:
     plt.plot(
         [row["epoch"] for row in run.metrics], [row[f"val/{head.name}/acc"] for row in run.metrics], label=head.name
     )
@@ -72,7 +72,7 @@ print(*answer.inputs.notes[0], sep="; ")
 
 # %%
 example = run.examples(1)
-for head in run.task.heads:
+for head in run.heads:
     display(run.attribute(example, head=head.name))
 
 # %% [markdown]

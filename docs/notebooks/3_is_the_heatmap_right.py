@@ -43,7 +43,7 @@ split, rows = run.test_split, torch.tensor([100])
 image = split.images(rows)[0].permute(1, 2, 0)
 figure, panels = plt.subplots(1, 5, figsize=(12, 2.8))
 panels[0].imshow(image), panels[0].set_title("the image")
-for panel, head in zip(panels[1:], run.task.heads, strict=True):
+for panel, head in zip(panels[1:], run.heads, strict=True):
     truth = split.truths(rows, head)["counterfactual"][0]
     panel.imshow(truth, cmap="gray"), panel.set_title(f"{head.name}: {int(truth.sum())} pixels")
 for panel in panels:
@@ -55,12 +55,12 @@ plt.show()
 #
 # ## Grade the heatmaps
 #
-# Four measures, each with its 95 % interval on the page that `python -m cnnlab.score` writes. *mass*: how much of the
+# Four measures, each with its 95 % interval on the page that `python -m cnnlab.audit` writes. *mass*: how much of the
 # map lies on true pixels; *rank*: how many of the K highest of K true pixels; *pointing*: is the maximum on one;
 # *auc*: how well true pixels are told from the others, 0.5 being chance.
 
 # %%
-scores = run.score(["grad_cam", "saliency", "occlusion"], images=100)
+scores = run.audit(["grad_cam", "saliency", "occlusion"], images=100)
 scores.to_pandas().query("truth == 'counterfactual' and predictions == 'all' and metric == 'rank'").pivot(
     index="method", columns="head", values="mean"
 ).round(3)
@@ -111,12 +111,12 @@ def columns_and_rows(net, images, targets):
 run.attribute(run.examples(2), head="angle", method=columns_and_rows)
 
 # %%
-own = run.score({"grad_cam": "grad_cam", "columns and rows": columns_and_rows}, images=100)
+own = run.audit({"grad_cam": "grad_cam", "columns and rows": columns_and_rows}, images=100)
 own.to_pandas().query("truth == 'counterfactual' and predictions == 'all' and metric == 'auc'").pivot(
     index="method", columns="head", values="mean"
 ).round(3)
 
 # %% [markdown]
-# **To try:** is a larger window better for occlusion (`run.attribute(..., method="occlusion", window=7)`)? Take the
+# **To try:** is a larger window better for occlusion (`run.attribute(..., method="occlusion", sliding_window_shapes=7)`)? Take the
 # absolute value of a map in a method of your own, and grade both. What does the truth of `colour` look like, and why is
 # it the line and nothing but the line?

@@ -58,7 +58,7 @@ net, images = Somebody(), torch.rand(2, 3, 40, 60)
 cnnlab.attribute(net, images, head=1, method="grad_cam")
 
 # %%
-result = cnnlab.attribute(net, images, target=2, head=0, method="occlusion", window=9, stride=3)
+result = cnnlab.attribute(net, images, target=2, head=0, method="occlusion", sliding_window_shapes=9, strides=3)
 result.maps.shape, result.targets
 
 # %% [markdown]
@@ -175,4 +175,4 @@ run.attribute(run.examples(2), head="shape", method=gradient_times_input)
 # graded against them.
 
 # %%
-run.score(["grad_cam", gradient_times_input], images=60)
+run.audit(["grad_cam", gradient_times_input], images=60)

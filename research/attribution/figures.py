@@ -15,7 +15,7 @@ def leads(
     rows: Sequence[str], groups: Mapping[str, Sequence[str]], values: Array, texts: Sequence[Sequence[str]]
 ) -> Figure:
     """By how much each row is ahead of something, float (rows, columns): violet is behind, orange ahead, with a text in
-    each cell. The columns are those of `groups`, one group beside the other."""
+    each cell. The columns are the groups, from left to right."""
     columns = [name for names in groups.values() for name in names]
     figure = Figure(figsize=(0.62 * len(columns) + 3.4, 0.27 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What a benchmark found, in sentences made from its table; claimed only where seeds and images allow."""
+"""The findings of a benchmark in sentences, claimed only if seeds and images allow."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cnnlab.explain.evaluation import EDGES
-from cnnlab.explain.method_names import method_title
-from cnnlab.html import join_words, pluralize
+from cnnlab.interpret.audit import EDGES
+from cnnlab.interpret.method_names import method_title
+from cnnlab.reporting.html import join_words, pluralize
 from research.attribution.grades import ABSOLUTE
 from research.attribution.table import Standing, Table, known_mean
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnnlab.explain.network import HeadWrapper
+from cnnlab.interpret.network import HeadWrapper
 
 BATCH = 250  # images at once
-MOST_PAIRS = 300  # of which all are tried
+MOST_PAIRS = 300  # all are tried
 
 Margins = Callable[[Tensor], Tensor]  # sets of exchanged pixels bool (S, D) -> by how much another answer leads (S,)
 

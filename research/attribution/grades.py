@@ -16,29 +16,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cnnlab.data.truths import LineTruths
-from cnnlab.errors import UserError
-from cnnlab.explain.attribution import Method, attribute_head
-from cnnlab.explain.attribution_metrics import METRICS, auc_within, rank_correlation, standard_ranks
-from cnnlab.explain.evaluation import (
+from cnnlab.data.ground_truth import LineTruths
+from cnnlab.interpret.attribution import Method, attribute_head
+from cnnlab.interpret.audit import (
     BRIGHTNESS,
     EDGES,
+    NETWORK_FREE,
     RANDOM,
     UPPER_BOUND,
-    WITHOUT_NETWORK,
     brightness_map,
     randomise,
     upper_bound_maps,
 )
-from cnnlab.explain.network import HeadWrapper, frozen_copy
-from cnnlab.io import write_atomically
+from cnnlab.interpret.metrics import METRICS, auc_within, rank_correlation, standard_ranks
+from cnnlab.interpret.network import HeadWrapper, frozen_copy
 from cnnlab.models.heads import Head
+from cnnlab.utils.errors import UserError
+from cnnlab.utils.io import write_atomically
 from research.attribution.flipping_sets import flipping_set
 
 TRUTHS = ("line", "counterfactual", "own")
-BY_HAND = "by_hand"  # the scene and the network whose weights were set by hand
+BY_HAND = "by_hand"  # the scene and network with weights set by hand
 BASELINES = (RANDOM, EDGES, BRIGHTNESS, UPPER_BOUND)
-SHOWN = 6  # images of which the maps are kept
+SHOWN = 6  # images with kept maps
 CASCADE = ("the last layer", "half of the layers", "all layers")  # that are given random weights
 IMAGES = 8  # on which that is done
 MOST_PASSES = 150  # forward passes an image of the methods with which it is done; others would take hours
@@ -50,7 +50,7 @@ Array = NDArray[Any]
 @dataclass(frozen=True)
 class Grades:
     """The grades of a network. H heads, M methods (the baselines, the methods, and the absolute values of those with
-    signs), N images; NaN where there is nothing to grade."""
+    signs), N images; NaN without a grade."""
 
     facts: dict[str, Any]  # network, seed, scene, protocol; names of methods and heads; which methods were refused
     values: Array  # float32 (H, M, truths, metrics, N), as TRUTHS and METRICS name them
@@ -93,7 +93,7 @@ class Grades:
 
 @dataclass
 class _Examined:
-    """One head of a network and what was found on its maps, {method: float32 (N, H, W)}."""
+    """One head of a network and its maps, {method: float32 (N, H, W)}."""
 
     head: Head
     net: HeadWrapper
@@ -126,7 +126,7 @@ def grade(
     for head in data.heads if heads is None else heads:
         wrapper = HeadWrapper(frozen_copy(net).to(device), head.name)
         one = _Examined(head, wrapper, _predicted(head, wrapper, images), {}, {}, {})
-        for name, method in {**WITHOUT_NETWORK, BRIGHTNESS: brightness_map, **methods}.items():
+        for name, method in {**NETWORK_FREE, BRIGHTNESS: brightness_map, **methods}.items():
             progress(f"{head.name}: {name}")
             _attribute(one, name, method, images, refusals)
         one.maps |= {name: maps[head.name] for name, maps in (given or {}).items()}

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from cnnlab import html, plots
-from cnnlab.data.truths import LineTruths
-from cnnlab.explain.evaluation import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
-from cnnlab.explain.method_names import method_title
-from cnnlab.io import to_csv, write_atomically, write_json
-from cnnlab.log import echo, percent
-from cnnlab.provenance import versions
+from cnnlab import plots
+from cnnlab.data.ground_truth import LineTruths
+from cnnlab.interpret.audit import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
+from cnnlab.interpret.method_names import method_title
+from cnnlab.reporting import html
+from cnnlab.utils.console import echo, percent
+from cnnlab.utils.io import to_csv, write_atomically, write_json
+from cnnlab.utils.versions import versions
 from research import TEMPLATES
 from research.attribution import figures
 from research.attribution.findings import answers, heads_of, lead, mean, scene_words, without_doubles
@@ -23,7 +24,7 @@ from research.attribution.table import Table, interval, known_mean
 
 Rows = list[list[str]]
 
-FEWEST_WRONG = 10  # wrong answers of which grades are told
+FEWEST_WRONG = 10  # wrong answers for a grade
 
 
 def written(folder: Path, table: Table, settings: Any) -> Path:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnlab.explain.attribution_metrics import METRICS
-from cnnlab.explain.evaluation import EDGES
+from cnnlab.interpret.audit import EDGES
+from cnnlab.interpret.metrics import METRICS
 from research.attribution.grades import ABSOLUTE, BASELINES, TRUTHS, Grades
 
 Array = NDArray[np.float64]
 
-# The factor of a 95 % interval by the number of values less one (Student 1908); beyond, that of the normal.
+# The factor of a 95 % interval by the number of values less one (Student 1908); beyond, the normal factor.
 T95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What is graded: a method, for one head of a network in a scene, all seeds together."""
+    """A cell of the benchmark: a method, for one head of a network in a scene, all seeds together."""
 
     scene: str
     network: str
@@ -194,7 +194,7 @@ class Table:
 
 
 def known_mean(values: Any, axis: int | None = None) -> Any:
-    """The mean of the values that are not NaN, a float or along an axis; NaN where there are none."""
+    """The mean of the values that are not NaN, a float or along an axis; NaN without any."""
     values = np.asarray(values, dtype=np.float64)
     there = ~np.isnan(values)
     counts = there.sum(axis=axis)

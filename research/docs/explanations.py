@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from cnnlab.explain.method_names import method_title
+from cnnlab.interpret.method_names import method_title
 from research.attribution import page
 from research.attribution.grades import BY_HAND, Grades
 from research.attribution.table import Cell, Table
@@ -24,7 +24,7 @@ Rows = list[list[str]]
 
 
 def read(folder: Path) -> tuple[Table, Table]:
-    """The grades of trained networks, and those of the one whose weights were set by hand."""
+    """Return the grades of trained networks, and of the hand-built one."""
     every = [Grades.load(path) for path in sorted((folder / "grades").glob("*.npz"))]
     # Networks with five seeds on plain lines first, as the pages are about them.
     every.sort(key=lambda one: one.facts["scene"] != "plain")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the pictures of docs/gallery.md from two finished runs:
-#   bash research/docs/gallery.sh <run of multihead_adam> <run of mnist with net.kernel_size=5>
+#   bash research/docs/gallery.sh <run of multihead_report_b> <run of mnist with net.kernel_size=5>
 set -euo pipefail
 gallery=$(cd "$(dirname "$0")/../../docs" && pwd)/gallery
 python=${PYTHON:-python}

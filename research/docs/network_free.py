@@ -5,12 +5,12 @@ python research/docs/network_free.py
 
 from __future__ import annotations
 
-from cnnlab.data.truths import LineTruths
-from cnnlab.explain.attribution_metrics import rank_accuracy, sobel
+from cnnlab.data.ground_truth import LineTruths
+from cnnlab.interpret.metrics import rank_accuracy, sobel
 
 if __name__ == "__main__":
     for scene in ("plain", "distractor", "noise", "correlated"):
-        data = LineTruths(count=24, scene=scene)
+        data = LineTruths(count=24, background=scene)
         saturation = data.images.amax(dim=1) - data.images.amin(dim=1)
         maps = {
             "Sobel edges": sobel(data.images),

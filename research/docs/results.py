@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from cnnlab.comparison_report import compare, epochs_to_goal
-from cnnlab.log import percent
+from cnnlab.reporting.comparison import compare, epochs_to_goal
+from cnnlab.utils.console import percent
 
 DOCS = Path(__file__).parents[2] / "docs"
 Row = dict[str, str]
@@ -26,21 +26,21 @@ Row = dict[str, str]
 SECTIONS: dict[str, tuple[list[str], dict[str, str] | None]] = {
     "mnist": (["mnist", "mnist_5x5", "mnist_flat", "mnist_dropout", "mnist_deep", "mnist_best"], None),
     "lines": (["lines", "lines_deep"], None),
-    "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead_adam"], None),
-    "base": (["base/multihead", "base/multihead_adam"], None),
+    "multihead": (["multihead_v1", "multihead_v2", "multihead_v3", "multihead_figure5", "multihead_report_b"], None),
+    "base": (["base/multihead", "base/multihead_report_b"], None),
     "seeds": (["multihead_seeds"], None),
     "theirs": (["multihead_v1_theirs", "multihead_v2_theirs", "multihead_v3_theirs", "multihead_figure5_theirs"], None),
     "hard": (["multihead_v1_hard", "multihead_v2_hard", "multihead_v3_hard", "multihead_figure5_hard"], None),
-    "region": (["multihead_adam_region", "multihead_mixed_region", "multihead_anywhere_region"], None),
+    "region": (["multihead_report_b_region", "multihead_mixed_region", "multihead_anywhere_region"], None),
     "weighting": (["sweep_weighting"], None),
-    "green": (["add_colour_multihead_adam", "add_colour_multihead_hue_blind"], {"colour": "green"}),
-    "red": (["add_colour_multihead_adam", "add_colour_multihead_hue_blind"], {"colour": "red"}),
+    "green": (["add_colour_multihead_report_b", "add_colour_multihead_hue_blind"], {"colour": "green"}),
+    "red": (["add_colour_multihead_report_b", "add_colour_multihead_hue_blind"], {"colour": "red"}),
     "holdout": (["sweep_holdout"], None),
-    "precision": (["mnist", "mnist_float32", "multihead_adam", "multihead_adam_float32"], None),
+    "precision": (["mnist", "mnist_float32", "multihead_report_b", "multihead_report_b_float32"], None),
     **{name: ([f"sweep_{name}"], None) for name in ("filters", "pooling", "depth", "decay", "regularisation")},
 }
 
-# What the reports state, by experiment.
+# The reports' numbers, by experiment.
 THEIRS = {
     "mnist": "98.64",
     "mnist_dropout": "similar",
@@ -54,7 +54,7 @@ THEIRS = {
 }
 # The networks that are shown lines which others drew, by their folders.
 READERS = {
-    "multihead_adam": "`multihead_adam`",
+    "multihead_report_b": "`multihead_report_b`",
     "multihead_mixed": "… mixed styles",
     "multihead_jitter": "… and jitter",
     "anywhere_plain": "means over places",
@@ -62,14 +62,14 @@ READERS = {
     "multihead_anywhere": "… and jitter: `multihead_anywhere`",
     "anywhere_light": "… and light",
 }
-# The networks whose Grad-CAM is graded at two layers, by their folders.
+# Networks for Grad-CAM at two layers, by their folders.
 GRADED = {
     "multihead_seeds": "`multihead`",
     "figure5_briefly": "Report B's Figure 5, briefly",
     "resnet": "`net=resnet`",
     "multihead_anywhere": "`multihead_anywhere`",
     "multihead_07": "the recipe of 0.7",
-    "multihead_adam": "`multihead_adam`",
+    "multihead_report_b": "`multihead_report_b`",
 }
 PLACES = {"last_convolution": "the convolution", "null": "the ReLU after it"}
 HEADS = ["length", "width", "angle", "colour"]
@@ -242,7 +242,7 @@ def filled(text: str) -> str:
 
 
 def write_rows(name: str, rows: list[Row]) -> None:
-    """Rows as `results/<name>.csv`; without any the file is left as it is."""
+    """Rows as `results/<name>.csv`; without any the file is unchanged."""
     if rows:
         with (DOCS / "results" / f"{name}.csv").open("w", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -265,7 +265,7 @@ def collect(root: Path) -> None:
 
 def collect_turns(root: Path) -> None:
     """Keep the training seconds of the runs of "base", which took turns, and their ratio."""
-    names = ("multihead_adam", "multihead")
+    names = ("multihead_report_b", "multihead")
     seeds = sorted(path.parent.name for path in (root / "base" / names[0]).glob("*/summary.json"))
     lines = [",".join(("turn", *names, "ratio"))]
     for seed in seeds:
@@ -284,7 +284,7 @@ def collect_readers(root: Path) -> None:
             seed = file.parts[-4]
             with file.open(encoding="utf-8") as lines:
                 rows += [{"network": name, "seed": seed, **row} for row in csv.DictReader(lines)]
-    for name in ("multihead_adam", "multihead_anywhere"):
+    for name in ("multihead_report_b", "multihead_anywhere"):
         picture = root / name / "0" / "robustness" / "1" / "robustness.png"
         if picture.is_file():
             shutil.copy(picture, DOCS / "results" / f"renderers_{name}.png")

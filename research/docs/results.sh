@@ -13,7 +13,7 @@ train() {  # <name> <seed> <settings...>
 
 for seed in 0 1 2; do
   for name in mnist mnist_5x5 mnist_flat mnist_dropout mnist_deep mnist_best lines lines_deep \
-    multihead_adam multihead_v1 multihead_v2 multihead_v3 multihead_figure5 multihead_hue_blind; do
+    multihead_report_b multihead_v1 multihead_v2 multihead_v3 multihead_figure5 multihead_hue_blind; do
     train $name $seed experiment=$name
   done
   for name in v1 v2 v3; do
@@ -26,28 +26,28 @@ for seed in 0 1 2; do
   mixed='data.style=mixed data.test_style=antialiased'
   jitter='data.jitter={length:0.4,width:0.7,angle:5}'
   plain='data.jitter={length:0.0,width:0.0,angle:0.0}'
-  train multihead_mixed $seed experiment=multihead_adam $mixed
-  train multihead_jitter $seed experiment=multihead_adam $mixed "$jitter"
+  train multihead_mixed $seed experiment=multihead_report_b $mixed
+  train multihead_jitter $seed experiment=multihead_report_b $mixed "$jitter"
   train anywhere_plain $seed experiment=multihead_anywhere data.style=antialiased "$plain"
   train anywhere_mixed $seed experiment=multihead_anywhere "$plain"
   train multihead_anywhere $seed experiment=multihead_anywhere
   train anywhere_light $seed experiment=multihead_anywhere augment=light
-  for name in multihead_adam multihead_mixed multihead_jitter anywhere_plain anywhere_mixed multihead_anywhere anywhere_light; do
+  for name in multihead_report_b multihead_mixed multihead_jitter anywhere_plain anywhere_mixed multihead_anywhere anywhere_light; do
     [ -e "$root/$name/$seed/robustness" ] || "$python" -m cnnlab.robustness run="$root/$name/$seed" per_kind=100
   done
-  train multihead_adam_region $seed experiment=multihead_adam data.holdout=region
-  train multihead_mixed_region $seed experiment=multihead_adam data.holdout=region $mixed
+  train multihead_report_b_region $seed experiment=multihead_report_b data.holdout=region
+  train multihead_mixed_region $seed experiment=multihead_report_b data.holdout=region $mixed
   train multihead_anywhere_region $seed experiment=multihead_anywhere data.holdout=region
 
-  for name in mnist multihead_adam; do
+  for name in mnist multihead_report_b; do
     train ${name}_float32 $seed experiment=$name trainer.precision=32-true
   done
-  for base in multihead_adam multihead_hue_blind; do
+  for base in multihead_report_b multihead_hue_blind; do
     train add_colour_$base $seed experiment=add_colour init_from="$root/$base/$seed"
   done
 done
 for seed in 0 1 2 3 4; do  # in turns, on an idle machine
-  train base/multihead_adam $seed experiment=multihead_adam
+  train base/multihead_report_b $seed experiment=multihead_report_b
   train base/multihead $seed experiment=multihead
 done
 for seed in $(seq 0 19); do
@@ -55,14 +55,14 @@ for seed in $(seq 0 19); do
 done
 for seed in 0 1 2; do
   train multihead_07 $seed experiment=multihead net.relu_last=false optimizer.lr=0.04 trainer.max_epochs=4 threads=1
-  train figure5_briefly $seed experiment=multihead_adam net=shared_figure5 optimizer.lr=0.003 trainer.max_epochs=6 \
-    bn_momentum=0.99
-  train resnet $seed experiment=multihead_adam net=resnet optimizer.lr=0.003
-  for name in multihead_seeds figure5_briefly resnet multihead_anywhere multihead_07 multihead_adam; do
+  train figure5_briefly $seed experiment=multihead_report_b net=shared_figure5 optimizer.lr=0.003 trainer.max_epochs=6 \
+    bn_momentum=0.01
+  train resnet $seed experiment=multihead_report_b net=resnet optimizer.lr=0.003
+  for name in multihead_seeds figure5_briefly resnet multihead_anywhere multihead_07 multihead_report_b; do
     for layer in last_convolution null; do
       out=$root/grad_cam/$name/$seed/$layer
-      [ -e "$out" ] || "$python" -m cnnlab.score run="$root/$name/$seed" images=200 method=[grad_cam] \
-        method.grad_cam.layer=$layer out="$out"
+      [ -e "$out" ] || "$python" -m cnnlab.audit run="$root/$name/$seed" images=200 method=[grad_cam] \
+        method.grad_cam.target_layer=$layer out="$out"
     done
   done
 done

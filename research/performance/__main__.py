@@ -11,7 +11,7 @@ from pathlib import Path
 from research.performance.side_by_side import RESULT_HEADER, Result, markdown
 
 NAMES = (
-    "training", "compilers", "explaining", "time_to_accuracy", "rendering", "startup", "limits", "kernels", "products",
+    "training", "compilers", "explaining", "time_to_accuracy", "rendering", "startup", "limits", "kernels",
     "scale",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ NAME, STEPS = "Branched", 12
 
 
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
-    from cnnlab.build import build_datamodule
+    from cnnlab.training.build import build_datamodule
     from research.performance.ours import arrays, configuration
 
     images, targets = arrays(build_datamodule(configuration(*settings(NAME, STEPS))), "train")

@@ -11,11 +11,11 @@ import argparse
 
 import torch
 
-from cnnlab import hardware
-from cnnlab.data.draws import LineSampler
+from cnnlab.api import Run
 from cnnlab.data.lines import LineDataset
-from cnnlab.errors import UserError
-from cnnlab.runs import Run
+from cnnlab.data.sampling import LineSampler
+from cnnlab.utils import hardware
+from cnnlab.utils.errors import UserError
 
 SEED, PER_CLASS = 777, 1042  # no run has this seed
 NEAR = 2  # rows or columns from the image's edge
@@ -23,12 +23,12 @@ EDGES = ("right or bottom", "left or top")
 
 
 def mistakes(run: Run, lines: LineDataset) -> dict[int, dict[str, int]]:
-    """{number of a line of which a head says something wrong: {head: class that it says}}."""
+    """Return {number of a line with a wrong answer: {head: predicted class}}."""
     wrong = {}
     for rows in torch.arange(len(lines)).split(500):
-        images, targets = lines[rows]
+        images, targets = lines.__getitems__(rows)
         logits = run.net(images)
-        said = {head.name: head.predict(logits[head.name]) for head in run.task.heads}
+        said = {head.name: head.predict(logits[head.name]) for head in run.heads}
         right = torch.stack([said[name] == targets[name] for name in said]).all(dim=0)
         for place in (~right).nonzero()[:, 0].tolist():
             wrong[int(rows[place])] = {name: int(classes[place]) for name, classes in said.items()}
@@ -36,12 +36,12 @@ def mistakes(run: Run, lines: LineDataset) -> dict[int, dict[str, int]]:
 
 
 def told(run: Run, lines: LineDataset, row: int, said: dict[str, int]) -> str:
-    """The classes of a line, the pixels it covers, and what it was taken for."""
-    images, targets = lines[torch.tensor([row])]
+    """Return the classes of a line, its pixels, and the wrong answers."""
+    images, targets = lines.__getitems__([row])
     lit = images[0].amax(dim=0).nonzero()
     (top, left), (bottom, right) = lit.amin(dim=0).tolist(), lit.amax(dim=0).tolist()
     true = {name: int(classes) for name, classes in targets.items()}
-    names = {head.name: head.classes for head in run.task.heads}
+    names = {head.name: head.classes for head in run.heads}
     wrong = ", ".join(f"for {names[name][said[name]]}" for name in names if said[name] != true[name])
     line = " ".join(names[name][true[name]] for name in names)
     return f"  {line}, rows {top} to {bottom}, columns {left} to {right}, taken {wrong}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from research.performance.side_by_side import Library, Result, Rounds, best, command, compared, in_turns
 
-LAYER, CHANNELS, STEPS = "angle.conv1", 64, 80  # the layer whose filters Report B shows
+LAYER, CHANNELS, STEPS = "angle.conv1", 64, 80  # the layer in Report B
 PACKAGES = ("grad-cam", "torch-cam", "Captum")
 BATCH = 250  # images of Grad-CAM at once; ours is given all, and splits them so itself
 
@@ -29,28 +29,28 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     from torch import Tensor
     from torchcam.methods import GradCAM as TorchCam
 
-    from cnnlab import hardware
-    from cnnlab.build import build_datamodule, build_net
-    from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels
-    from cnnlab.explain.attribution import attribute
-    from cnnlab.explain.methods.cams import grad_cam
-    from cnnlab.explain.network import HeadWrapper, default_target_layer, layer_named
+    from cnnlab.interpret.attribution import attribute
+    from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels
+    from cnnlab.interpret.methods.cams import grad_cam
+    from cnnlab.interpret.network import HeadWrapper, default_target_layer, layer_named
     from cnnlab.models.heads import Head
+    from cnnlab.training.build import build_datamodule, build_net
+    from cnnlab.utils import hardware
     from research.performance.ours import configuration
 
     torch.manual_seed(0)
     hardware.disable_malloc_trim()
-    cfg = configuration("experiment=multihead_adam")
+    cfg = configuration("experiment=multihead_report_b")
     data = build_datamodule(cfg)
     net = build_net(cfg, data.image_shape, data.heads).eval()
-    images, targets = data.splits["test"][torch.arange(count)]
+    images, targets = data.splits["test"].__getitems__(torch.arange(count))
 
     plain = AscentConfig(steps=STEPS, bounded=False, fourier=False, tv=0, jitter=0)  # the reports' rule
     every_channel = torch.arange(channels)
 
     def one_by_one() -> None:
         for channel in every_channel:
-            maximize_channels(net, LAYER, channel[None], data.image_shape, plain)
+            visualize_channels(net, LAYER, channel[None], data.image_shape, plain)
 
     def ours(head: Head, rows: Tensor) -> Any:
         return attribute(net, images[rows], targets[head.name][rows], grad_cam, head.name)
@@ -95,7 +95,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
         assert difference < 1e-4, f"{head.name}: maps differ by {difference:.1e}"
 
     return {
-        "at once": lambda: _seconds(lambda: maximize_channels(net, LAYER, every_channel, data.image_shape, plain)),
+        "at once": lambda: _seconds(lambda: visualize_channels(net, LAYER, every_channel, data.image_shape, plain)),
         "one by one": lambda: _seconds(one_by_one),
         "cnnlab": every(ours, count),
         "grad-cam": every(theirs),

@@ -1,4 +1,4 @@
-"""Which kernels a training step runs, and for which instructions they are written: what the libraries' own logs say."""
+"""The kernels of a training step and their instruction sets, from the libraries' own logs."""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnlab import hardware
-from cnnlab.build import build_datamodule, build_net
-from cnnlab.explain.activation_maximization import AscentConfig, maximize_channels
-from cnnlab.explain.network import layer_named
+from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels
+from cnnlab.interpret.network import layer_named
+from cnnlab.training.build import build_datamodule, build_net
+from cnnlab.utils import hardware
 from research.performance.explaining import CHANNELS, LAYER, STEPS
 from research.performance.ours import configuration, job
 from research.performance.side_by_side import Result, command
@@ -65,13 +65,8 @@ def activation_bytes(net: nn.Module, images: Tensor) -> int:
     return sum(sizes)
 
 
-def _product_operations(left: tuple[int, int], right: tuple[int, int], *_: Any, **__: Any) -> int:
-    """Of (m, k) times the transpose of (n, k), which PyTorch's counter does not know."""
-    return 2 * left[0] * left[1] * right[0]
-
-
 def _operators(step: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """{operator: median seconds of its own in a step}, each step in a profile of its own."""
+    """Return {operator: median seconds in a step}, with one profile per step."""
     took: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         step()
@@ -85,7 +80,7 @@ def _operators(step: Callable[[], Any], rounds: int) -> dict[str, float]:
 
 
 def _network(name: str, precision: str, rounds: int) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """The shares of the operators in a step, and the step beside the machine's limits."""
+    """Return the shares of the operators in a step, and the step relative to the machine's limits."""
     with job(configuration(*settings(name, 3), f"trainer.precision={precision}")) as run:
         classifier, batch = run.classifier.train(), next(iter(run.data.train_dataloader()))
         optimizer = torch.optim.Adam(classifier.net.parameters(), fused=True)
@@ -94,13 +89,12 @@ def _network(name: str, precision: str, rounds: int) -> tuple[list[dict[str, str
         def step() -> None:
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                loss, _ = classifier.step(batch, "train")
+                loss, _ = classifier.model_step(batch, classifier.train_metrics)
             loss.backward()
             optimizer.step()
 
         seconds = _median_seconds(step, rounds)
-        by_onednn: dict[Any, Any] = {torch.ops.mkldnn._linear_pointwise: _product_operations}
-        with FlopCounterMode(display=False, custom_mapping=by_onednn) as counter:
+        with FlopCounterMode(display=False) as counter:
             step()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             moved = PASSES * activation_bytes(classifier.net, batch[0])
@@ -116,7 +110,7 @@ def _network(name: str, precision: str, rounds: int) -> tuple[list[dict[str, str
 def _limit(
     words: str, images: int, seconds: float, operations: float, moved: float, dtype: torch.dtype
 ) -> dict[str, str]:
-    """A step of so many seconds, operations and bytes beside the machine's limits, which are measured now."""
+    """A step of so many seconds, operations and bytes relative to the machine's limits, measured now."""
     rate, memory = matrix_rate(dtype), memory_rate()
     return {
         "step": words,
@@ -130,15 +124,15 @@ def _limit(
 
 
 def _filters(rounds: int) -> dict[str, str]:
-    """A step of gradient ascent on all filters of a layer at once beside the machine's limits."""
-    cfg = configuration("experiment=multihead_adam")
+    """A step of gradient ascent on all filters of a layer at once, relative to the machine's limits."""
+    cfg = configuration("experiment=multihead_report_b")
     data = build_datamodule(cfg)
     net = build_net(cfg, data.image_shape, data.heads).eval()
     channels = torch.arange(CHANNELS)
 
     def climb(steps: int) -> None:
         ascent = AscentConfig(steps=steps, bounded=False, fourier=False, tv=0, jitter=0)
-        maximize_channels(net, LAYER, channels, data.image_shape, ascent)
+        visualize_channels(net, LAYER, channels, data.image_shape, ascent)
 
     operations = []
     for steps in (1, 2):

@@ -16,13 +16,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from cnnlab import hardware
-from cnnlab.build import build_classifier, build_datamodule, build_trainer
-from cnnlab.callbacks.metrics_history import MetricsHistory
-from cnnlab.cli import CONF
 from cnnlab.data.datamodule import ImageDataModule
-from cnnlab.log import quiet_lightning
-from cnnlab.models.classifier import Classifier
+from cnnlab.training.build import build_classifier, build_datamodule, build_trainer
+from cnnlab.training.callbacks import MetricsHistory
+from cnnlab.training.classifier import Classifier
+from cnnlab.utils import hardware
+from cnnlab.utils.cli import CONF
+from cnnlab.utils.console import quiet_lightning
 from research.performance.side_by_side import avx2_alone
 
 
@@ -56,7 +56,7 @@ class Job:
 
 @contextmanager
 def job(cfg: DictConfig) -> Iterator[Job]:
-    """A training in a folder that is thrown away; it says nothing."""
+    """A silent training in a temporary folder."""
     quiet_lightning()
     hardware.disable_malloc_trim()
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def epoch_seconds(cfg: DictConfig) -> float:
 
 class ByHand:
     """A plain loop with the losses, optimizer and schedule of `cfg` on float32 images in memory. It keeps the running
-    loss and the heads' accuracies, as ours and Keras do. The network is that of `cfg` where no other is given."""
+    loss and the heads' accuracies, as ours and Keras do. By default the network of `cfg`."""
 
     def __init__(
         self, cfg: DictConfig, net: nn.Module | None = None, channels_last: bool = True, compiled: bool = False

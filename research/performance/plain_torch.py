@@ -1,4 +1,4 @@
-"""The networks of the reports as one writes them in plain PyTorch, of its own layers alone."""
+"""The networks of the reports in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from statistics import median, quantiles
 
 from playwright.sync_api import sync_playwright
 
-from cnnlab.hardware import description
 from cnnlab.play.server import FILES
+from cnnlab.utils.hardware import description
 
 WARM = 10  # moves that do not count
 PAUSE = 150  # milliseconds from one move to the next

@@ -15,7 +15,7 @@ from research.performance.side_by_side import Result, command
 
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048)
 PER_CLASS = (75, 750, 7500)  # images of each of 96 kinds
-FIXED = ("experiment=multihead_adam", "trainer.max_epochs=1", "data.val_per_class=1", "data.test_per_class=1")
+FIXED = ("experiment=multihead_report_b", "trainer.max_epochs=1", "data.val_per_class=1", "data.test_per_class=1")
 
 DDP = ("trainer=ddp", "trainer.devices=2")
 

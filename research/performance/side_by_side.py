@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-Rounds = dict[str, Callable[[], float]]  # {contestant: does its work once and says how many seconds it took}
+Rounds = dict[str, Callable[[], float]]  # {contestant: function that does its work once and returns the seconds}
 
 PACKAGES = ("cnnlab", "torch", "lightning", "captum", "keras", "tensorflow-cpu", "jax", "grad-cam", "torchcam")
 
@@ -133,7 +133,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads, instructions, and the versions of what was measured."""
+    """Return processor, threads, instructions, and versions."""
     from cnnlab import hardware  # torch comes with it: not in a process that measures another library
 
     versions = {}

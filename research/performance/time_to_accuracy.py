@@ -77,7 +77,7 @@ def keras_rounds(limit: float, train: tuple[Any, Any], val: tuple[Any, Any]) -> 
 
 
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
-    from cnnlab.build import build_datamodule
+    from cnnlab.training.build import build_datamodule
     from research.performance.ours import arrays, configuration
 
     rounds, limit = (3, 3600.0) if full else (1, 10.0)

@@ -11,7 +11,7 @@ from typing import Any
 from research.performance.side_by_side import Library, Result, Rounds, avx2_alone, best, command, compared, in_turns
 
 BATCHES = {"Branched": 256, "Classifier-1": 128}
-PRECISIONS = {"default": "auto", "float32": "32-true"}  # of which AVX2 alone knows the second
+PRECISIONS = {"default": "auto", "float32": "32-true"}  # AVX2 has only the second
 FLOAT32 = "float32"  # in the name of every contestant that trains so
 
 
@@ -19,7 +19,7 @@ def settings(name: str, steps: int) -> list[str]:
     """One epoch of so many steps."""
     images = steps * BATCHES[name]
     if name == "Branched":
-        words = ["experiment=multihead_adam", "net.dropout=0.25", f"data.train_per_class={images // 96}"]
+        words = ["experiment=multihead_report_b", "net.dropout=0.25", f"data.train_per_class={images // 96}"]
         return [*words, "data.val_per_class=0", "data.test_per_class=1", "trainer.max_epochs=1"]
     return ["experiment=mnist", f"data.train_size={images}", "data.val_size=0", "trainer.max_epochs=1"]
 
@@ -30,7 +30,7 @@ def precisions() -> dict[str, str]:
 
 
 def torch_rounds(name: str, steps: int) -> Rounds:
-    from cnnlab import hardware
+    from cnnlab.utils import hardware
     from research.performance.ours import ByHand, configuration, epoch_seconds
 
     hardware.disable_malloc_trim()
@@ -75,7 +75,7 @@ def keras_rounds(name: str, backend: str, xla: bool, pixels: Any, targets: dict[
 
 
 def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str, str]]]:
-    from cnnlab.build import build_datamodule
+    from cnnlab.training.build import build_datamodule
     from research.performance.ours import arrays, configuration
 
     steps, rounds = (30, 7) if full else (12, 2)  # in threes: 3 x 256 is a multiple of 96

@@ -109,7 +109,7 @@ RENDERERS: dict[str, tuple[Draw, Callable[[Lines], Tensor | float]]] = {
 
 
 def available() -> list[str]:
-    """The renderers whose programs are installed and can be loaded."""
+    """Return the renderers that are installed."""
     try:
         import cv2  # noqa: F401
     except ImportError:

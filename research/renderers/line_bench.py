@@ -14,8 +14,8 @@ from cnnlab.data.rendering import (
     ATTRIBUTES,
     COLOURS,
     IMAGE_SIZE,
-    KINDS,
     LENGTHS,
+    NUM_CLASSES,
     STYLES,
     WIDTHS,
     Lines,
@@ -43,27 +43,27 @@ class LineBench:
     """Lines of every kind in some colours, `per_kind` of each: `kinds` int64 (B,), at random `centres` float32 (B, 2)
     where the line is inside, with room for round caps."""
 
-    kinds: Tensor
+    class_ids: Tensor
     centres: Tensor
     seed: int = 0
 
     @classmethod
     def draw(cls, per_kind: int, colours: Sequence[str], seed: int = 0) -> LineBench:
-        every = torch.arange(KINDS)
+        every = torch.arange(NUM_CLASSES)
         known = torch.tensor([list(COLOURS).index(name) for name in colours])
-        kinds = every[torch.isin(attributes_of(every)["colour"], known)].repeat(per_kind)
-        low, high = centre_bounds(Lines.of_kinds(kinds), "capped")
-        unit = torch.rand(len(kinds), 2, generator=torch.Generator().manual_seed(seed))
-        return cls(kinds, low + unit * (high - low), seed)
+        class_ids = every[torch.isin(attributes_of(every)["colour"], known)].repeat(per_kind)
+        low, high = centre_bounds(Lines.from_class_ids(class_ids), "capped")
+        unit = torch.rand(len(class_ids), 2, generator=torch.Generator().manual_seed(seed))
+        return cls(class_ids, low + unit * (high - low), seed)
 
     @property
     def truth(self) -> dict[str, Tensor]:
         """{attribute: int64 (B,)}, numbers in `rendering.ATTRIBUTES`."""
-        return attributes_of(self.kinds)
+        return attributes_of(self.class_ids)
 
     def variations(self) -> Iterator[Variation]:
         """Every variation, one after another."""
-        lines, centres = Lines.of_kinds(self.kinds), self.centres
+        lines, centres = Lines.from_class_ids(self.class_ids), self.centres
         for style in STYLES:
             yield Variation(OURS, style, self._lit(coverage(lines, centres, style)))
         for name in available():

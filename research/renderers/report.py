@@ -12,18 +12,20 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
-from cnnlab import html, plots
+from cnnlab import plots
+from cnnlab.api import Run
 from cnnlab.data.rendering import ATTRIBUTES, IMAGE_SIZE
-from cnnlab.errors import UserError
-from cnnlab.explain.network import frozen_copy
-from cnnlab.hardware import disable_malloc_trim
-from cnnlab.html import join_words
-from cnnlab.io import new_folder, to_csv, write_atomically, write_json
-from cnnlab.log import as_table, echo, percent
+from cnnlab.interpret.network import frozen_copy
 from cnnlab.models.heads import Head
-from cnnlab.provenance import versions
-from cnnlab.result import Result
-from cnnlab.runs import Run, open_run
+from cnnlab.plots.result import Result
+from cnnlab.reporting import html
+from cnnlab.reporting.html import join_words
+from cnnlab.run import find_run
+from cnnlab.utils.console import as_table, echo, percent
+from cnnlab.utils.errors import UserError
+from cnnlab.utils.hardware import disable_malloc_trim
+from cnnlab.utils.io import new_folder, to_csv, write_atomically, write_json
+from cnnlab.utils.versions import versions
 from research import TEMPLATES
 from research.renderers import figures
 from research.renderers.external import RENDERERS, available
@@ -111,12 +113,12 @@ def robustness(
 ) -> Robustness:
     """How a run's network reads the lines of the bench, `per_kind` of each kind in the colours that it knows. Raises
     `UserError` where it does not answer about lines."""
-    parts = {part.name: part for head in run.task.heads for part in (head.parts or (head,))}
+    parts = {part.name: part for head in run.heads for part in (head.parts or (head,))}
     known = {name: parts[name] for name in ATTRIBUTES if name in parts}
-    ours = run.task.image_shape == (3, IMAGE_SIZE, IMAGE_SIZE) and all(
+    ours = run.image_shape == (3, IMAGE_SIZE, IMAGE_SIZE) and all(
         set(part.classes) <= set(ATTRIBUTES[name]) for name, part in known.items()
     )
-    if run.task.expects != "line" or "colour" not in known or not ours:
+    if run.input_type != "line" or "colour" not in known or not ours:
         raise UserError(f"{run.path} does not answer about lines and their colour: there is no bench for it")
     if not 1 <= per_kind <= MOST:
         raise UserError(f"per_kind={per_kind} is not in 1..{MOST}")
@@ -129,7 +131,7 @@ def robustness(
     examples = torch.stack([(lines == torch.tensor(wanted)).all(dim=1).int().argmax() for wanted in SHOWN])
     for variation in bench.variations():
         progress(f"{variation.group}: {variation.name}")
-        said, moments = _answers(net, run.task.heads, variation.images), moments_baseline(variation.images)
+        said, moments = _answers(net, run.heads, variation.images), moments_baseline(variation.images)
         right = {name: numbers[name][said[name]] == bench.truth[name] for name in known}
         joint, ceiling = (
             torch.stack([*each]).all(dim=0).double().mean().item()
@@ -137,7 +139,7 @@ def robustness(
         )
         shares = {name: hits.double().mean().item() for name, hits in right.items()}
         readings.append(Reading(variation.group, variation.name, shares, joint, ceiling, variation.images[examples]))
-    return Robustness(readings, len(bench.kinds))
+    return Robustness(readings, len(bench.class_ids))
 
 
 def _answers(net: nn.Module, heads: Sequence[Head], images: Tensor) -> dict[str, Tensor]:
@@ -161,7 +163,7 @@ def robustness_run(cfg: DictConfig) -> Path:
     Raises `UserError` for what the user can mend, before anything is written.
     """
     disable_malloc_trim()
-    run = open_run(cfg.run)
+    run = Run(find_run(cfg.run))
     with Console().status("") as status:
         found = robustness(run, cfg.per_kind, cfg.seed, status.update)
     folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else run.path / "robustness")

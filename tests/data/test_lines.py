@@ -7,17 +7,17 @@ import math
 import pytest
 import torch
 
-from cnnlab.data.draws import LineSampler
 from cnnlab.data.lines import LineDataModule, LineDataset
-from cnnlab.data.rendering import STYLES, Lines, centre_bounds, kind_of, render
-from cnnlab.errors import UserError
+from cnnlab.data.rendering import STYLES, Lines, centre_bounds, class_id_of, render
+from cnnlab.data.sampling import LineSampler
+from cnnlab.utils.errors import UserError
 from tests.conftest import HEADS
 
 
 def test_centres_are_uniform_over_all_places() -> None:
     short_thin_0_red = torch.zeros(2000, dtype=torch.int64)
     centres = LineSampler(0, "test").centres(torch.arange(2000), short_thin_0_red)
-    low, high = centre_bounds(Lines.of_kinds(short_thin_0_red[:1]))
+    low, high = centre_bounds(Lines.from_class_ids(short_thin_0_red[:1]))
     unit = (centres - low) / (high - low)
     assert unit.min() >= 0
     assert unit.max() <= 1
@@ -27,11 +27,11 @@ def test_centres_are_uniform_over_all_places() -> None:
 
 
 def test_an_image_is_a_function_of_seed_split_and_index() -> None:
-    some, kinds = torch.tensor([5000, 3, 777]), torch.arange(6000) % 144
-    together = LineSampler(1, "train").centres(torch.arange(6000), kinds)
-    assert torch.equal(LineSampler(1, "train").centres(some, kinds[some]), together[some])
-    assert not torch.equal(LineSampler(2, "train").centres(some, kinds[some]), together[some])
-    assert not torch.equal(LineSampler(1, "test").centres(some, kinds[some]), together[some])
+    some, class_ids = torch.tensor([5000, 3, 777]), torch.arange(6000) % 144
+    together = LineSampler(1, "train").centres(torch.arange(6000), class_ids)
+    assert torch.equal(LineSampler(1, "train").centres(some, class_ids[some]), together[some])
+    assert not torch.equal(LineSampler(2, "train").centres(some, class_ids[some]), together[some])
+    assert not torch.equal(LineSampler(1, "test").centres(some, class_ids[some]), together[some])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_batches_are_whole_and_balanced() -> None:
         assert images.shape == (96, 3, 28, 28)
         assert images.dtype == torch.float32
         assert 0 <= images.min() <= images.max() <= 1
-        seen.append(kind_of(targets))  # red is 0 and blue 1, as among all kinds
+        seen.append(class_id_of(targets))  # red is 0 and blue 1, as among all kinds
     counts = torch.cat(seen).bincount(minlength=144).view(-1, 3)
     assert torch.equal(counts, torch.tensor([4, 4, 0]).expand(48, 3))
 
@@ -95,7 +95,7 @@ def test_green_lines_are_a_third_class_of_colour() -> None:
     data.setup()
     assert [len(head.classes) for head in data.heads] == [2, 2, 12, 3]
     assert data.counts() | {"overlap": 0, "train": 288, "val": 144, "test": 144} == data.counts()
-    images, targets = data.splits["test"][torch.arange(144)]
+    images, targets = data.splits["test"].__getitems__(torch.arange(144))
     channel = torch.tensor([0, 2, 1])[targets["colour"]]  # red, blue, green
     assert torch.equal(images.flatten(2).amax(dim=2), torch.eye(3)[channel])
     lines = torch.stack([targets[name] for name in ("length", "width", "angle", "colour")], dim=1)
@@ -121,7 +121,7 @@ def test_fresh_draws_new_centres_every_epoch_and_the_workers_do_not_matter() -> 
         data.setup()
         loader = data.train_dataloader()
         for epoch in (0, 1):
-            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            loader.batch_sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             epochs.append(torch.cat([images for images, _ in loader]))
     assert torch.equal(epochs[0], epochs[2])
     assert torch.equal(epochs[1], epochs[3])
@@ -154,15 +154,15 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 
 def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
     split, rows = LineDataset(LineSampler(1, "train", "mixed"), 50), torch.arange(4800)
-    styles = split.draws.styles(rows)
+    styles = split.sampler.styles(rows)
     assert isinstance(styles, torch.Tensor)
     assert (torch.bincount(styles, minlength=len(STYLES)) / 4800 - 1 / len(STYLES)).abs().max() < 0.02
     some = torch.tensor([4000, 3, 77])
     assert torch.equal(split.images(some), split.images(rows)[some])
-    own = render(split.kinds_of(some), split.centres_of(some), styles[some])
+    own = render(split.class_ids_of(some), split.centres_of(some), styles[some])
     assert torch.equal(split.images(some), own)
-    assert not torch.equal(LineDataset(LineSampler(2, "train", "mixed"), 50).draws.styles(rows), styles)
-    assert not torch.equal(LineDataset(LineSampler(1, "test", "mixed"), 50).draws.styles(rows), styles)
+    assert not torch.equal(LineDataset(LineSampler(2, "train", "mixed"), 50).sampler.styles(rows), styles)
+    assert not torch.equal(LineDataset(LineSampler(1, "test", "mixed"), 50).sampler.styles(rows), styles)
     for head in HEADS:  # the truths are those of the style
         line = split.truths(some, head)["line"]
         assert torch.equal(line, split.images(some).amax(dim=1) > 0)
@@ -171,7 +171,7 @@ def test_mixed_lines_are_drawn_in_every_style_a_function_of_the_index() -> None:
 def test_the_test_may_be_drawn_in_another_style() -> None:
     data = LineDataModule(train_per_class=2, val_per_class=1, test_per_class=1, style="mixed", test_style="antialiased")
     data.setup()
-    assert [data.splits[name].draws.style for name in data.names] == ["mixed", "mixed", "antialiased"]  # type: ignore[attr-defined]
+    assert [data.splits[name].sampler.style for name in data.names] == ["mixed", "mixed", "antialiased"]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"data.style=blurred: choose one of antialiased, hard, .*, mixed"):
         LineDataModule(style="blurred")
 
@@ -182,7 +182,7 @@ def test_jitter_is_that_of_training_lines_alone_and_stays_within_its_limits() ->
     data.setup()
     train = data.splits["train"]
     assert isinstance(train, LineDataset)
-    jitter = train.draws.jitters(torch.arange(len(train)))
+    jitter = train.sampler.jitters(torch.arange(len(train)))
     assert jitter is not None
     longer, wider, turn = jitter
     for values, highest in ((longer.log(), math.log(1.3)), (wider.log(), math.log(1.7)), (turn, math.radians(5))):
@@ -190,10 +190,10 @@ def test_jitter_is_that_of_training_lines_alone_and_stays_within_its_limits() ->
         assert -highest - 1e-6 <= values.min() < -0.95 * highest
         assert abs(values.mean()) < 0.1 * highest
     for name in ("val", "test"):
-        assert data.splits[name].draws.jitters(torch.arange(5)) is None  # type: ignore[attr-defined]
+        assert data.splits[name].sampler.jitters(torch.arange(5)) is None  # type: ignore[attr-defined]
     assert data.counts()["overlap"] == 0
     wide = train.images(torch.arange(len(train))).amax(dim=1).sum(dim=(1, 2)) / 255.0
-    lines = Lines.of_kinds(train.kinds_of(torch.arange(len(train))), jitter)
+    lines = Lines.from_class_ids(train.class_ids_of(torch.arange(len(train))), jitter)
     area = lines.length * lines.width
     assert ((wide - area).abs() / area).mean() < 0.1
 
@@ -216,7 +216,7 @@ def test_the_reports_generators_leak_as_theirs_do(
     x, y = train.centres_of(torch.arange(9_600)).unbind(dim=1)
     assert (x % 1 == 0.5).all()
     assert (y % 1 == 0.5).all()
-    low, high = centre_bounds(Lines.of_kinds(train.kinds_of(torch.arange(9_600))))
+    low, high = centre_bounds(Lines.from_class_ids(train.class_ids_of(torch.arange(9_600))))
     centres = torch.stack([x, y], dim=1)
     assert (centres >= low - 1e-3).all()
     assert (centres <= high + 1e-3).all()

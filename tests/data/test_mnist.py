@@ -18,8 +18,8 @@ import torch
 
 from cnnlab.data import mnist
 from cnnlab.data.mnist import MD5, MNIST, ArrayUnpickler
-from cnnlab.data.vision import TorchvisionDataModule
-from cnnlab.errors import UserError
+from cnnlab.data.torchvision_data import TorchvisionDataModule
+from cnnlab.utils.errors import UserError
 
 ROOT = Path("~/.cache/cnnlab").expanduser()
 

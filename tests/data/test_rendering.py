@@ -10,26 +10,26 @@ import torch
 from PIL import Image, ImageDraw
 
 from cnnlab.data.rendering import (
-    KINDS,
+    NUM_CLASSES,
     STYLES,
     Lines,
     Style,
     attributes_of,
     centre_bounds,
+    class_id_of,
     coverage,
-    kind_of,
     render,
     render_float,
 )
 
-EVERY = torch.arange(KINDS)
-LINES = Lines.of_kinds(EVERY)
+EVERY = torch.arange(NUM_CLASSES)
+LINES = Lines.from_class_ids(EVERY)
 LENGTH, WIDTH = torch.tensor([7.0, 15.0]), torch.tensor([1.0, 3.0])
 
 
 def test_there_are_144_kinds_and_the_codec_goes_both_ways() -> None:
-    assert KINDS == 144  # 96 of them red or blue
-    assert torch.equal(kind_of(attributes_of(EVERY)), EVERY)
+    assert NUM_CLASSES == 144  # 96 of them red or blue
+    assert torch.equal(class_id_of(attributes_of(EVERY)), EVERY)
     assert len({tuple(int(v[i]) for v in attributes_of(EVERY).values()) for i in range(144)}) == 144
 
 
@@ -51,14 +51,14 @@ def test_pixel_sums_are_length_times_width(style: str, tolerance: float) -> None
     # Where the centre is in its pixel changes the sum of a slanted line; the mean over a pixel is the area.
     step = (torch.arange(32) + 0.5) / 32
     centres = 14 + torch.cartesian_prod(step, step)  # (1024, 2)
-    sums = torch.stack([coverage(LINES, centre.expand(KINDS, 2), style).sum(dim=(1, 2)) for centre in centres])
+    sums = torch.stack([coverage(LINES, centre.expand(NUM_CLASSES, 2), style).sum(dim=(1, 2)) for centre in centres])
     assert ((sums.mean(dim=0) - area).abs() / area).max() < tolerance
     upright = (at["angle"] == 0) | (at["angle"] == 6)
     torch.testing.assert_close(sums[:, upright], area[upright].expand(1024, -1), atol=1e-3, rtol=0)
 
 
 def test_orientation_by_image_moments() -> None:
-    centres = torch.full((KINDS, 2), 14.0)
+    centres = torch.full((NUM_CLASSES, 2), 14.0)
     grey = coverage(LINES, centres).double()
     pixels = torch.arange(28).double() + 0.5
     x, y = pixels.view(1, 1, -1) - 14, 14 - pixels.view(1, -1, 1)  # y up
@@ -70,7 +70,7 @@ def test_orientation_by_image_moments() -> None:
 
 
 def test_colour_lights_one_channel() -> None:
-    images = render(EVERY, torch.full((KINDS, 2), 14.0))
+    images = render(EVERY, torch.full((NUM_CLASSES, 2), 14.0))
     assert images.dtype == torch.uint8
     lit = images.flatten(2).amax(dim=2) > 0
     channel = torch.tensor([0, 2, 1])[attributes_of(EVERY)["colour"]]  # red, blue, green
@@ -94,9 +94,9 @@ def test_the_whole_line_is_inside() -> None:
     assert low[0].tolist() == [3.5, 0.5]  # 7 x 1, upright
 
 
-@pytest.mark.parametrize("style", [*STYLES, torch.arange(KINDS) % len(STYLES)])
+@pytest.mark.parametrize("style", [*STYLES, torch.arange(NUM_CLASSES) % len(STYLES)])
 def test_drawn_as_floats_is_what_is_drawn_as_bytes(style: Style) -> None:
-    centres = torch.rand(KINDS, 2) * 6 + 11
+    centres = torch.rand(NUM_CLASSES, 2) * 6 + 11
     bytes_ = render(EVERY, centres, style)
     assert torch.equal(render_float(EVERY, centres, style), bytes_.float() / 255)
 
@@ -135,7 +135,9 @@ def test_shapes_of_the_lines_own_length_have_their_area() -> None:
         "pointed": length * width - width**2 / 2,  # four triangles with legs of half the width are missing
     }
     for style, area in areas.items():
-        sums = torch.stack([coverage(LINES, centre.expand(KINDS, 2), style).sum(dim=(1, 2)) for centre in centres])
+        sums = torch.stack(
+            [coverage(LINES, centre.expand(NUM_CLASSES, 2), style).sum(dim=(1, 2)) for centre in centres]
+        )
         assert ((sums.mean(dim=0) - area).abs() / area).max() < 0.05
         low, high = centre_bounds(LINES, style)
         for corner in (low, high):  # nothing is cut off there
@@ -147,10 +149,10 @@ def test_shapes_of_the_lines_own_length_have_their_area() -> None:
 @pytest.mark.parametrize("width", [1.0, 3.0, 5.1])
 @pytest.mark.parametrize("longer", [1 / 1.4, 1.0, 1.4])
 def test_pointed_ends_cover_of_each_pixel_what_finer_pixels_say(width: float, longer: float) -> None:
-    kinds = torch.arange(0, KINDS, 3)  # all but the colours
-    lines = LINES[kinds]
-    lines = replace(lines, length=lines.length * longer, width=torch.full((len(kinds),), width))
-    centres = 14 + torch.rand(len(kinds), 2, generator=torch.Generator().manual_seed(0))
+    class_ids = torch.arange(0, NUM_CLASSES, 3)  # all but the colours
+    lines = LINES[class_ids]
+    lines = replace(lines, length=lines.length * longer, width=torch.full((len(class_ids),), width))
+    centres = 14 + torch.rand(len(class_ids), 2, generator=torch.Generator().manual_seed(0))
     fine = (torch.arange(28 * 16) + 0.5) / 16
     x, y = (fine - centre[:, None] for centre in centres.T)
     cos, sin = lines.cos[:, None, None], lines.sin[:, None, None]
@@ -166,7 +168,7 @@ def test_pointed_ends_cover_of_each_pixel_what_finer_pixels_say(width: float, lo
 
 def test_a_soft_edge_falls_over_three_pixels() -> None:
     at = {"length": [1, 1], "width": [0, 1], "angle": [0, 0], "colour": [0, 0]}
-    thin_and_thick = kind_of({name: torch.tensor(values) for name, values in at.items()})
+    thin_and_thick = class_id_of({name: torch.tensor(values) for name, values in at.items()})
     drawn = coverage(LINES[thin_and_thick], torch.tensor([[14.0, 14.5]]).expand(2, 2), "soft")
     # From the row of the axis, 14, down. The thick one is what three hard rows are after a box blur over three rows.
     torch.testing.assert_close(drawn[0, 14:18, 14], torch.tensor([2 / 3, 1 / 3, 0, 0]))
@@ -180,7 +182,7 @@ def test_caps_are_half_discs_and_lie_inside() -> None:
     length, width = LENGTH[at["length"]], WIDTH[at["width"]]
     step = (torch.arange(16) + 0.5) / 16
     centres = 14 + torch.cartesian_prod(step, step)
-    sums = torch.stack([coverage(LINES, centre.expand(KINDS, 2), "capped").sum(dim=(1, 2)) for centre in centres])
+    sums = torch.stack([coverage(LINES, centre.expand(NUM_CLASSES, 2), "capped").sum(dim=(1, 2)) for centre in centres])
     area = length * width + math.pi * (width / 2) ** 2
     thick = at["width"] == 1  # the soft edge of a cap is not quite its area where it is as wide as the cap
     assert ((sums.mean(dim=0) - area).abs() / area)[thick].max() < 0.01
@@ -194,8 +196,8 @@ def test_caps_are_half_discs_and_lie_inside() -> None:
 def test_a_style_for_each_image() -> None:
     generator = torch.Generator().manual_seed(0)
     low, high = centre_bounds(LINES)
-    centres = low + torch.rand(KINDS, 2, generator=generator) * (high - low)
-    styles = torch.randint(len(STYLES), (KINDS,), generator=generator)
+    centres = low + torch.rand(NUM_CLASSES, 2, generator=generator) * (high - low)
+    styles = torch.randint(len(STYLES), (NUM_CLASSES,), generator=generator)
     together = coverage(LINES, centres, styles)
     for number, name in enumerate(STYLES):
         rows = styles == number
@@ -214,7 +216,7 @@ def test_a_brush_draws_a_disc_at_every_place_between_two_pixels(style: str, firs
 
 def test_a_line_may_differ_from_its_kind() -> None:
     jitter = torch.tensor([[2.0], [3.0], [math.pi / 2]])
-    lines = Lines.of_kinds(torch.tensor([0]), jitter)  # 7 x 1 at 0° becomes 14 x 3 at 90°
+    lines = Lines.from_class_ids(torch.tensor([0]), jitter)  # 7 x 1 at 0° becomes 14 x 3 at 90°
     drawn = coverage(lines, torch.tensor([[10.5, 14.0]]))[0]
     expected = torch.zeros(28, 28)
     expected[7:21, 9:12] = 1

@@ -93,7 +93,7 @@ def test_what_is_drawn_is_what_python_says(browser: Browsed, server: Served, lea
     image = draw([LineScene(7, 1, 45, (255, 0, 0), 14.5, 14.5)])
     assert torch.equal(pixels(tab, "#image"), image[0].permute(1, 2, 0).long())
     run = cnnlab.load(learned)
-    for place, head in enumerate(run.task.heads):
+    for place, head in enumerate(run.heads):
         card = f".card:nth-child({place + 1})"
         expected = torch.from_numpy(heat(run.attribute(image.float() / 255, head=head.name).maps[0].numpy()).copy())
         apart = (pixels(tab, f"{card} .maps canvas") - expected.permute(1, 2, 0).long()).abs()

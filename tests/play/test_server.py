@@ -16,8 +16,8 @@ import torch
 
 import cnnlab
 from cnnlab.data.line_scene import LineScene, draw
-from cnnlab.explain.attribution_metrics import rank_accuracy
-from cnnlab.explain.heatmap_viewer import levels
+from cnnlab.interpret.metrics import rank_accuracy
+from cnnlab.reporting.encode import levels
 from tests.conftest import TINY_LINES, run_train
 from tests.play.conftest import Served
 
@@ -38,7 +38,7 @@ def test_the_answer_to_a_line_is_that_of_the_python_api(played: Served, lines_ru
     run = cnnlab.load(lines_run)
     inputs = image.float() / 255
     prediction = run.predict(inputs)
-    for head in run.task.heads:
+    for head in run.heads:
         found = answer["heads"][head.name]
         torch.testing.assert_close(torch.tensor([found["probabilities"]]), prediction.probabilities[head.name])
         maps = run.attribute(inputs, head=head.name).maps
@@ -112,13 +112,13 @@ def test_a_drawing_is_brought_to_the_form_of_the_data(played_digits: Served, dig
 
 
 def test_the_way_to_the_nearest_other_class(played: Served, played_digits: Served) -> None:
-    way = played.ask("way", run="run", input={"line": LINE}, head="colour")
+    way = played.ask("path", run="run", input={"line": LINE}, head="colour")
     assert [way["lines"][0]["colour"], way["lines"][-1]["colour"]] == [[0, 0, 255], [255, 0, 0]]
     assert len(way["frames"]) == len(way["lines"]) == len(way["said"]["colour"]) == 21
     first = played.ask("answer", run="run", input={"line": LINE})
     assert way["frames"][0] == first["pixels"]
     assert way["said"]["angle"][0] == pytest.approx(first["heads"]["angle"]["probabilities"], abs=1e-5)
-    blended = played_digits.ask("way", run="run", input={"test": {"index": 3}}, head="digit")
+    blended = played_digits.ask("path", run="run", input={"test": {"index": 3}}, head="digit")
     said = [shares.index(max(shares)) for shares in blended["said"]["digit"]]
     assert said[0] != said[-1]
     assert blended["lines"] is None
@@ -134,7 +134,7 @@ def test_a_way_leaves_the_networks_own_answer(
     played: Served, head: str, colour: list[int], paint: list[list[int]]
 ) -> None:
     asked = {"run": "run", "input": {"line": {**LINE, "colour": colour, "angle": 0}}, "paint": paint}
-    way = played.ask("way", **asked, head=head)
+    way = played.ask("path", **asked, head=head)
     said = [shares.index(max(shares)) for shares in way["said"][head]]
     assert said[0] != said[-1]
     first = played.ask("answer", **asked)
@@ -149,7 +149,7 @@ def test_a_channel_has_its_kernel_and_the_image_that_maximises_it(played: Served
     run = cnnlab.load(lines_run)
     unit = played.ask("unit", run="run", layer="stem.conv", channel=5)
     assert unit["kernel"] == run.net.get_submodule("stem.conv").weight[5].tolist()
-    best = run.maximise("stem.conv", [5])
+    best = run.visualize_features("stem.conv", [5])
     assert unit["activation"] == pytest.approx(best.activation.item(), rel=1e-4)
     assert played.ask("unit", run="run", layer="stem.pool", channel=0)["kernel"] is None
 
@@ -275,7 +275,7 @@ def test_what_it_cannot_serve_is_said_in_one_line(words: list[str], why: str, li
 
 
 FAKE = "{_target_: torchvision.datasets.FakeData, _partial_: true, size: 60, image_size: [3, 32, 32], num_classes: 4}"
-NOISE = f"""_target_: cnnlab.data.vision.TorchvisionDataModule
+NOISE = f"""_target_: cnnlab.data.torchvision_data.TorchvisionDataModule
 seed: ${{seed}}
 val_size: 10
 batch_size: 20
@@ -314,6 +314,6 @@ def test_every_kind_of_network_and_image(tmp_path: Path, monkeypatch: pytest.Mon
         whole = server.ask("answer", run="a", input={"line": LINE}, method="grad_cam")["heads"]["class"]
         truth = SCENE.truth(["length", "width", "angle", "colour"])
         assert torch.equal(pixels_of(whole["truth"], 28, 28) > 0, truth)
-        assert server.ask("way", run="a", input={"line": LINE}, head="class")["words"].startswith("another ")
+        assert server.ask("path", run="a", input={"line": LINE}, head="class")["words"].startswith("another ")
     finally:
         server.end()

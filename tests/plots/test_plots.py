@@ -12,12 +12,12 @@ import torch
 
 from cnnlab import plots
 from cnnlab.data.lines import class_head
-from cnnlab.explain.attribution import IMAGENET_MEAN, IMAGENET_STD, Attribution, displayable
-from cnnlab.html import render
-from cnnlab.log import percent
+from cnnlab.interpret.attribution import IMAGENET_MEAN, IMAGENET_STD, Attribution, displayable
 from cnnlab.plots.charts import _digits
 from cnnlab.plots.style import line_styles
 from cnnlab.plots.tables import _cells, _grouping
+from cnnlab.reporting.html import render
+from cnnlab.utils.console import percent
 from tests.conftest import HEADS
 
 PARTS = [(head.name, head.classes) for head in HEADS]
@@ -84,7 +84,8 @@ def test_names_with_html_in_them_are_shown_not_run() -> None:
     manifest = {"title": "<script>alert(1)</script>", "run": "r", "made": "m"}
     settings = {"settings": {"ascent": {"steps": 1, "bounded": True}}}
     rest = {
-        "findings": ["</p><script>alert(2)</script>"],
+        "mistakes": "</p><script>alert(2)</script>",
+        "ranks": [],
         "viewer": {"truths": {}, "names": ["</script><script>alert(3)"]},
     }
     html = render(
@@ -94,7 +95,7 @@ def test_names_with_html_in_them_are_shown_not_run() -> None:
         layers=[],
         filters=[],
         warnings=[],
-        score="",
+        audit="",
         **rest,
     )
     assert "<script>alert" not in html

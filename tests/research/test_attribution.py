@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnnlab.data.truths import LineTruths
-from cnnlab.errors import UserError
-from cnnlab.explain.attribution_metrics import METRICS, auc, auc_within
-from cnnlab.explain.evaluation import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
-from cnnlab.explain.methods.cams import grad_cam, hires_cam
-from cnnlab.explain.methods.gradients import input_x_gradient
-from cnnlab.explain.network import HeadWrapper
+from cnnlab.data.ground_truth import LineTruths
+from cnnlab.interpret.audit import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
+from cnnlab.interpret.methods.cams import grad_cam, hires_cam
+from cnnlab.interpret.methods.gradients import input_x_gradient
+from cnnlab.interpret.metrics import METRICS, auc, auc_within
+from cnnlab.interpret.network import HeadWrapper
+from cnnlab.utils.errors import UserError
 from research.attribution import page
 from research.attribution.findings import answers
 from research.attribution.grades import CASCADE, TRUTHS, Grades, grade
@@ -82,7 +82,7 @@ def test_grades_of_another_recipe_or_setting_are_not_taken_for_these(small: Path
     same = file.stat().st_mtime_ns
     in_process(NAME, *SMALL, runs, f"out={tmp_path}/out")
     assert file.stat().st_mtime_ns == same
-    in_process(NAME, *SMALL, runs, f"out={tmp_path}/out", "method.grad_cam.layer=stem.conv")
+    in_process(NAME, *SMALL, runs, f"out={tmp_path}/out", "method.grad_cam.target_layer=stem.conv")
     assert file.stat().st_mtime_ns > same
     with pytest.raises(SystemExit, match="holds another run than this; choose another folder"):
         in_process(NAME, *SMALL, f"out={tmp_path}/out", "networks.branched=['data.train_per_class=7']")

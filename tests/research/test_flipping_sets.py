@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cnnlab.explain.network import HeadWrapper
+from cnnlab.interpret.network import HeadWrapper
 from cnnlab.models.heads import Head
 from research.attribution.flipping_sets import flipping_set
 from research.attribution.hand_built import left_half_net

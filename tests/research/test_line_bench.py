@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from cnnlab.data.draws import in_region
-from cnnlab.data.rendering import KINDS, Lines, attributes_of, centre_bounds, coverage, render_float
+from cnnlab.data.rendering import NUM_CLASSES, Lines, attributes_of, centre_bounds, coverage, render_float
+from cnnlab.data.sampling import in_region
 from research.renderers.external import RENDERERS, available, foreign_coverage
 from research.renderers.line_bench import PLACES, LineBench, moments_baseline
 
-EVERY = torch.arange(KINDS)
-UPRIGHT = Lines.of_kinds(torch.tensor([0]))  # short, thin, 0°
+EVERY = torch.arange(NUM_CLASSES)
+UPRIGHT = Lines.from_class_ids(torch.tensor([0]))  # short, thin, 0°
 AT = torch.tensor([[10.5, 8.5]])
 TRUE_TO_SIZE = ("Pillow, supersampled", "matplotlib")
 
@@ -34,8 +34,8 @@ def test_a_thin_upright_line_is_exact_to_the_pixel(name: str, first: int, last: 
 
 @pytest.mark.parametrize("name", TRUE_TO_SIZE)
 def test_what_is_drawn_true_to_size_is_what_we_draw(name: str) -> None:
-    lines = Lines.of_kinds(EVERY)
-    centres = 14 + torch.rand(KINDS, 2, generator=torch.Generator().manual_seed(0))
+    lines = Lines.from_class_ids(EVERY)
+    centres = 14 + torch.rand(NUM_CLASSES, 2, generator=torch.Generator().manual_seed(0))
     theirs, ours = foreign_coverage(name, lines, centres), coverage(lines, centres)
     area = lines.length * lines.width
     assert (theirs.sum(dim=(1, 2)) / area).mean().item() == pytest.approx(1, abs=0.06)  # Pillow rounds to an eighth
@@ -44,8 +44,8 @@ def test_what_is_drawn_true_to_size_is_what_we_draw(name: str) -> None:
 
 @pytest.mark.parametrize("name", RENDERERS)
 def test_every_program_draws_lines_where_and_how_they_lie(name: str) -> None:
-    lines = Lines.of_kinds(EVERY)
-    grey = foreign_coverage(name, lines, torch.full((KINDS, 2), 14.0)).double()
+    lines = Lines.from_class_ids(EVERY)
+    grey = foreign_coverage(name, lines, torch.full((NUM_CLASSES, 2), 14.0)).double()
     assert grey.min() >= 0
     assert grey.max() <= 1
     places = torch.arange(28.0).double() + 0.5
@@ -71,15 +71,15 @@ def test_moments_read_a_box_worked_out_by_hand() -> None:
 
 
 def test_moments_read_every_line_that_we_draw() -> None:
-    low, high = centre_bounds(Lines.of_kinds(EVERY))
-    centres = low + torch.rand(KINDS, 2, generator=torch.Generator().manual_seed(1)) * (high - low)
+    low, high = centre_bounds(Lines.from_class_ids(EVERY))
+    centres = low + torch.rand(NUM_CLASSES, 2, generator=torch.Generator().manual_seed(1)) * (high - low)
     read, truth = moments_baseline(render_float(EVERY, centres)), attributes_of(EVERY)
     assert all(torch.equal(read[name], truth[name]) for name in truth)
 
 
 def test_the_bench_has_every_kind_in_every_variation() -> None:
     bench = LineBench.draw(2, ("blue", "green"))
-    assert torch.equal(bench.kinds.unique(), EVERY[EVERY % 3 > 0])  # all but the red ones
+    assert torch.equal(bench.class_ids.unique(), EVERY[EVERY % 3 > 0])  # all but the red ones
     found = list(bench.variations())
     assert len({variation.name for variation in found}) == len(found)
     for variation in found:

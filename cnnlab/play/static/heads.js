@@ -110,7 +110,7 @@ function grade(found, mask) {
 async function begin(run, head) {
   const asked = age();
   try {
-    const found = await post("way", { ...question(), run, head: head.name });
+    const found = await post("path", { ...question(), run, head: head.name });
     if (age() === asked) showWay(run, head, found);
   } catch (error) { say(error.message); }
 }

@@ -42,7 +42,7 @@ export function showRun() {
     Pixels.paint(button.firstChild, width, height, place => bytes.subarray(3 * place, 3 * place + 3));
     return button;
   }));
-  at("brush").value = Math.max(height, width) / 28 * (facts().expects === "digit" ? 2.4 : 1.4);
+  at("brush").value = Math.max(height, width) / 28 * (facts().input_type === "digit" ? 2.4 : 1.4);
   at("brush").nextElementSibling.textContent = at("brush").value;
 }
 

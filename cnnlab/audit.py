@@ -1,0 +1,21 @@
+"""python -m cnnlab.audit: check the heatmaps of a trained network against the ground truth."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from cnnlab.utils.cli import CONF, checked, run_command
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="audit")
+def main(cfg: DictConfig) -> None:
+    """Run the command with `conf/audit.yaml`."""
+    with checked(cfg):
+        from cnnlab.reporting.audit import audit_run  # here, so that a typo is answered without torch
+
+        audit_run(cfg)
+
+
+if __name__ == "__main__":
+    run_command(main, "audit")

@@ -1,0 +1,248 @@
+"""Attribution: which pixels speak for a class. Runs a method on images and checks its maps."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cnnlab import plots
+from cnnlab.interpret.method_names import method_title
+from cnnlab.interpret.network import BATCH, HeadWrapper, frozen_copy, receptive_fields
+from cnnlab.plots.result import Result
+from cnnlab.utils.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MAX_GAP = 0.05  # between a map's sum and the score difference, relative
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """Maps float32 (N, h, w) at the resolution of the layer of that name."""
+
+    layer: str
+    values: Tensor
+
+
+# (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), or maps of a layer, which are then
+# interpolated. The head is of a frozen copy: no method needs to restore anything.
+Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | LayerMap]
+
+
+def adds_up(baselines: Callable[..., Tensor]) -> Callable[[Method], Method]:
+    """Mark a method with maps that sum to the class score minus the mean score of its baselines. `baselines` returns
+    them, float32 (R, C, H, W), for (images, **settings of the method)."""
+
+    def mark(method: Method) -> Method:
+        method.check_baselines = baselines  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def completeness_gap(net: HeadWrapper, images: Tensor, targets: Tensor, maps: Tensor, baselines: Tensor) -> Tensor:
+    """Return the relative difference between each map's sum and the score difference of image and baselines, (N,)."""
+    with torch.no_grad():
+        scores = net(images).gather(1, targets[:, None])[:, 0]
+        expected = scores - net(baselines).mean(dim=0)[targets]
+    gap: Tensor = (maps.sum(dim=(1, 2)) - expected).abs() / expected.abs().clamp(min=1e-6)
+    return gap
+
+
+def bind_baselines(method: Method, baselines: Callable[[], Tensor]) -> Method:
+    """Return the method with `baselines()`, images float32 (R, C, H, W), if it takes `baselines` and has none."""
+    parameter = inspect.signature(method).parameters.get("baselines")
+    return partial(method, baselines=baselines()) if parameter and parameter.default is None else method  # type: ignore[call-arg]
+
+
+def unwrap(method: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the function inside `functools.partial`, and its settings."""
+    settings: dict[str, Any] = {}
+    while isinstance(method, partial):
+        method, settings = method.func, {**method.keywords, **settings}
+    return method, settings
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
+    """The evidence for a class in each of N images.
+
+    `maps` float32 (N, H, W) as the method returns them, for `images` float32 (N, C, H, W) and `targets` int64 (N,).
+    `classes` are the head's class names, if known; `layer_map` is the coarse map of a method that looks at a layer;
+    `warnings` say why the maps may be wrong.
+    """
+
+    maps: Tensor
+    images: Tensor
+    targets: Tensor
+    method: str
+    head: str | int | None = None
+    classes: Sequence[str] | None = None
+    layer_map: LayerMap | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        lines = [f"Attribution({self.method}, head {self.head}, {len(self.maps)} images)", *self.warnings]
+        return "\n! ".join(lines)
+
+    def plot(self) -> plots.Figure:
+        """Draw a row per image: the image, its heatmap, and both in one."""
+        tiles, captions = [], []
+        head = "" if self.head is None else f"{self.head}: "
+        shown, how = displayable(self.images)
+        for image, values, target in zip(shown, self.maps.numpy(), self.targets.tolist(), strict=True):
+            picture = (image * 255).round().to(torch.uint8).numpy()
+            picture = np.broadcast_to(picture if len(picture) == 3 else picture[:1], (3, *picture.shape[1:]))
+            tiles += [picture, plots.heat(values), plots.overlay(picture, values)]
+            answer = f"{head}{self.classes[target] if self.classes else target}"
+            captions += [answer, f"largest {np.abs(values).max():.3g}", "over the image"]
+        title = [f"Evidence by {method_title(self.method)}", *filter(None, [how])]
+        title += [fill(text, 60) for text in self.warnings]
+        return plots.images(np.stack(tiles), captions, "\n".join(title), columns=3, picture_width=1.7)
+
+    def arrays(self) -> dict[str, Tensor]:
+        layer = {} if self.layer_map is None else {"layer_map": self.layer_map.values}
+        return {"maps": self.maps, "images": self.images, "targets": self.targets, **layer}
+
+    def metadata(self) -> dict[str, Any]:
+        layer = None if self.layer_map is None else self.layer_map.layer
+        classes = None if self.classes is None else list(self.classes)
+        known = {"method": self.method, "head": self.head, "classes": classes, "layer": layer}
+        return {**known, "warnings": list(self.warnings)}
+
+
+def attribute(
+    net: nn.Module,
+    images: Tensor,
+    target: Tensor | int | str,
+    method: Method,
+    head: str | int | None = None,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Attribution:
+    """Return the evidence for a class of a head in images.
+
+    Args:
+        net: Any network that answers a tensor of scores, or a dict or tuple of them. It is not changed.
+        images: Float (N, C, H, W). The result of an image does not depend on the others.
+        target: "predicted", the number of a class, or numbers int64 (N,).
+        method: See `Method`.
+        head: The key or index of the head in the network's output.
+        classes: The head's class names.
+        name: The method's name.
+
+    Raises:
+        UserError: For maps of another shape than (N, H, W), or with values that are not finite.
+    """
+    return attribute_head(HeadWrapper(frozen_copy(net), head), images, target, method, classes, name)
+
+
+def attribute_head(
+    wrapper: HeadWrapper,
+    images: Tensor,
+    target: Tensor | int | str,
+    method: Method,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Attribution:
+    """Return the same as `attribute`, for a frozen head that the caller keeps: faster for one image after another. The
+    method must not change the head; the methods of `conf/method/` do not."""
+    targets = _targets(wrapper, images, target)
+    name = name or str(getattr(method, "__name__", "method"))
+    function, settings = unwrap(method)
+    maps, layer_maps, gaps = [], [], []
+    for batch, batch_targets in zip(images.split(BATCH), targets.split(BATCH), strict=True):
+        result = method(wrapper, batch, batch_targets)
+        if isinstance(result, LayerMap):
+            layer_maps.append(result)
+            result = to_image(result, wrapper, batch)
+        if not isinstance(result, Tensor) or result.shape != (len(batch), *batch.shape[2:]):
+            shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise UserError(f"{name}: maps of {shape} are not a tensor (N, H, W) of {tuple(batch.shape)}")
+        if not torch.isfinite(result).all():  # a metric would leave such maps out, and flatter the method
+            raise UserError(f"{name}: maps hold values that are not finite")
+        if hasattr(function, "check_baselines"):
+            baselines = function.check_baselines(batch, **settings)
+            gaps.append(completeness_gap(wrapper, batch, batch_targets, result, baselines))
+        maps.append(result.detach().cpu())
+    values = [part.values.detach().cpu() for part in layer_maps]
+    return Attribution(
+        maps=torch.cat(maps),
+        images=images.detach().cpu(),
+        targets=targets.cpu(),
+        method=name,
+        head=wrapper.head,
+        classes=classes,
+        layer_map=LayerMap(layer_maps[0].layer, torch.cat(values)) if values else None,
+        warnings=_gap_warnings(torch.cat(gaps)) if gaps else (),
+    )
+
+
+def _gap_warnings(gaps: Tensor) -> tuple[str, ...]:
+    """Return a warning where sums of maps miss the score difference by more than MAX_GAP."""
+    wrong = gaps[~(gaps <= MAX_GAP)]
+    if not len(wrong):
+        return ()
+    if len(gaps) == 1:
+        return (f"do not trust it: the map's sum misses the score difference by {_share(wrong[0].item())}",)
+    return (
+        f"do not trust it: on {len(wrong)} of {len(gaps)} images the map's sum misses the score difference by more "
+        f"than {MAX_GAP:.0%} (median {_share(wrong.median().item())})",
+    )
+
+
+def _share(share: float) -> str:
+    if not math.isfinite(share):
+        return "more than any number"
+    return f"{share:.1%}" if share < 2 else f"{share:,.0f} times the difference"
+
+
+def displayable(images: Tensor) -> tuple[Tensor, str]:
+    """Return images (N, C, H, W) in [0, 1], and how they were converted ("" if they were not): values in [-1, 1] are
+    shifted, ImageNet's normalisation is undone, others are stretched from lowest to highest."""
+    images = images.float()
+    low, high = images.aminmax()
+    if 0 <= low <= high <= 1:
+        return images, ""
+    if -1 <= low <= high <= 1:
+        return (images + 1) / 2, "colours: images in [-1, 1] shifted to [0, 1]"
+    if images.shape[1] == 3:
+        mean, deviation = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        restored = images * deviation + mean
+        if -0.01 <= restored.min() <= restored.max() <= 1.01:
+            return restored.clamp(0, 1), "colours: ImageNet's normalisation undone"
+    return (images - low) / (high - low).clamp(min=1e-12), "colours: stretched from the lowest to the highest value"
+
+
+def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Tensor:
+    """Return the classes int64 (N,). Raises `UserError` for one that the head does not have."""
+    if images.ndim != 4 or not len(images):
+        raise UserError(f"images of {tuple(images.shape)} are not (N, C, H, W)")
+    if isinstance(target, str):
+        if target != "predicted":
+            raise UserError(f"target='{target}' is neither 'predicted' nor the number of a class")
+        with torch.no_grad():
+            return torch.cat([net(batch).argmax(dim=1) for batch in images.split(BATCH)])
+    count = net.classes(images)
+    targets = torch.as_tensor(target, dtype=torch.int64, device=images.device).expand(len(images))
+    if not ((targets >= 0) & (targets < count)).all():
+        raise UserError(f"target={target}: the classes are 0..{count - 1}")
+    return targets
+
+
+def to_image(layer_map: LayerMap, net: HeadWrapper, images: Tensor) -> Tensor:
+    """Return a layer's maps at the size of `images` (N, C, H, W), float32 (N, H, W), by bilinear interpolation between
+    the centres of the layer's receptive fields."""
+    rows, columns = receptive_fields(net, layer_map.layer, images)
+    values, (height, width) = layer_map.values, images.shape[2:]
+    down = rows.interpolation(values.shape[1], height).to(values)
+    across = columns.interpolation(values.shape[2], width).to(values)
+    return down @ values @ across.T

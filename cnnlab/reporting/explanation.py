@@ -1,0 +1,405 @@
+"""The explanation of a run: heatmaps, activations and filters, on one page and as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from cnnlab import plots
+from cnnlab.data.datamodule import sample_indices
+from cnnlab.data.image_io import image_files
+from cnnlab.interpret.activations import SAMPLE, activations
+from cnnlab.interpret.attribution import Attribution, attribute, bind_baselines
+from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
+from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs
+from cnnlab.interpret.method_names import method_title
+from cnnlab.interpret.metrics import rank_accuracy, sobel
+from cnnlab.interpret.network import HeadWrapper, layer_named, leaf_modules, path_to_head, predict_logits
+from cnnlab.interpret.ood import load_ood_detector
+from cnnlab.interpret.prediction import image_warnings
+from cnnlab.interpret.registry import build_methods
+from cnnlab.models.heads import Head
+from cnnlab.reporting.encode import as_base64, colour_tables, in_colour, levels
+from cnnlab.reporting.html import render
+from cnnlab.run import RunFolder, find_run
+from cnnlab.utils.cli import as_list
+from cnnlab.utils.console import command_line, echo, percent
+from cnnlab.utils.errors import UserError, did_you_mean, user_errors
+from cnnlab.utils.hardware import disable_malloc_trim
+from cnnlab.utils.io import new_folder, write_atomically, write_json
+from cnnlab.utils.versions import versions
+
+PICKED = 6  # images that are explained if none are named
+LIKELY = 4  # classes per head with a bar
+SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
+EDGES = "edge detector"
+Maps = Mapping[tuple[str, str], Mapping[str, Attribution]]  # {(method, target's word): {head: its evidence}}
+Shares = Mapping[str, Tensor]  # {head: probabilities float32 (N, classes)}
+
+
+def explain_run(cfg: DictConfig) -> Path:
+    """Write an explanation with `conf/explain.yaml`; return the page's path. Raises `UserError` before anything is
+    written."""
+    disable_malloc_trim()
+    return Explanation(cfg, RunFolder(find_run(cfg.run))).write()
+
+
+class Explanation:
+    """An explanation while it is made: the settings are checked here, `write` computes and writes."""
+
+    def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
+        self.cfg, self.run, self.net = cfg, run, run.net
+        self.heads = [run.head(name) for name in as_list(cfg.heads)] or list(run.heads)
+        self.methods = build_methods(cfg.method)
+        with user_errors("ascent"):
+            self.ascent = AscentConfig(**OmegaConf.to_container(cfg.ascent))  # type: ignore[arg-type]
+        self.inputs = self._inputs()
+        self.images = self.inputs.images
+        self.pixels = (self.images * 255).round().to(torch.uint8)
+        self.layers = self._layers()
+        logits = predict_logits(self.net, [head.name for head in run.heads], self.images)
+        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in run.heads}
+        self.targets = self._targets()
+        self.arrays: dict[str, Tensor] = {"images": self.pixels}
+
+    def _inputs(self) -> Inputs:
+        run, cfg, split = self.run, self.cfg, self.run.test_split
+        if cfg.image is not None:
+            if cfg.indices is not None:
+                raise UserError("give image or indices, not both")
+            inputs = read_inputs(image_files(as_list(cfg.image)), run.image_shape, run.input_type)
+            detector = load_ood_detector(run.path)
+            scores = None if detector is None else detector.scores(self.net, inputs.images)
+            warnings = image_warnings(inputs.images, scores, inputs.notes)
+            notes = [[*own, *([text] if text else [])] for own, text in zip(inputs.notes, warnings, strict=True)]
+            return replace(inputs, notes=notes)
+        if cfg.indices is None:
+            return from_split(split, pick(self.net, run.heads, split, PICKED))
+        indices = cfg.indices if isinstance(cfg.indices, ListConfig) else [cfg.indices]
+        if not indices or not all(isinstance(index, int) and not isinstance(index, bool) for index in indices):
+            raise UserError(f"indices={cfg.indices} are not whole numbers")
+        return from_split(split, list(indices))
+
+    def _layers(self) -> list[str]:
+        """Return the layers asked for, or the convolutions, activations and poolings that the heads depend on."""
+        asked = as_list(self.cfg.layers)
+        for name in asked:
+            layer_named(self.net, name)
+        if asked:
+            return asked
+        used = {name for head in self.heads for name in path_to_head(HeadWrapper(self.net, head.name), self.images)}
+        layers = leaf_modules(self.net).items()
+        return [name for name, layer in layers if isinstance(layer, SHOWN_TYPES) and name in used]
+
+    def _targets(self) -> list[tuple[Head, str, Tensor]]:
+        """Return (head, word, class of each image int64 (N,)) for every head and each of `targets` that it knows."""
+        if not as_list(self.cfg.targets):
+            raise UserError("targets=[]: name at least one, like targets=[predicted]")
+        targets = []
+        for word in as_list(self.cfg.targets):
+            numbers = {head.name: head.number(word) for head in self.heads}
+            knowing = [h for h in self.heads if word in ("predicted", "true") or numbers[h.name] is not None]
+            if not knowing:
+                known = ["predicted", "true", *(name for head in self.heads for name in head.classes)]
+                raise UserError(f"there is no target '{word}'{did_you_mean(word, known)}")
+            if word == "true" and self.inputs.truth is None:
+                raise UserError("targets=true: the true class of an image from outside is not known")
+            for head in knowing:
+                number = numbers[head.name]
+                if word == "predicted":
+                    classes = self.probabilities[head.name].argmax(dim=1)
+                elif word == "true" and self.inputs.truth is not None:
+                    classes = self.inputs.truth[head.name]
+                else:
+                    classes = torch.full((len(self.images),), number or 0)
+                targets.append((head, word, classes))
+        return targets
+
+    def write(self) -> Path:
+        """Compute, draw and write everything; the manifest last."""
+        folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.run.path / "explain")
+        columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
+            task = bar.add_task("heatmaps")
+            maps, truths = self._heatmaps(), self._truths()
+            for i in range(len(self.images)):
+                figure = heatmap_figure(self.pixels[i].numpy(), i, self.heads, self.probabilities, maps)
+                plots.save(figure, folder / f"heatmaps_{i + 1}.png")
+            bar.update(task, description="activations")
+            layers = self._write_activations(folder)
+            bar.update(task, description="feature visualisation")
+            filters = self._write_filters(folder)
+            bar.update(task, description="page")
+            warnings = [
+                f"{method_title(name)}, {head}, {word}: {warning}"
+                for (name, word), by_head in maps.items()
+                for head, result in by_head.items()
+                for warning in result.warnings
+            ]
+            arrays: dict[str, Any] = {name: value.numpy() for name, value in self.arrays.items()}
+            np.savez_compressed(folder / "maps.npz", **arrays)
+            manifest = {
+                "run": str(self.run.path),
+                "title": self.run.title,
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+                "settings": OmegaConf.to_container(self.cfg, resolve=True),
+                "images": self.inputs.names,
+                "heads": [head.name for head in self.heads],
+                "layers": self.layers,
+                "methods": list(self.methods),
+                "warnings": warnings,
+                "arrays": {name: list(value.shape) for name, value in self.arrays.items()},
+                "versions": versions(),
+            }
+            html = render(
+                "explanation.html",
+                manifest=manifest,
+                mistakes=mistakes_sentence(self.run.heads, self.probabilities, self.inputs),
+                ranks=rank_table(maps, self.images, truths),
+                inputs=self._answers(),
+                viewer=viewer(self.inputs, self.heads, self.probabilities, maps, truths),
+                layers=layers,
+                filters=filters,
+                warnings=warnings,
+                audit=command_line("audit", "run", self.run.path),
+            )
+            write_atomically(folder / "index.html", html)
+            write_json(folder / "manifest.json", manifest)
+        for warning in warnings:
+            echo(f"! {warning}")
+        echo(f"page  {folder / 'index.html'}")
+        return folder / "index.html"
+
+    def _heatmaps(self) -> Maps:
+        """Return every method's maps for every kind of target and head."""
+        maps: dict[tuple[str, str], dict[str, Attribution]] = {}
+        for head, word, target in self.targets:
+            for name, method in self.methods.items():
+                with user_errors(f"method.{name}"):
+                    bound = bind_baselines(method, lambda: self.run.baseline_images)
+                    result = attribute(self.net, self.images, target, bound, head.name, head.classes, name)
+                label = word if word in ("predicted", "true") else head.classes[int(target[0])]
+                maps.setdefault((name, label), {})[head.name] = result
+                key = f"{name}/{head.name}/{word}"
+                self.arrays |= {key: result.maps, f"{key}/target": target}
+                if result.layer_map is not None:
+                    self.arrays[f"{key}/{result.layer_map.layer}"] = result.layer_map.values
+        return maps
+
+    def _truths(self) -> dict[str, Tensor]:
+        """Return {head: the right pixels bool (N, H, W)} of test images, where they are known."""
+        if self.inputs.indices is None:
+            return {}
+        rows = torch.tensor(self.inputs.indices)
+        known = {head.name: self.run.test_split.truths(rows, head) for head in self.heads}
+        return {name: truths["counterfactual"] for name, truths in known.items() if "counterfactual" in truths}
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """Return each image's name, notes and answers."""
+        return [
+            {
+                "name": name,
+                "notes": self.inputs.notes[i] if self.inputs.notes else [],
+                "answers": answers(self.run.heads, i, self.probabilities, self.inputs.truth),
+            }
+            for i, name in enumerate(self.inputs.names)
+        ]
+
+    def _write_activations(self, folder: Path) -> list[dict[str, Any]]:
+        """Write a picture per layer; return name, text and picture of each."""
+        split = self.run.test_split
+        sample = split.inputs(sample_indices(len(split), min(SAMPLE, len(split))))
+        shown = []
+        for result in activations(self.net, self.layers, self.images, sample, self.inputs.names):
+            self.arrays[f"activations/{result.layer}"] = result.maps[:, result.shown]
+            self.arrays[f"activations/{result.layer}/channels"] = result.shown
+            picture = folder / f"activations_{result.layer}.png"
+            plots.save(result.plot(), picture)
+            shown.append({"name": result.layer, "text": result.text, "picture": picture})
+        return shown
+
+    def _write_filters(self, folder: Path) -> list[Path]:
+        """Write the first layer's kernels, and the feature visualisations of layers and classes; return the
+        pictures."""
+        name, kernels = first_convolution(self.net)
+        pictures = [folder / f"kernels_{name}.png"]
+        plots.save(kernels_figure(name, kernels), pictures[0])
+        results, shape = [], self.run.image_shape
+        for layer in self.layers:
+            if isinstance(layer_named(self.net, layer), nn.Conv2d | nn.Linear):
+                channels = self.arrays[f"activations/{layer}/channels"]
+                results.append(visualize_channels(self.net, layer, channels, shape, self.ascent))
+        results += [visualize_classes(self.net, head, shape, self.ascent) for head in self.heads]
+        for result in results:
+            self.arrays[f"filters/{result.name}"] = result.images
+            pictures.append(folder / f"filters_{result.name}.png")
+            plots.save(result.plot(), pictures[-1])
+        return pictures
+
+
+def first_convolution(net: nn.Module) -> tuple[str, Tensor]:
+    """Return name and kernels (filters, C, k, k) of the convolution that sees the image."""
+    for name, layer in leaf_modules(net).items():
+        if isinstance(layer, nn.Conv2d):
+            return name, layer.weight.detach()
+    raise UserError("the network has no convolution")
+
+
+def answers(heads: Sequence[Head], i: int, shares: Shares, truth: Mapping[str, Tensor] | None) -> list[dict[str, Any]]:
+    """Return for each head its answer to image `i`, the true class (None if unknown), and bars of the likeliest
+    classes: (name, probability, text)."""
+    found = []
+    for head in heads:
+        own = shares[head.name][i].double()
+        likely = own.argsort(descending=True, stable=True)[:LIKELY]
+        bars = [(head.classes[k], own[k].item()) for k in likely.tolist()]
+        if len(head.classes) > LIKELY:
+            bars.append((f"{len(head.classes) - LIKELY} others", 1 - float(own[likely].sum().clamp(max=1))))
+        found.append(
+            {
+                "head": head.name,
+                "answer": head.classes[int(own.argmax())],
+                "truth": None if truth is None else head.classes[truth[head.name][i]],
+                "bars": [(name, share, percent(share)) for name, share in bars],
+            }
+        )
+    return found
+
+
+def mistakes_sentence(heads: Sequence[Head], probabilities: Shares, inputs: Inputs) -> str:
+    """Return how many answers are wrong, "" where the true classes are unknown."""
+    if inputs.truth is None:
+        return ""
+    wrong = sum(int((probabilities[h.name].argmax(dim=1) != inputs.truth[h.name]).sum()) for h in heads)
+    return f"{wrong} of {len(inputs) * len(heads)} answers to these {len(inputs)} images are wrong."
+
+
+def ranks(maps: Maps, images: Tensor, truths: Mapping[str, Tensor]) -> dict[tuple[str, str, str], Tensor]:
+    """Return {(method, target's word, head): rank accuracy float64 (N,)} where the right pixels, bool (N, H, W) by
+    head, are known; the method is also `EDGES`."""
+    found = {}
+    for head, mask in truths.items():
+        edges = rank_accuracy(sobel(images), mask)
+        for (method, word), by_head in maps.items():
+            if head in by_head:
+                found[method, word, head] = rank_accuracy(by_head[head].maps, mask)
+                found[EDGES, word, head] = edges
+    return found
+
+
+def rank_table(maps: Maps, images: Tensor, truths: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the mean rank accuracy of each method and of the edge detector, a column per head, the header first; []
+    where the right pixels are unknown. Methods with warnings are left out."""
+    trusted = {at: by_head for at, by_head in maps.items() if not any(r.warnings for r in by_head.values())}
+    means = {key: values.nanmean().item() for key, values in ranks(trusted, images, truths).items()}
+    rows = list(dict.fromkeys((method, word) for method, word, _ in means if method != EDGES))
+    if not rows:
+        return []
+    heads = list(truths)
+    table = [["", *heads]]
+    for method, word in rows:
+        cells = [f"{means[method, word, h]:.2f}" if (method, word, h) in means else "–" for h in heads]
+        table.append([method_title(method) + ("" if word == "predicted" else f", {word}"), *cells])
+    edges = [next((v for (m, _, head), v in means.items() if m == EDGES and head == h), float("nan")) for h in heads]
+    return [*table, [EDGES, *(f"{value:.2f}" for value in edges)]]
+
+
+def viewer(
+    inputs: Inputs, heads: Sequence[Head], probabilities: Shares, maps: Maps, truths: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return the data of the page's heatmap viewer, for JSON."""
+    pixels = in_colour((inputs.images * 255).round().to(torch.uint8))
+    placed = ranks(maps, inputs.images, truths)
+    shown = []
+    for (method, word), by_head in maps.items():
+        for head, result in by_head.items():
+            known = {key: placed.get((name, word, head)) for key, name in (("rank", method), ("edges", EDGES))}
+            shown.append(
+                {
+                    "method": method_title(method),
+                    "target": word,
+                    "head": head,
+                    "classes": [(result.classes or [])[k] for k in result.targets.tolist()],
+                    "shares": probabilities[head].gather(1, result.targets[:, None])[:, 0].tolist(),
+                    "most": result.maps.abs().amax(dim=(1, 2)).tolist(),
+                    "values": [as_base64(levels(values)) for values in result.maps],
+                    "signed": bool((result.maps < 0).any()),
+                    **{key: None if value is None else _or_none(value) for key, value in known.items()},
+                }
+            )
+    predicted = {head.name: probabilities[head.name].argmax(dim=1) for head in heads}
+    words, wrong = [], []
+    for i, name in enumerate(inputs.names):
+        true = {} if inputs.truth is None else {h.name: h.classes[inputs.truth[h.name][i]] for h in heads}
+        said = {head.name: head.classes[predicted[head.name][i]] for head in heads}
+        words.append(" ".join([name, *said.values(), *true.values()]))
+        wrong.append({head: answer for head, answer in true.items() if answer != said[head]})
+    return {
+        "size": list(pixels.shape[2:]),
+        "heads": [head.name for head in heads],
+        "images": [as_base64(image) for image in pixels.permute(0, 2, 3, 1)],
+        "names": inputs.names,
+        "words": words,
+        "wrong": wrong,
+        "maps": shown,
+        "truths": {head: [as_base64(mask.to(torch.uint8)) for mask in masks] for head, masks in truths.items()},
+        "colours": colour_tables(),
+    }
+
+
+def _or_none(values: Tensor) -> list[float | None]:
+    """Return numbers for JSON, which has no NaN."""
+    return [None if value != value else value for value in values.tolist()]
+
+
+def heatmap_figure(image: plots.Array, i: int, heads: Sequence[Head], shares: Shares, maps: Maps) -> plots.Figure:
+    """Draw the maps of image `i`, uint8 (C, H, W): for each method and target a row of heatmaps and one of overlays (in
+    one row for one or two heads), a column per head."""
+    blank = np.full((3, *image.shape[1:]), 255, np.uint8)
+    rows = [("heatmap", "overlay")] if len(heads) < 3 else [("heatmap",), ("overlay",)]
+    tiles, captions = [], []
+    for (method, word), by_head in maps.items():
+        for row in rows:
+            first = "heatmap" in row
+            tiles.append(np.broadcast_to(image, blank.shape) if first else blank)
+            captions.append(f"{method_title(method)}:\nevidence for {word}" if first else "")
+            for head in heads:
+                for kind in row:
+                    result = by_head.get(head.name)  # None: this head has no such target
+                    tile, caption = (blank, "") if result is None else _tile(kind, image, result, i, head, shares)
+                    tiles.append(tile)
+                    captions.append(caption)
+    warned = dict.fromkeys(name for (name, _), by_head in maps.items() if any(r.warnings for r in by_head.values()))
+    title = ["Colours are relative to the largest value of each map, which stands above it"]
+    title += [f"Do not trust {method_title(name)}: its sum misses the score difference" for name in warned]
+    columns = 1 + len(heads) * len(rows[0])
+    return plots.images(np.stack(tiles), captions, "\n".join(title), columns=columns, picture_width=1.7)
+
+
+def _tile(
+    kind: str, image: plots.Array, result: Attribution, i: int, head: Head, shares: Shares
+) -> tuple[plots.Array, str]:
+    values, target = result.maps[i].numpy(), int(result.targets[i])
+    if kind == "overlay":
+        return plots.overlay(image, values), "over the image"
+    most = float(np.abs(values).max())
+    answer = f"{head.name}: {head.classes[target]} ({percent(shares[head.name][i, target].item())})"
+    return plots.heat(values), f"{answer}\n{f'largest {most:.3g}' if most else 'zero everywhere'}"
+
+
+def kernels_figure(name: str, weights: Tensor) -> plots.Figure:
+    """Draw the learned kernels (filters, C, k, k) of the first layer; mid-grey is 0."""
+    most = weights.abs().max().clamp(min=1e-12)
+    title = f"{name}: the learned kernels (mid-grey is 0, black and white are ±{most:.3g})"
+    pixels = (weights / most + 1) * 127.5
+    return plots.small_images(pixels.numpy(), [str(k) for k in range(len(weights))], title)

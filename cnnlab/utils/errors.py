@@ -1,0 +1,52 @@
+"""Errors that a user can fix, and the hint for a misspelt name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """An error that the user can fix. Commands print it as one line, without a traceback."""
+
+
+class Diverged(UserError):
+    """A loss or a weight is no longer finite."""
+
+
+@contextmanager
+def user_errors(group: str) -> Iterator[None]:
+    """Re-raise the errors of other people's constructors as `UserError`, prefixed with `group`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, AttributeError) as error:  # their text alone says little
+        raise UserError(f"{group}: {type(error).__name__}: {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, OverflowError, ImportError) as error:
+        raise UserError(f"{group}: {one_line(error)}") from error
+    except Exception as error:  # Hydra wraps import and call errors
+        if type(error).__module__.startswith("hydra.") or "Misconfiguration" in type(error).__name__:
+            raise UserError(f"{group}: {one_line(error)}") from error
+        raise
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line."""
+    return " ".join(str(error).split())
+
+
+def raised_by(error: BaseException, package: str) -> bool:
+    """Return whether a module of `package` raised the error."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).split(".")[0] == package
+
+
+def did_you_mean(wrong: str, names: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown name: the nearest of `names`, or all of them."""
+    options = list(names)
+    near = get_close_matches(wrong, options, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f" (there are {', '.join(options)})"

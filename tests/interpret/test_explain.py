@@ -1,0 +1,118 @@
+"""The explain command end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import in_process
+
+pytestmark = pytest.mark.slow
+
+FEW = ("ascent.steps=2", "layers=[stem.conv]")
+
+
+def run_explain(*words: str) -> None:
+    """`python -m cnnlab.explain <words>` in this process."""
+    in_process("explain", *words)
+
+
+def test_the_newest_run_is_explained_with_everything(
+    lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outputs").symlink_to(lines_run.parent)
+    monkeypatch.chdir(tmp_path)
+    run_explain("ascent.steps=2")
+    page = lines_run / "explain" / "1" / "index.html"
+    assert capsys.readouterr().out.splitlines()[-1].endswith("explain/1/index.html")
+    html = page.read_text()
+    assert not re.search(r"""(src)=["']?(?!["']?data:)""", html)
+    assert "http://" not in html
+    assert html.count("<h3>test image") == 6
+    assert re.search(r"\d+ of 24 answers to these 6 images are wrong\.", html)
+    names = {path.name for path in page.parent.iterdir()}
+    assert {"index.html", "manifest.json", "maps.npz", "kernels_stem.conv.png", "filters_angle.png"} <= names
+    assert {f"heatmaps_{i}.png" for i in range(1, 7)} <= names
+    assert {"activations_angle.conv2.png", "filters_angle.conv2.png", "activations_stem.pool.png"} <= names
+    manifest = json.loads((page.parent / "manifest.json").read_text())
+    assert manifest["heads"] == ["length", "width", "angle", "colour"]
+    maps = np.load(page.parent / "maps.npz")
+    assert {name: list(maps[name].shape) for name in maps.files} == manifest["arrays"]
+    assert maps["grad_cam/angle/predicted"].shape == (6, 28, 28)
+    assert maps["grad_cam/angle/predicted/angle.relu2"].shape == (6, 9, 9)
+    assert (maps["grad_cam/angle/predicted"] >= 0).all()
+
+    run_explain(f"run={lines_run}", *FEW)
+    assert (lines_run / "explain" / "2" / "index.html").exists()
+    assert page.read_text() == html
+
+
+def test_all_methods_on_chosen_heads_images_and_targets(lines_run: Path, tmp_path: Path) -> None:
+    methods = "grad_cam,saliency,integrated_gradients,guided_grad_cam,occlusion"
+    run_explain(
+        f"run={lines_run}", f"out={tmp_path}", *FEW, "indices=[3,4]", "heads=[angle,colour]",
+        "targets=[predicted,true,45]", f"method=[{methods}]",
+    )  # fmt: skip
+    maps = np.load(tmp_path / "1" / "maps.npz")
+    for method in methods.split(","):
+        for key in ("angle/predicted", "angle/true", "angle/45", "colour/true"):
+            assert maps[f"{method}/{key}"].shape == (2, 28, 28)
+        assert f"{method}/colour/45" not in maps
+        assert f"{method}/length/predicted" not in maps
+    assert maps["saliency/angle/45/target"].tolist() == [3, 3]
+
+
+def test_an_image_from_outside(digits_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "my <b>digit.png"
+    Image.fromarray(np.full((40, 30), 255, np.uint8)).save(path)
+    run_explain(f"run={digits_run}", f"out={tmp_path / 'out'}", *FEW, f"image='{path}'")
+    html = (tmp_path / "out" / "1" / "index.html").read_text()
+    assert "dark on light, inverted" in html
+    assert "is empty, all its pixels are equal" in html
+    assert "my &lt;b&gt;digit.png" in html
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["heads=[angel]"], "there is no head 'angel'; did you mean 'angle'?"),
+        (["layers=[stem.cnv]"], "there is no layer 'stem.cnv'; did you mean 'stem.conv'?"),
+        (["method=[gradcam]"], "there is no method 'gradcam'; did you mean 'grad_cam'?"),
+        (["targets=[46]"], "there is no target '46' (there are predicted, true, short, long"),
+        (["indices=[288]"], "288 is not in 0..287"),
+        (["indices=[a]"], "are not whole numbers"),
+        (["image=no.png"], "there is no image no.png"),
+        (["image=no.png", "indices=[1]"], "give image or indices, not both"),
+        (["ascent.steps=0"], "ascent: steps=0"),
+        (["layer=[stem.conv]"], "there is no setting 'layer'; did you mean 'layers'?"),
+        (["ascent=smoth"], "there is no ascent 'smoth'; did you mean 'smooth'?"),
+        (["image=[]"], "image=[]: name at least one image file"),
+        (["+method.mine._target_=no.such.function"], "method.mine: "),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    words: list[str], message: str, lines_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_explain(f"run={lines_run}", f"out={tmp_path / 'out'}", *words)
+    assert str(stop.value).startswith("error: ")
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_run_it_says_how_to_get_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnlab.explain"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no finished run in outputs/: train one")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,156 @@
+"""The weighted loss, the metrics and a confusion matrix against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnlab.models.heads import Head
+from cnnlab.models.networks import MultiHeadNet
+from cnnlab.reporting.run_report import summarize_test
+from cnnlab.training.classifier import Classifier
+from cnnlab.training.loss_weighting import FixedWeights
+from cnnlab.training.metrics import ExactMatch, PredictionCollector, Predictions, StageMetrics, classification_scores
+
+SIDE, SHADE = Head("side", ("left", "right")), Head("shade", ("dark", "grey", "light"))
+
+
+class _Given(MultiHeadNet):
+    """A network that answers what the test says."""
+
+    def __init__(self, answers: dict[str, Tensor]) -> None:
+        super().__init__((2, 1, 1), (SIDE, SHADE), {"flatten": nn.Flatten()})
+        self.answers = answers
+
+    def forward(self, images: Tensor, heads: object = None) -> dict[str, Tensor]:
+        return self.answers
+
+
+ANSWERS = {
+    "side": torch.tensor([[0.0], [math.log(3)]]),  # P(right) = 1/2 (says left), 3/4
+    "shade": torch.tensor([[math.log(2), 0.0, 0.0], [math.log(2), 0.0, 0.0]]),  # 1/2, 1/4, 1/4
+}
+BATCH = (torch.zeros(2, 1, 28, 28), {"side": torch.tensor([0, 1]), "shade": torch.tensor([0, 2])})
+SIDE_LOSS = (math.log(2) + math.log(4 / 3)) / 2
+SHADE_LOSS = (math.log(2) + math.log(4)) / 2
+
+
+def make(weights: dict[str, float] | None = None, l2: float = 0.0) -> Classifier:
+    heads = (SIDE, SHADE)
+    weighting = FixedWeights(heads, weights or {})
+    return Classifier(_Given(ANSWERS), partial(torch.optim.SGD, lr=0.1), weighting=weighting, l2=l2)
+
+
+def test_the_loss_is_the_weighted_sum_and_the_tally_keeps_the_parts() -> None:
+    classifier = make({"shade": 3.0})
+    loss, _ = classifier.model_step(BATCH, classifier.train_metrics)
+    assert loss.item() == pytest.approx(SIDE_LOSS + 3 * SHADE_LOSS)
+    means = {name: value.item() for name, value in classifier.train_metrics.compute().items()}
+    assert means == pytest.approx(
+        {
+            "loss": SIDE_LOSS + 3 * SHADE_LOSS,
+            "acc": 0.5,  # the second image has its side right and its shade wrong
+            "side/loss": SIDE_LOSS,
+            "shade/loss": SHADE_LOSS,
+            "side/acc": 1.0,
+            "shade/acc": 0.5,
+        }
+    )
+
+
+def test_l2_on_the_last_kernels() -> None:
+    classifier = make(l2=0.01)
+    squares = 0.0
+    for name in ("side", "shade"):
+        weight = classifier.net.get_submodule(f"{name}.out").get_parameter("weight")
+        nn.init.constant_(weight, 2.0)
+        squares += 4.0 * weight.numel()
+    assert squares == 4 * (2 * 1 + 2 * 3)
+    assert classifier.model_step(BATCH, classifier.train_metrics)[0].item() == pytest.approx(
+        SIDE_LOSS + SHADE_LOSS + 0.01 * squares
+    )
+
+
+def test_metrics_weigh_batches_by_their_images() -> None:
+    metrics = StageMetrics((SIDE,), f1=True)
+    for right, size in ((3, 3), (0, 1)):
+        targets = torch.ones(size, dtype=torch.int64)
+        predicted = torch.tensor([1] * right + [0] * (size - right))
+        loss = torch.tensor(float(size))
+        metrics.update(loss, loss[None], {"side": predicted}, {"side": targets})
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    expected = {"loss": (3 * 3 + 1) / 4, "acc": 3 / 4, "side/loss": (3 * 3 + 1) / 4, "side/acc": 3 / 4}
+    assert values == pytest.approx({**expected, "side/f1": (6 / 7 + 0) / 2})  # 3 of 4 found, and none of "left"
+
+
+def test_exact_match_counts_images_with_every_head_right() -> None:
+    metric = ExactMatch()
+    metric.update(torch.tensor([[True, True, False], [True, False, False]]))
+    metric.update(torch.tensor([[True], [True]]))
+    assert metric.compute().item() == pytest.approx(2 / 4)
+
+
+def test_confusion_and_macro_averages() -> None:
+    said, truth = torch.tensor([0, 0, 1, 1, 2, 0]), torch.tensor([0, 0, 0, 1, 2, 2])
+    answers = Predictions({"kind": said}, {"kind": truth}, torch.ones(6))
+    values = classification_scores((Head("kind", ("a", "b", "c")),), answers)["kind"]
+    assert values["confusion"].tolist() == [[2, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert values["class_precision"].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
+    assert values["class_recall"].tolist() == pytest.approx([2 / 3, 1, 1 / 2])
+    assert values["f1"].item() == pytest.approx((2 / 3 + 2 / 3 + 2 / 3) / 3)
+    assert values["recall"].item() == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+
+
+def test_a_class_without_test_images_is_not_counted_and_not_the_worst() -> None:
+    """Truth a a b, answers a b b: recall 1/2 and 1; nobody asked about c, which is answered never, or once."""
+    head, truth = Head("kind", ("a", "b", "c")), torch.tensor([0, 0, 1])
+    for said, recall, precision, worst in (
+        (torch.tensor([0, 1, 1]), 3 / 4, 3 / 4, 0.5), (torch.tensor([0, 0, 2]), 1 / 2, 1 / 2, 0.0),
+        (torch.tensor([0, 0, 1]), 1.0, 1.0, 1.0),
+    ):  # fmt: skip
+        answers = Predictions({"kind": said}, {"kind": truth}, torch.ones(3))
+        values = classification_scores((head,), answers)
+        assert values["kind"]["recall"].item() == pytest.approx(recall)
+        assert values["kind"]["precision"].item() == pytest.approx(precision)
+        summary = summarize_test((head,), 1.0, answers, values)["heads"]["kind"]
+        assert summary["absent_classes"] == ["c"]
+        assert summary["worst_class"] != "c"
+        assert summary["worst_recall"] == worst
+
+
+def test_the_results_name_the_worst_class_and_the_truths_probability() -> None:
+    collector = PredictionCollector((SIDE, SHADE))
+    collector.update(torch.tensor([0, 1]), ANSWERS, BATCH[1])
+    answers = collector.predictions()
+    scores = classification_scores((SIDE, SHADE), answers)
+    summary = summarize_test((SIDE, SHADE), 1.0, answers, scores)
+    assert summary["joint_accuracy"] == 0.5
+    assert summary["heads"]["shade"]["accuracy"] == 0.5
+    assert summary["heads"]["side"]["accuracy"] == 1.0
+    assert answers.predicted["shade"].tolist() == [0, 0]
+    assert answers.true_probability.tolist() == pytest.approx([0.5 * 0.5, 0.75 * 0.25])
+    assert summary["by_class"] == {
+        "side": {
+            "left": {"joint_accuracy": 1.0, "side": 1.0, "shade": 1.0},
+            "right": {"joint_accuracy": 0.0, "side": 1.0, "shade": 0.0},
+        },
+        "shade": {  # no image is grey
+            "dark": {"joint_accuracy": 1.0, "side": 1.0, "shade": 1.0},
+            "light": {"joint_accuracy": 0.0, "side": 1.0, "shade": 0.0},
+        },
+    }
+
+
+def test_predictions_of_several_processes_come_in_the_order_of_the_split() -> None:
+    collector = PredictionCollector((SIDE, SHADE))
+    for row in (1, 0):
+        logits = {name: values[row : row + 1] for name, values in ANSWERS.items()}
+        collector.update(torch.tensor([row]), logits, {name: t[row : row + 1] for name, t in BATCH[1].items()})
+    found = collector.predictions()
+    assert found.targets["shade"].tolist() == [0, 2]
+    assert found.predicted["side"].tolist() == [0, 1]
+    assert found.correct().tolist() == [[True, True], [True, False]]
