@@ -57,7 +57,7 @@ def test_every_image_is_counted_once(two: tuple[Path, str]) -> None:
     best = read_csv(run.path / "metrics.csv")[run.summary["best_epoch"] - 1]
     for stage, validated in (("val", best), ("test", None)):
         split = data.splits[stage]
-        images, targets = split.__getitems__(torch.arange(len(split)))
+        images, targets = split.batch(torch.arange(len(split)))
         with torch.no_grad():
             logits = net(images)
         for head in data.heads:

@@ -108,7 +108,7 @@ def test_a_run_can_be_rebuilt_from_its_folder(lines_run: Path) -> None:
     run = Run(lines_run)
     data = run.datamodule()
     net = run.net
-    images, targets = data.splits["test"].__getitems__(torch.arange(288))
+    images, targets = data.splits["test"].batch(torch.arange(288))
     with torch.no_grad():
         logits = net(images)
     summary = json.loads((lines_run / "summary.json").read_text())

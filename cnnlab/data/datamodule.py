@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -35,21 +34,21 @@ def sample_indices(size: int, count: int) -> Tensor:
 
 
 class BatchedDataset(Dataset[Batch]):
-    """One split. `dataset[i]` is one image with its targets; PyTorch reads whole batches by `__getitems__`.
+    """One split. `dataset[i]` is one image with its targets; a batch is drawn at once, also for PyTorch's own loaders.
 
     Image i and its targets are a function of i alone. A subclass defines `__len__`, `images` and `targets`.
     """
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
-    @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
         """Return the 8-bit images uint8 (B, C, H, W) of `indices` int64 (B,)."""
+        raise NotImplementedError
 
-    @abstractmethod
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
         """Return {head: int64 (B,)} of `indices` int64 (B,)."""
+        raise NotImplementedError
 
     def inputs(self, indices: Tensor) -> Tensor:
         """Return the images as a network gets them, float32 (B, C, H, W) in [0, 1]."""
@@ -63,11 +62,15 @@ class BatchedDataset(Dataset[Batch]):
         """Return one image float32 (C, H, W) and {head: int64 ()}."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
-        images, targets = self.__getitems__([index % len(self)])
-        return images[0], {name: values[0] for name, values in targets.items()}
+        return self.__getitems__([index % len(self)])[0]
 
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
-        """Return a whole batch, without Python code for each image."""
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> list[Batch]:
+        """Return several images with their targets, drawn at once; PyTorch's loaders call this for a batch."""
+        images, targets = self.batch(indices)
+        return [(image, {name: values[i] for name, values in targets.items()}) for i, image in enumerate(images)]
+
+    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
+        """Return a batch: images float32 (B, C, H, W) and {head: int64 (B,)}."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self.inputs(rows), self.targets(rows)
 
@@ -123,12 +126,18 @@ class SequentialBatchSampler(Sampler[Tensor]):
         return iter(self.batches)
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    """Collate nothing: `__getitems__` returns whole batches."""
-    return batch
+class BatchLoader(DataLoader[Batch]):
+    """A loader that takes whole batches from a `BatchedDataset`; without workers nothing is collated."""
+
+    dataset: BatchedDataset
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if self.num_workers:
+            return super().__iter__()
+        return map(self.dataset.batch, self.batch_sampler)  # type: ignore[arg-type]
 
 
-class ResumableLoader(DataLoader[Batch]):
+class ResumableLoader(BatchLoader):
     """Counts the batches it has served, so that a run can go on within an epoch. Lightning keeps its state in the
     checkpoint."""
 
@@ -137,9 +146,7 @@ class ResumableLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.served = self.batch_sampler.skipped
-        # Without workers straight from the split: the base class costs 0.1 ms a step.
-        batches = super().__iter__() if self.num_workers else map(self.dataset.__getitems__, self.batch_sampler)  # type: ignore[attr-defined]
-        for batch in batches:
+        for batch in super().__iter__():
             self.served += 1
             yield batch
 
@@ -196,9 +203,9 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.splits: dict[str, BatchedDataset] = {}
 
-    @abstractmethod
     def setup(self, stage: str | None = None) -> None:
         """Make the splits of Lightning's `stage` ("fit", "test"), or all, once."""
+        raise NotImplementedError
 
     @property
     def has_validation(self) -> bool:
@@ -225,11 +232,10 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, name: str, batch_sampler: Sampler[Tensor]) -> DataLoader[Batch]:
         check_targets(name, self.splits[name], self.heads)
-        loader = ResumableLoader if isinstance(batch_sampler, SeededBatchSampler) else DataLoader
+        loader = ResumableLoader if isinstance(batch_sampler, SeededBatchSampler) else BatchLoader
         return loader(
             self.splits[name],
             batch_sampler=batch_sampler,  # type: ignore[arg-type]
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
             num_workers=self.num_workers,
             # The loader must not draw from the global random state.
             generator=torch.Generator().manual_seed(self.seed),

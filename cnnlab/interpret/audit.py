@@ -36,6 +36,7 @@ from cnnlab.models.heads import Head
 from cnnlab.models.layers import keras_init
 from cnnlab.plots.result import Result
 from cnnlab.utils.console import as_table
+from cnnlab.utils.errors import UserError
 
 CHANCE, RANDOM, EDGES, UPPER_BOUND = "chance", "random map", "edges (Sobel)", "upper bound of the layer"
 BRIGHTNESS = "image brightness"
@@ -198,7 +199,10 @@ def audit(
     of the layer's resolution. Without: insertion and deletion curves.
     """
     names = [head.name for head in heads]
-    if not all(sample.truths.values()):
+    unknown = [name for name in names if not sample.truths.get(name)]
+    if unknown and len(unknown) < len(names):
+        raise UserError(f"the right pixels of {', '.join(unknown)} are not known: audit the other heads separately")
+    if unknown:
         return _audit_without_truth(net, heads, methods, sample.images, progress)
     predicted = predict_classes(net, heads, sample.images)
     randomised, scores, warnings = randomise(net), list[AuditRow](), dict[str, str]()

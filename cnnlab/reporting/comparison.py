@@ -37,7 +37,13 @@ SEED_KEYS = (
 )
 IGNORED_KEYS = ("logger", "callbacks.last_checkpoint", "callbacks.interval_checkpoint", "callbacks.progress_bar")
 # Settings of a data set that change its validation and test images.
-IMAGE_KEYS = ("data.style", "data.test_style", "data.holdout", "data.placement", "data.task", "data.colours")
+IMAGE_KEYS = tuple(
+    f"data.{name}"
+    for name in (
+        *("style", "test_style", "holdout", "placement", "task", "colours", "background"),
+        *("split_seed", "val_size", "test_size", "val_per_class", "test_per_class"),
+    )
+)
 
 
 @dataclass(frozen=True)

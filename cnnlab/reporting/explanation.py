@@ -67,6 +67,7 @@ class Explanation:
         self.images = self.inputs.images
         self.pixels = (self.images * 255).round().to(torch.uint8)
         self.layers = self._layers()
+        self.first_layer = first_convolution(self.net)
         logits = predict_logits(self.net, [head.name for head in run.heads], self.images)
         self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in run.heads}
         self.targets = self._targets()
@@ -127,11 +128,11 @@ class Explanation:
 
     def write(self) -> Path:
         """Compute, draw and write everything; the manifest last."""
-        folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.run.path / "explain")
         columns = (TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
             task = bar.add_task("heatmaps")
             maps, truths = self._heatmaps(), self._truths()
+            folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.run.path / "explain")
             for i in range(len(self.images)):
                 figure = heatmap_figure(self.pixels[i].numpy(), i, self.heads, self.probabilities, maps)
                 plots.save(figure, folder / f"heatmaps_{i + 1}.png")
@@ -231,7 +232,7 @@ class Explanation:
     def _write_filters(self, folder: Path) -> list[Path]:
         """Write the first layer's kernels, and the feature visualisations of layers and classes; return the
         pictures."""
-        name, kernels = first_convolution(self.net)
+        name, kernels = self.first_layer
         pictures = [folder / f"kernels_{name}.png"]
         plots.save(kernels_figure(name, kernels), pictures[0])
         results, shape = [], self.run.image_shape

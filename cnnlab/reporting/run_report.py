@@ -92,7 +92,7 @@ class RunReport:
         if not self.trainer.is_global_zero:
             return
         several = f", {self.trainer.world_size} processes" if self.trainer.world_size > 1 else ""
-        machine = f"{hardware.description()}{several}, {self.trainer.precision}"
+        machine = f"{hardware.description(self.trainer.strategy.root_device)}{several}, {self.trainer.precision}"
         tests = self._tests_before()
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         write_atomically(self.folder / "model.txt", model_text(self.classifier, self.datamodule.image_shape))

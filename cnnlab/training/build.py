@@ -98,7 +98,9 @@ def build_trainer(config: DictConfig, folder: Path) -> L.Trainer:
             raise
     _check_trainer(config.trainer)
     settings = {
-        "precision": hardware.precision(str(config.trainer.get("precision", "auto"))),
+        "precision": hardware.precision(
+            str(config.trainer.get("precision", "auto")), str(config.trainer.get("accelerator", "auto"))
+        ),
         "enable_progress_bar": bar,
         "default_root_dir": str(folder),
     }

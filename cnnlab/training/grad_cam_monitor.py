@@ -38,9 +38,7 @@ class GradCamMonitor(L.Callback):
         predicted = predict_classes(net, list(self.truths), self.inputs.to(pl_module.device))
         for head, mask in self.truths.items():
             assert mask is not None
-            rank = grad_cam_rank_accuracy(
-                net, head, self.inputs.to(pl_module.device), predicted[head.name], mask.to(pl_module.device)
-            )
+            rank = grad_cam_rank_accuracy(net, head, self.inputs.to(pl_module.device), predicted[head.name], mask)
             pl_module.log(
                 f"{self.stage}/{head.name}/grad_cam_rank_accuracy",
                 torch.tensor(rank, device=pl_module.device),

@@ -81,12 +81,27 @@ class StageMetrics(nn.Module):
             metric.reset()
 
 
+class MacroF1(MulticlassF1Score):
+    """The mean F1 score of the classes that have images, in [0, 1], as `test/<head>/f1`."""
+
+    tp: Tensor
+    fn: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, average="none", validate_args=False)
+
+    def compute(self) -> Tensor:
+        """Return the mean over classes with images, a scalar."""
+        by_class: Tensor = super().compute()
+        return by_class[self.tp + self.fn > 0].mean()
+
+
 def _head_metrics(classes: int, f1: bool) -> MetricCollection:
     metrics: dict[str, Metric | MetricCollection] = {
         "acc": MulticlassAccuracy(classes, average="micro", validate_args=False)
     }
     if f1:
-        metrics["f1"] = MulticlassF1Score(classes, validate_args=False)
+        metrics["f1"] = MacroF1(classes)
     return MetricCollection(metrics, compute_groups=False)
 
 

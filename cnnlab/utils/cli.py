@@ -49,7 +49,6 @@ TYPES: dict[type, tuple[Any, str]] = {
     dict: (dict, "names with values, like {angle: 5}"),
 }
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError)
-IN_PYTHON = "python"  # the name of Hydra's job in a run that Python started
 HYDRA_FLAGS = {
     *("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run"),
     *("-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"),
@@ -135,7 +134,7 @@ def compose_config(
                     raise UserError(f"{' '.join(words)} is a sweep; start it with python -m cnnlab.{config_name}")
                 place = Path(folder or HydraConfig.get().run.dir).expanduser().resolve()
                 with open_dict(cfg), read_write(cfg.hydra):
-                    cfg.hydra.runtime.output_dir, cfg.hydra.job.name = str(place), IN_PYTHON
+                    cfg.hydra.runtime.output_dir = str(place)
                     HydraConfig.instance().set_config(cfg)
                     del cfg["hydra"]
                 _check(cfg, _reference(config_name))

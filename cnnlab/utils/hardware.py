@@ -18,12 +18,12 @@ from cnnlab.utils.errors import UserError
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def precision(setting: str) -> str:
-    """Return Lightning's precision. "auto" is bfloat16 mixed where the hardware multiplies it natively (a CPU with
+def precision(setting: str, accelerator: str = "auto") -> str:
+    """Return Lightning's precision. "auto" is bfloat16 mixed if the accelerator multiplies it natively (a CPU with
     AVX-512 BF16 or AMX, a GPU from Ampere on), else float32."""
     if setting != "auto":
         return setting
-    if torch.cuda.is_available():
+    if accelerator != "cpu" and torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported()
@@ -64,10 +64,13 @@ def disable_malloc_trim() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def description() -> str:
-    """Return the device a run is trained on, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def description(device: torch.device | None = None) -> str:
+    """Return a device (None: the CPU) in words."""
+    device = device or torch.device("cpu")
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

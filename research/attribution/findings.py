@@ -10,7 +10,7 @@ from cnnlab.interpret.audit import EDGES
 from cnnlab.interpret.method_names import method_title
 from cnnlab.reporting.html import join_words, pluralize
 from research.attribution.grades import ABSOLUTE
-from research.attribution.table import Standing, Table, known_mean
+from research.attribution.table import CellResult, Table, known_mean
 
 
 def answers(table: Table) -> list[str]:
@@ -36,7 +36,7 @@ def answers(table: Table) -> list[str]:
 
 def heads_of(table: Table, scene: str) -> list[str]:
     """The heads that are graded in a scene."""
-    return list(dict.fromkeys(cell.head for cell in table.standings if cell.scene == scene))
+    return list(dict.fromkeys(cell.head for cell in table.results if cell.scene == scene))
 
 
 def scene_words(scene: str) -> str:
@@ -68,8 +68,8 @@ def _by_head(table: Table, scene: str) -> Iterator[str]:
         yield f"For {join_words(unbeaten)} ({scene_words(scene)}) no method beats an edge map on any network."
 
 
-def _cells(table: Table, scene: str, method: str, head: str) -> list[Standing]:
-    return [s for c, s in table.standings.items() if (c.scene, c.method, c.head) == (scene, method, head)]
+def _cells(table: Table, scene: str, method: str, head: str) -> list[CellResult]:
+    return [s for c, s in table.results.items() if (c.scene, c.method, c.head) == (scene, method, head)]
 
 
 def mean(table: Table, scene: str, method: str, head: str) -> float:

@@ -23,9 +23,8 @@ Margins = Callable[[Tensor], Tensor]  # sets of exchanged pixels bool (S, D) -> 
 
 @dataclass(frozen=True)
 class FlippingSet:
-    """For each of N images a set of pixels whose exchange changes the answer: `masks` bool (N, H, W), empty where the
-    answer does not change even when all are exchanged. No pixel of a set can be left out, and no set of fewer than
-    `fewest` int64 (N,) pixels changes the answer: where that is the size of the set, there is no smaller one."""
+    """For each of N images a minimal set of pixels that changes the answer when exchanged: `masks` bool (N, H, W),
+    empty if even all pixels do not. No set of fewer than `fewest` int64 (N,) pixels changes the answer."""
 
     masks: Tensor
     fewest: Tensor
@@ -37,11 +36,11 @@ class FlippingSet:
 
 
 def flipping_set(net: HeadWrapper, images: Tensor, others: Tensor) -> FlippingSet:
-    """The pixels of `images` float32 (N, C, H, W) that, exchanged for those of the counterfactuals `others` of the same
-    shape, change the answer of one head of a network.
+    """Return minimal sets of pixels of `images` float32 (N, C, H, W) that change the answer of a head when exchanged
+    for pixels of the counterfactuals `others`.
 
-    Found greedily, one pixel at a time, the one that brings the answer nearest to a change; those that are not needed
-    after all are put back; and all single pixels are tried and, of up to MOST_PAIRS, all pairs.
+    They are found greedily, one pixel at a time; pixels that turn out unnecessary are put back. All single pixels are
+    tried, and all of up to MOST_PAIRS pairs.
     """
     found = [_of_one(net, image, other) for image, other in zip(images, others, strict=True)]
     return FlippingSet(torch.stack([mask for mask, _ in found]), torch.tensor([fewest for _, fewest in found]))

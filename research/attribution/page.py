@@ -170,10 +170,9 @@ def _within(members: Sequence[Grades], name: str) -> float:
 
 
 def wrong_answers(table: Table) -> Rows:
-    """A row a method: its grades where the network's answer is right and where it is wrong, with their 95 % intervals
-    over the images, of each the mean over the seeds; for each network and head with at least FEWEST_WRONG wrong
-    answers. The maps are those of the answer that was given. All images count, as a wrong answer need not change with
-    the counterfactual. Only the header where there are no such networks."""
+    """Return a row per method: its scores on right and on wrong answers, with 95 % intervals over the images, averaged
+    over seeds, for each network and head with at least FEWEST_WRONG wrong answers. Maps are for the given answer; all
+    images count. Without such networks only the header."""
     columns = []
     for (scene, network), members in table.groups.items():
         for head in members[0].heads:
@@ -195,19 +194,19 @@ def wrong_answers(table: Table) -> Rows:
 
 
 def known_evidence(by_hand: Table, table: Table, scene: str) -> Rows:
-    """A row a method: how much of the evidence that is known of a network with weights set by hand it finds, which
-    answers by the left half of the image alone; beside it how it does for the same head of trained networks."""
+    """Return a row per method: how much of the known evidence of the hand-built network it finds, and its score for the
+    same head of trained networks."""
     head = heads_of(by_hand, BY_HAND)[0]
     rows: Rows = [["method", f"{head}, left half: rank", f"{head}, trained networks: rank"]]
     names = [*by_hand.methods, EDGES, BRIGHTNESS, UPPER_BOUND]
-    graded = {cell.method: standing.mean.mean for cell, standing in by_hand.standings.items()}
+    graded = {cell.method: standing.mean.mean for cell, standing in by_hand.results.items()}
     for name in sorted((name for name in names if name in graded), key=lambda name: -graded[name]):
         rows.append([method_title(name), f"{graded[name]:.2f}", f"{mean(table, scene, name, head):.2f}"])
     return rows
 
 
 def random_weights(table: Table, scene: str) -> Rows:
-    """A row a method: how alike its maps are to those after layers were given random weights; 0 is right."""
+    """Return a row per method: the correlation of its maps with those after randomising layers; 0 is right."""
     rows: Rows = [["method", *CASCADE]]
     members = table.members(scene)
     for name in table.common(scene):
@@ -218,8 +217,8 @@ def random_weights(table: Table, scene: str) -> Rows:
 
 
 def agreement(table: Table, scene: str) -> Rows:
-    """A row a method: how alike its maps are to those of all others, and to those of the one that is most alike, by
-    rank correlation; means over networks and heads."""
+    """Return a row per method: the rank correlation of its maps with all others, and with the most similar one; means
+    over networks and heads."""
     members = table.members(scene)
     names = [name for name in without_doubles(table, scene) if name in table.common(scene)]
     places = [[one.methods.index(name) for name in names] for one in members]

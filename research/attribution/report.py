@@ -44,7 +44,7 @@ class Job:
 
     @property
     def drawn(self) -> str:
-        """The scene in which its lines are drawn."""
+        """The background of its lines."""
         return "plain" if self.scene == BY_HAND else self.scene
 
     @property
@@ -57,9 +57,9 @@ class Job:
 
 
 def benchmark_run(cfg: DictConfig) -> Path:
-    """Train and grade what `cfg` (conf/benchmark.yaml) asks for; returns the page's path.
+    """Run the benchmark with `conf/attribution.yaml`; return the page's path.
 
-    Raises `UserError` for what the user can mend, before anything is trained.
+    Raises `UserError` before anything is trained.
     """
     disable_malloc_trim()
     methods = build_methods(cfg.method)
@@ -81,11 +81,11 @@ def benchmark_run(cfg: DictConfig) -> Path:
 
 
 def _jobs(cfg: DictConfig) -> Iterator[Job]:
-    """What is to be graded. Raises `UserError` for scenes, networks and runs that do not exist or do not fit."""
+    """Yield the jobs. Raises `UserError` for unknown scenes, networks and runs."""
     if cfg.runs is not None:
         for path in as_list(cfg.runs):
             run = Run(path)
-            yield Job(str(run.config.data.get("scene", "plain")), run.path.name, int(run.config.seed), run)
+            yield Job(str(run.config.data.get("background", "plain")), run.path.name, int(run.config.seed), run)
     else:
         for scene, names in cfg.scenes.items():
             if scene not in BACKGROUNDS:
@@ -126,7 +126,7 @@ def _asked(job: Job, cfg: DictConfig) -> dict[str, Any]:
 
 
 def _kept(path: Path, data: LineTruths, job: Job, cfg: DictConfig) -> Grades | None:
-    """The grades that are there, where they are of what is asked for."""
+    """Return existing scores of the same job, or None."""
     if not path.is_file():
         return None
     found = Grades.load(path)

@@ -41,10 +41,10 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a method does in a cell, `mean` with its interval, and how much better than the edge map, `ahead`; over the
-    seeds or, of one alone, over the images. `beats` where `ahead` is above 0 over seeds and over images, and `loses`
-    where it is below."""
+class CellResult:
+    """The result of a method in a cell: its mean score, its margin over the edge detector (`ahead`), each with an
+    interval over the seeds, or, for one seed, over the images. `beats` if the margin is above 0 over seeds and over
+    images, `loses` if it is below."""
 
     mean: Interval
     ahead: Interval
@@ -54,8 +54,8 @@ class Standing:
 
 @dataclass(frozen=True)
 class Table:
-    """Grades of several networks, `metric` against `truth`. Only images count whose answer changes with the
-    counterfactual: of the others nobody knows that the network uses the true pixels."""
+    """Scores of several networks, `metric` against `truth`. Only images with an answer that changes with the
+    counterfactual count: otherwise the network may not use the right pixels."""
 
     grades: Sequence[Grades]
     truth: str = "counterfactual"
@@ -83,7 +83,7 @@ class Table:
         return np.asarray(one.values[(*place, list(METRICS).index(self.metric))], dtype=np.float64)
 
     @cached_property
-    def standings(self) -> dict[Cell, Standing]:
+    def results(self) -> dict[Cell, CellResult]:
         """How each method does in each cell where it was not refused."""
         found = {}
         for (scene, network), members in self.groups.items():
@@ -114,7 +114,7 @@ class Table:
         """In how many cells of a scene a method beats the edge map, in how many it loses, and how many there are."""
         mine = [
             standing
-            for cell, standing in self.standings.items()
+            for cell, standing in self.results.items()
             if (cell.scene, cell.method) == (scene, method) and head in (None, cell.head)
         ]
         return sum(one.beats for one in mine), sum(one.loses for one in mine), len(mine)
@@ -202,7 +202,7 @@ def known_mean(values: Any, axis: int | None = None) -> Any:
     return float(means) if axis is None else means
 
 
-def _standing(own: Array, edges: Array) -> Standing:
+def _standing(own: Array, edges: Array) -> CellResult:
     """Of grades float64 (seeds, N) of a method and of the edge map."""
     ahead = own - edges
     by_image = interval(known_mean(ahead, axis=0))
@@ -211,7 +211,7 @@ def _standing(own: Array, edges: Array) -> Standing:
         for rows in (own, ahead)
     ]
     beats, loses = min(over[1].low, by_image.low) > 0, max(over[1].high, by_image.high) < 0
-    return Standing(over[0], over[1], beats, loses)
+    return CellResult(over[0], over[1], beats, loses)
 
 
 def interval(values: Array) -> Interval:

@@ -59,7 +59,7 @@ def by_cam_layer(table: Table) -> Rows:
         for row in csv.DictReader(lines):
             place, cell = (row["network"], row["method"]), Cell("plain", row["network"], row["head"], row["method"])
             before.setdefault(place, []).append(float(row["rank"]))
-            now.setdefault(place, []).append(table.standings[cell].mean.mean)
+            now.setdefault(place, []).append(table.results[cell].mean.mean)
     networks, methods = (list(dict.fromkeys(names)) for names in zip(*before, strict=True))
     rows = [["convolution → ReLU", *networks]]
     for method in methods:

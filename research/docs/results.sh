@@ -54,7 +54,7 @@ for seed in $(seq 0 19); do
   train multihead_seeds $seed experiment=multihead threads=1
 done
 for seed in 0 1 2; do
-  train multihead_07 $seed experiment=multihead net.relu_last=false optimizer.lr=0.04 trainer.max_epochs=4 threads=1
+  train multihead_07 $seed experiment=multihead net.relu_before_bn=true optimizer.lr=0.04 trainer.max_epochs=4 threads=1
   train figure5_briefly $seed experiment=multihead_report_b net=shared_figure5 optimizer.lr=0.003 trainer.max_epochs=6 \
     bn_momentum=0.01
   train resnet $seed experiment=multihead_report_b net=resnet optimizer.lr=0.003

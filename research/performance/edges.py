@@ -26,7 +26,7 @@ def mistakes(run: Run, lines: LineDataset) -> dict[int, dict[str, int]]:
     """Return {number of a line with a wrong answer: {head: predicted class}}."""
     wrong = {}
     for rows in torch.arange(len(lines)).split(500):
-        images, targets = lines.__getitems__(rows)
+        images, targets = lines.batch(rows)
         logits = run.net(images)
         said = {head.name: head.predict(logits[head.name]) for head in run.heads}
         right = torch.stack([said[name] == targets[name] for name in said]).all(dim=0)
@@ -37,7 +37,7 @@ def mistakes(run: Run, lines: LineDataset) -> dict[int, dict[str, int]]:
 
 def told(run: Run, lines: LineDataset, row: int, said: dict[str, int]) -> str:
     """Return the classes of a line, its pixels, and the wrong answers."""
-    images, targets = lines.__getitems__([row])
+    images, targets = lines.batch([row])
     lit = images[0].amax(dim=0).nonzero()
     (top, left), (bottom, right) = lit.amin(dim=0).tolist(), lit.amax(dim=0).tolist()
     true = {name: int(classes) for name, classes in targets.items()}

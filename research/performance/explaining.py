@@ -43,7 +43,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     cfg = configuration("experiment=multihead_report_b")
     data = build_datamodule(cfg)
     net = build_net(cfg, data.image_shape, data.heads).eval()
-    images, targets = data.splits["test"].__getitems__(torch.arange(count))
+    images, targets = data.splits["test"].batch(torch.arange(count))
 
     plain = AscentConfig(steps=STEPS, bounded=False, fourier=False, tv=0, jitter=0)  # the reports' rule
     every_channel = torch.arange(channels)

@@ -158,9 +158,9 @@ def _answers(net: nn.Module, heads: Sequence[Head], images: Tensor) -> dict[str,
 
 
 def robustness_run(cfg: DictConfig) -> Path:
-    """Measure what `cfg` (conf/robustness.yaml) asks for; returns the page's path.
+    """Run the benchmark with `conf/renderers.yaml`; return the page's path.
 
-    Raises `UserError` for what the user can mend, before anything is written.
+    Raises `UserError` before anything is written.
     """
     disable_malloc_trim()
     run = Run(find_run(cfg.run))

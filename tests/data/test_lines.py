@@ -95,7 +95,7 @@ def test_green_lines_are_a_third_class_of_colour() -> None:
     data.setup()
     assert [len(head.classes) for head in data.heads] == [2, 2, 12, 3]
     assert data.counts() | {"overlap": 0, "train": 288, "val": 144, "test": 144} == data.counts()
-    images, targets = data.splits["test"].__getitems__(torch.arange(144))
+    images, targets = data.splits["test"].batch(torch.arange(144))
     channel = torch.tensor([0, 2, 1])[targets["colour"]]  # red, blue, green
     assert torch.equal(images.flatten(2).amax(dim=2), torch.eye(3)[channel])
     lines = torch.stack([targets[name] for name in ("length", "width", "angle", "colour")], dim=1)
@@ -226,3 +226,19 @@ def test_a_report_places_a_short_line_at_100_places_and_a_long_one_at_4() -> Non
     draws, indices = LineSampler(0, "train", "hard", placement="report_b"), torch.arange(4000)
     for kind, places in ((0, 100), (100, 4)):  # a short and a long line
         assert len(draws.centres(indices, torch.full((4000,), kind)).unique(dim=0)) == places
+
+
+def test_an_index_gives_one_image_and_a_loader_whole_batches() -> None:
+    data = LineDataModule(train_per_class=1, val_per_class=0, test_per_class=1)
+    data.setup()
+    split = data.splits["test"]
+    image, targets = split[3]
+    assert (image.shape, image.dtype, targets["angle"].shape) == ((3, 28, 28), torch.float32, ())
+    images, every = split.batch([2, 3])
+    assert torch.equal(images[1], image)
+    assert every["angle"][1] == targets["angle"]
+    assert torch.equal(split[-1][0], split[len(split) - 1][0])
+    with pytest.raises(IndexError, match=r"index 96 is not in 0\.\.95"):
+        split[96]
+    (batch,) = torch.utils.data.DataLoader(split, batch_size=96)  # PyTorch's own collation
+    assert torch.equal(batch[0], split.inputs(torch.arange(96)))

@@ -33,7 +33,7 @@ def test_a_yaml_file_is_enough_for_a_relative_of_mnist(name: str, digits: tuple[
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 300, "val": 100, "test": 256}
     (head,) = data.heads
     assert (head.name, len(head.classes)) == ({"fashion_mnist": "article", "kmnist": "character"}[name], 10)
-    images, targets = data.splits["test"].__getitems__(torch.arange(3))
+    images, targets = data.splits["test"].batch(torch.arange(3))
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
     assert targets[head.name].tolist() == [0, 1, 2]

@@ -223,7 +223,7 @@ def test_a_method_beats_the_edges_only_where_seeds_and_images_allow() -> None:
     sure = np.array([0.7, 0.72, 0.71])[:, None, None] + np.array([0.0, 0.01, -0.01, 0.0])[None, None]
     one_image = np.tile(np.array([0.5, 0.5, 0.5, 1.0]), (3, 1, 1))  # ahead by one image alone
     table = _table(np.concatenate([edges, sure, one_image], axis=1))
-    a, b = (table.standings[Cell("plain", "net", "colour", name)] for name in "ab")
+    a, b = (table.results[Cell("plain", "net", "colour", name)] for name in "ab")
     assert a.beats
     assert not a.loses
     assert a.mean.mean == pytest.approx(0.71)
@@ -270,7 +270,7 @@ def test_what_a_network_needs_is_told_beside_brightness_network_by_network() -> 
 def test_images_whose_answer_does_not_change_do_not_count() -> None:
     values = np.array([[[0.5, 0.5, 0.5], [0.9, 0.9, 0.0]]])
     table = _table(values, np.array([[True, True, False]]))
-    assert table.standings[Cell("plain", "net", "colour", "a")].mean.mean == pytest.approx(0.9)
+    assert table.results[Cell("plain", "net", "colour", "a")].mean.mean == pytest.approx(0.9)
     assert {row["images"] for row in table.rows() if row["method"] == "a"} == {2}
 
 

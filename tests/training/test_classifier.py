@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cnnlab.api import Run
 from cnnlab.models.heads import Head
 from cnnlab.models.networks import MultiHeadNet
 from cnnlab.reporting.run_report import summarize_test
+from cnnlab.training.build import build_net
 from cnnlab.training.classifier import Classifier
 from cnnlab.training.loss_weighting import FixedWeights
 from cnnlab.training.metrics import ExactMatch, PredictionCollector, Predictions, StageMetrics, classification_scores
@@ -84,7 +87,7 @@ def test_metrics_weigh_batches_by_their_images() -> None:
         metrics.update(loss, loss[None], {"side": predicted}, {"side": targets})
     values = {name: value.item() for name, value in metrics.compute().items()}
     expected = {"loss": (3 * 3 + 1) / 4, "acc": 3 / 4, "side/loss": (3 * 3 + 1) / 4, "side/acc": 3 / 4}
-    assert values == pytest.approx({**expected, "side/f1": (6 / 7 + 0) / 2})  # 3 of 4 found, and none of "left"
+    assert values == pytest.approx({**expected, "side/f1": 6 / 7})  # 3 of 4 found; "left" has no image
 
 
 def test_exact_match_counts_images_with_every_head_right() -> None:
@@ -154,3 +157,14 @@ def test_predictions_of_several_processes_come_in_the_order_of_the_split() -> No
     assert found.targets["shade"].tolist() == [0, 2]
     assert found.predicted["side"].tolist() == [0, 1]
     assert found.correct().tolist() == [[True, True], [True, False]]
+
+
+def test_a_checkpoint_opens_as_lightning_documents(lines_run: Path) -> None:
+    run = Run(lines_run)
+    net = build_net(run.config, run.image_shape, run.heads)
+    loaded = Classifier.load_from_checkpoint(run.checkpoint("best"), net=net)
+    assert loaded.hparams == {"l2": 0.0, "train_heads": [], "seed": 0}
+    assert loaded.seed == 0
+    images = torch.rand(2, *run.image_shape)
+    for name, logits in run.net(images).items():
+        torch.testing.assert_close(loaded.eval()(images)[name], logits)
