@@ -17,7 +17,7 @@ from cnnlab.interpret.attribution import Attribution, Method, bind_baselines
 from cnnlab.interpret.attribution import attribute as attribute_images
 from cnnlab.interpret.audit import AuditResult, Sample
 from cnnlab.interpret.audit import audit as audit_network
-from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs
+from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, target_classes
 from cnnlab.interpret.network import leaf_modules
 from cnnlab.interpret.ood import OODDetector, load_ood_detector
 from cnnlab.interpret.prediction import Prediction, predict
@@ -77,16 +77,12 @@ class Run(RunFolder):
             target: "predicted", "true" (for test images), the name of a class, its number, or numbers int64 (N,).
         """
         asked, inputs = self.head(head), self.inputs(images)
-        if isinstance(target, str) and target == "true":
-            if inputs.truth is None:
-                raise UserError("target='true': the true class of an image from outside is not known")
-            target = inputs.truth[asked.name]
-        elif isinstance(target, str) and target != "predicted":
-            number = asked.number(target)
-            if number is None:
+        if isinstance(target, str) and target != "predicted":
+            classes = target_classes(asked, target, inputs)
+            if classes is None:
                 hint = did_you_mean(target, ["predicted", "true", *asked.classes])
                 raise UserError(f"there is no target '{target}'{hint}")
-            target = number
+            target = classes
         name, function = named_method(method, **settings)
         with user_errors(f"method.{name}"):
             bound = bind_baselines(function, lambda: self.baseline_images)

@@ -55,8 +55,8 @@ def is_sound(browser: Browsed, page: Path) -> None:
 def test_the_page_of_a_run(browser: Browsed, lines_run: Path) -> None:
     is_sound(browser, lines_run / "report.html")
     tab, _ = browser.open((lines_run / "report.html").as_uri())
-    assert tab.locator(".answer p").first.inner_text().startswith("Every head is right on ")
-    assert tab.locator(".answer").inner_text().count("is taken for") >= 1
+    assert tab.locator(".answer p").first.inner_text().startswith("All heads are right on ")
+    assert "None of these test images is also in the training" in tab.locator(".answer").inner_text()
     tab.locator("summary", has_text="Layers").click()
     assert tab.get_by_text("98,927 parameters").is_visible()
 
@@ -113,7 +113,7 @@ def test_the_page_of_an_explanation(browser: Browsed, lines_run: Path, folder: P
     assert tab.locator(".scale").first.inner_text().split()[0] == "0"
     drawn = "document.querySelectorAll('.panel canvas')[1].toDataURL()"
     seen = {tab.evaluate(drawn)}
-    for control in ("outline what is true", "over the image"):
+    for control in ("outline the right pixels", "over the image"):
         tab.get_by_label(control).check()
         seen.add(tab.evaluate(drawn))
     tab.get_by_label("method").select_option("occlusion")
@@ -137,8 +137,8 @@ def test_an_explanation_of_an_image_from_outside_outlines_no_truth(
     page = folder / "outside" / "1" / "index.html"
     is_sound(browser, page)
     tab, _ = browser.open(page.as_uri(), 390)
-    assert not tab.get_by_label("outline what is true").is_visible()
-    assert "Which pixels decide is not known" in tab.locator(".answer").inner_text()
+    assert not tab.get_by_label("outline the right pixels").is_visible()
+    assert "The right pixels of these images are not known" in tab.locator(".answer").inner_text()
 
 
 def test_the_other_pages(browser: Browsed, lines_run: Path, digits_run: Path, folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_other_pages(browser: Browsed, lines_run: Path, digits_run: Path, fo
     in_process("audit", f"run={digits_run}", f"out={folder}/curves", "images=4", "method=[grad_cam]")
     in_process("research.renderers", f"run={lines_run}", f"out={folder}/robustness", "per_kind=1")
     in_process("compare", f"runs=[{lines_run},{digits_run}]", f"out={folder}")
-    pages = [folder / name / "1" / "index.html" for name in ("score", "curves", "robustness")]
+    pages = [folder / name / "1" / "index.html" for name in ("audit", "curves", "robustness")]
     for page in (*pages, folder / "compare.html"):
         is_sound(browser, page)
 

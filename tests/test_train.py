@@ -336,7 +336,7 @@ def test_learned_weights_stand_in_the_metrics_and_in_a_picture(weighting: str, t
     assert len(set(weights)) > 1
     assert weights[-1] != 1
     assert (folder / "figures" / "weights.png").exists()
-    assert "How much each head's loss counts" in (folder / "report.html").read_text()
+    assert "The weights of the heads' losses, which are learned here." in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from cnnlab.interpret.network import (
     frozen_copy,
     layers_up_to,
     leaf_modules,
+    predict_logits,
     receptive_fields,
 )
 from cnnlab.models.heads import Head
@@ -177,12 +178,8 @@ def _pivot(scores: Sequence[AuditRow], columns: tuple[str, ...]) -> Rows:
 
 def predict_classes(net: nn.Module, heads: Sequence[Head], images: Tensor) -> dict[str, Tensor]:
     """Return {head: predicted class int64 (N,)}."""
-    net, predicted = frozen_copy(net), {}
-    for head in heads:
-        wrapper = HeadWrapper(net, head.name)
-        with torch.no_grad():
-            predicted[head.name] = torch.cat([head.predict(wrapper.logits(part)) for part in images.split(BATCH)])
-    return predicted
+    logits = predict_logits(net, [head.name for head in heads], images)
+    return {head.name: head.predict(logits[head.name]) for head in heads}
 
 
 def audit(

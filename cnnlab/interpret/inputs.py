@@ -48,6 +48,19 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
     return Inputs(split.inputs(rows), names, split.targets(rows), indices=indices)
 
 
+def target_classes(head: Head, word: str, inputs: Inputs, predicted: Tensor | None = None) -> Tensor | None:
+    """Return the class of each image int64 (N,) for a target word: "predicted", "true", or the name of a class; None if
+    the head has no such class. Raises `UserError` for "true" without known classes."""
+    if word == "predicted":
+        return predicted
+    if word == "true":
+        if inputs.truth is None:
+            raise UserError("target true: the true class of an image from outside is not known")
+        return inputs.truth[head.name]
+    number = head.number(word)
+    return None if number is None else torch.full((len(inputs),), number)
+
+
 def pick(
     net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int, searched: int | None = None
 ) -> list[int]:

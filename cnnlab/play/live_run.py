@@ -20,7 +20,14 @@ from cnnlab.interpret.attribution import Method, attribute_head
 from cnnlab.interpret.inputs import from_split, pick
 from cnnlab.interpret.method_names import method_description, method_title
 from cnnlab.interpret.metrics import rank_accuracy, sobel
-from cnnlab.interpret.network import HeadWrapper, frozen_copy, leaf_modules, receptive_fields, record_activations
+from cnnlab.interpret.network import (
+    HeadWrapper,
+    frozen_copy,
+    leaf_modules,
+    predict_logits,
+    receptive_fields,
+    record_activations,
+)
 from cnnlab.interpret.prediction import image_warnings
 from cnnlab.interpret.registry import named_method
 from cnnlab.models.heads import Head
@@ -33,7 +40,6 @@ MOST_CHANNELS = 64  # of a layer that are shown, the first
 SEARCHED = 2000  # test images among which the surest mistake, or the nearest of another class, is looked for
 FRAMES = 21  # of a way from one class to another
 EXAMPLES = 8
-BATCH = 250
 # Of all attribution methods those that answer while a line is moved.
 METHODS = (
     *("grad_cam", "guided_grad_cam", "hires_cam", "input_x_gradient", "integrated_gradients", "layer_cam", "lrp"),
@@ -291,13 +297,8 @@ class LiveRun:
         """Random test images: indices int64 (N,), pixels uint8 (N, C, H, W), and {head: predictions (N,)}."""
         rows = sample_indices(len(self.run.test_split), min(SEARCHED, len(self.run.test_split)))
         images = self.run.test_split.images(rows)
-        said: dict[str, list[Tensor]] = {name: [] for name in self.heads}
-        for batch in images.split(BATCH):
-            with torch.no_grad():
-                logits = self.net(batch.float() / 255)
-            for name, head in self.heads.items():
-                said[name].append(head.predict(logits[name]))
-        return rows, images, {name: torch.cat(parts) for name, parts in said.items()}
+        logits = predict_logits(self.net, list(self.heads), images.float() / 255)
+        return rows, images, {name: head.predict(logits[name]) for name, head in self.heads.items()}
 
     def unit(self, layer: str, channel: int) -> dict[str, Any]:
         """Return the kernel of a channel, if it has one, and its feature visualisation. Raises `UserError`."""

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-BLUE, ORANGE, GREEN, YELLOW, SKY, PINK, RUST = (
-    "#0072B2", "#E69F00", "#009E73", "#F0E442", "#56B4E9", "#CC79A7", "#D55E00",
+BLUE, ORANGE, GREEN, SKY, PINK, RUST = (
+    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00",
 )  # fmt: skip
 RIGHT, WRONG = "#4d6472", RUST  # answers, and nothing else
 VIOLET = "#6b4c9a"

@@ -21,7 +21,7 @@ from cnnlab.data.image_io import image_files
 from cnnlab.interpret.activations import SAMPLE, activations
 from cnnlab.interpret.attribution import Attribution, attribute, bind_baselines
 from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
-from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs
+from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, target_classes
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.metrics import rank_accuracy, sobel
 from cnnlab.interpret.network import HeadWrapper, layer_named, leaf_modules, path_to_head, predict_logits
@@ -70,6 +70,7 @@ class Explanation:
         self.first_layer = first_convolution(self.net)
         logits = predict_logits(self.net, [head.name for head in run.heads], self.images)
         self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in run.heads}
+        self.predicted = {name: shares.argmax(dim=1) for name, shares in self.probabilities.items()}
         self.targets = self._targets()
         self.arrays: dict[str, Tensor] = {"images": self.pixels}
 
@@ -108,22 +109,15 @@ class Explanation:
             raise UserError("targets=[]: name at least one, like targets=[predicted]")
         targets = []
         for word in as_list(self.cfg.targets):
-            numbers = {head.name: head.number(word) for head in self.heads}
-            knowing = [h for h in self.heads if word in ("predicted", "true") or numbers[h.name] is not None]
-            if not knowing:
+            found = [
+                (head, word, classes)
+                for head in self.heads
+                if (classes := target_classes(head, word, self.inputs, self.predicted[head.name])) is not None
+            ]
+            if not found:
                 known = ["predicted", "true", *(name for head in self.heads for name in head.classes)]
                 raise UserError(f"there is no target '{word}'{did_you_mean(word, known)}")
-            if word == "true" and self.inputs.truth is None:
-                raise UserError("targets=true: the true class of an image from outside is not known")
-            for head in knowing:
-                number = numbers[head.name]
-                if word == "predicted":
-                    classes = self.probabilities[head.name].argmax(dim=1)
-                elif word == "true" and self.inputs.truth is not None:
-                    classes = self.inputs.truth[head.name]
-                else:
-                    classes = torch.full((len(self.images),), number or 0)
-                targets.append((head, word, classes))
+            targets += found
         return targets
 
     def write(self) -> Path:

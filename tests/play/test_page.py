@@ -346,7 +346,7 @@ def test_the_keyboard_alone_is_enough(browser: Browsed, server: Served) -> None:
 def test_two_runs_side_by_side_on_the_same_input(browser: Browsed, server: Served) -> None:
     tab, errors = browser.open(server.page)
     count = answered(tab)
-    tab.get_by_label("beside it").select_option("digits")
+    tab.get_by_label("compare with").select_option("digits")
     answered(tab, count)
     assert tab.locator(".run").count() == 2
     assert tab.locator(".card").count() == 5
