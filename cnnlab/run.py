@@ -29,7 +29,7 @@ from cnnlab.utils.trust import check_trusted
 MAX_BYTES = 1_000_000  # of a config.yaml or summary.json
 MAX_PIXELS = 10_000_000  # of an image
 BASELINES = 8  # training images that attribution methods compare an image with
-UNREADABLE = (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError)
+READ_ERRORS = (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, RecursionError)
 
 
 class RunFolder:
@@ -52,7 +52,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         try:
             config = OmegaConf.create(_text(file))
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
         whole = isinstance(config, DictConfig) and all(isinstance(config.get(name), DictConfig) for name in GROUPS)
         if not whole or "experiment" not in config:
@@ -68,7 +68,7 @@ class RunFolder:
             return {}
         try:
             summary = json.loads(_text(file))
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
         if not isinstance(summary, dict):
             raise UserError(f"{file} is not the summary of a run")
@@ -80,7 +80,7 @@ class RunFolder:
         file = self.path / "metrics.csv"
         try:
             return read_csv(file) if file.is_file() else []
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
 
     @property

@@ -17,7 +17,7 @@ from tests.conftest import TINY_LINES, in_process, run_train
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")]
 
 WIDTHS = (1280, 390)
-MOST_BYTES = 3_000_000
+MAX_BYTES = 3_000_000
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def class_run(folder: Path) -> Path:
 
 def is_sound(browser: Browsed, page: Path) -> None:
     """Small, without errors, and no wider than the window; what it links to on itself is there."""
-    assert page.stat().st_size < MOST_BYTES
+    assert page.stat().st_size < MAX_BYTES
     for width in WIDTHS:
         tab, errors = browser.open(page.as_uri(), width)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, (page, width)
@@ -120,7 +120,7 @@ def test_the_page_of_an_explanation(browser: Browsed, lines_run: Path, folder: P
     seen.add(tab.evaluate(drawn))
     assert len(seen) == 4  # each of them changes the map
     tab.get_by_label("evidence for").select_option("45°")
-    assert tab.locator(".panel", has_text="It has no such class.").count() == 3
+    assert tab.locator(".panel", has_text="This head has no such class.").count() == 3
     assert titles.nth(3).inner_text().startswith("angle: 45°")
     tab.locator(".panel", has_text="angle: 45°").locator("canvas").first.hover()
     assert "% of the largest" in tab.locator(".panel", has_text="angle: 45°").inner_text()

@@ -27,9 +27,9 @@ INPUT_TYPES = ("image", "digit", "line")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp")
 STATE = ".json"  # of a state that play saved
-MOST_STATE = 10_000_000  # bytes of it
+MAX_STATE = 10_000_000  # bytes of it
 LONGEST = 4096  # pixels of a side with which an image is worked on
-MOST_PIXELS = 50_000_000  # of an image file; a larger one is refused before it is unpacked
+MAX_PIXELS = 50_000_000  # of an image file; a larger one is refused before it is unpacked
 BOX = 20 / 28  # of an image's side: in which MNIST's digits lie
 FAINT = 0.2  # of the strongest ink: what is fainter is no part of a digit
 NOISE = 24  # of 255: a ground that differs less from black is black
@@ -302,8 +302,8 @@ def _opened(path: Path) -> tuple[Image.Image, list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             with Image.open(path, formats=FORMATS) as file:
-                if file.width * file.height > MOST_PIXELS:
-                    raise UserError(f"{path} has {file.width} x {file.height} pixels, over {MOST_PIXELS:,}")
+                if file.width * file.height > MAX_PIXELS:
+                    raise UserError(f"{path} has {file.width} x {file.height} pixels, over {MAX_PIXELS:,}")
                 return _upright(file, str(path)), [f"{file.width} x {file.height}, mode {file.mode}"]
     except UserError:
         raise
@@ -326,7 +326,7 @@ def _state(path: Path) -> NDArray[np.uint8]:
     if not path.is_file():
         raise UserError(f"there is no image {path}")
     try:
-        if path.stat().st_size > MOST_STATE:
+        if path.stat().st_size > MAX_STATE:
             raise ValueError
         image = json.loads(path.read_text(encoding="utf-8"))["image"]
         pixels = np.frombuffer(base64.b64decode(image["pixels"], validate=True), np.uint8)

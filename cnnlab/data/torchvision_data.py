@@ -22,7 +22,7 @@ from cnnlab.data.image_io import INPUT_TYPES
 from cnnlab.models.heads import Head
 from cnnlab.utils.errors import UserError
 
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, zlib.error)  # what a broken or missing file raises
+READ_ERRORS = (OSError, RuntimeError, EOFError, ValueError, zlib.error)  # what a broken or missing file raises
 PATIENCE = 20  # seconds for a server that says nothing
 
 
@@ -97,7 +97,7 @@ class TorchvisionDataModule(ImageDataModule):
                     make(download=True)
             except UserError:
                 raise
-            except UNREADABLE as error:
+            except READ_ERRORS as error:
                 raise UserError(_how_to_get(make.func, self.root, error)) from error
 
     def setup(self, stage: str | None = None) -> None:
@@ -150,7 +150,7 @@ class TorchvisionDataModule(ImageDataModule):
             pixels = torch.stack(images)
         except UserError:
             raise
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             raise UserError(f"data: {kind} cannot be read ({' '.join(str(error).split())})") from error
         if pixels.dtype != torch.uint8 or pixels.ndim != 4:
             raise UserError(f"data: {kind} gives {pixels.dtype} {tuple(pixels.shape[1:])}, not uint8 (C, H, W)")

@@ -36,7 +36,7 @@ from cnnlab.reporting.encode import as_base64, colour_tables, in_colour, levels
 from cnnlab.utils.console import command_line
 from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 
-MOST_CHANNELS = 64  # of a layer that are shown, the first
+MAX_CHANNELS = 64  # of a layer that are shown, the first
 SEARCHED = 2000  # test images among which the surest mistake, or the nearest of another class, is looked for
 FRAMES = 21  # of a way from one class to another
 EXAMPLES = 8
@@ -85,7 +85,7 @@ class LiveRun:
                 "kind": _kind(modules[name]),
                 "branch": branch if branch in self.heads else "",
                 "channels": output.shape[1],
-                "shown": min(output.shape[1], MOST_CHANNELS),
+                "shown": min(output.shape[1], MAX_CHANNELS),
                 "size": size or [1, 1],
                 "looks": None,
             }
@@ -179,7 +179,7 @@ class LiveRun:
             "notes": notes,
             "true": self._true_classes(question, of),
             "heads": heads,
-            "layers": {name: _scaled(outputs[name][0, :MOST_CHANNELS]) for name in shown},
+            "layers": {name: _scaled(outputs[name][0, :MAX_CHANNELS]) for name in shown},
         }
 
     def ood(self, question: Question, of: LiveRun) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cnnlab.data.line_scene import LineScene
 from cnnlab.utils.errors import UserError, did_you_mean
 
-MOST_SIDE = 256  # pixels of a drawing
+MAX_SIDE = 256  # pixels of a drawing
 LIMITS = {"length": (1.0, 40.0), "width": (0.5, 12.0), "angle": (-720.0, 720.0), "x": (-14.0, 42.0), "y": (-14.0, 42.0)}
 
 
@@ -128,7 +128,7 @@ def _paint(value: Any) -> list[tuple[int, int, tuple[int, int, int]]]:
 
 
 def _drawing(value: Mapping[str, Any]) -> NDArray[np.uint8]:
-    width, height = (_whole(value.get(name), f"drawing.{name}", 1, MOST_SIDE) for name in ("width", "height"))
+    width, height = (_whole(value.get(name), f"drawing.{name}", 1, MAX_SIDE) for name in ("width", "height"))
     try:
         pixels = base64.b64decode(value.get("pixels") or "", validate=True)
     except (binascii.Error, TypeError, ValueError):

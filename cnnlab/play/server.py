@@ -47,9 +47,9 @@ FILES = {  # what is served besides the page; nothing else is
     )
     if file.suffix in TYPES
 }
-MOST_BYTES = 400_000  # of a question
-MOST_WAITING = 4  # questions at once, of several tabs: a page asks the next when it has its answer
-MOST_OPEN = 4  # runs kept in memory
+MAX_BYTES = 400_000  # of a question
+MAX_WAITING = 4  # questions at once, of several tabs: a page asks the next when it has its answer
+MAX_OPEN = 4  # runs kept in memory
 PORTS = 20  # that are tried, one after another
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
 HEADERS = {
@@ -91,7 +91,7 @@ class OpenRuns:
         if name not in self._open:
             self._open[name] = LiveRun(Run(self._known[name]))
         self._open.move_to_end(name)
-        while len(self._open) > MOST_OPEN:
+        while len(self._open) > MAX_OPEN:
             self._open.popitem(last=False)
         return self._open[name]
 
@@ -153,7 +153,7 @@ def application(runs: OpenRuns, token: str | None = None, host: str = LOCAL[0]) 
             return _refusal(403, "the token is missing or wrong: open the address that the console says")
         try:
             asked = _question(await _body(request))
-            if waiting >= MOST_WAITING:
+            if waiting >= MAX_WAITING:
                 return _refusal(429, "busy: ask again")
             waiting += 1
             try:
@@ -188,7 +188,7 @@ def application(runs: OpenRuns, token: str | None = None, host: str = LOCAL[0]) 
     )
 
 
-_TOO_LONG = f"a question has at most {MOST_BYTES:,} bytes"
+_TOO_LONG = f"a question has at most {MAX_BYTES:,} bytes"
 
 
 async def _body(request: Request) -> bytes:
@@ -196,7 +196,7 @@ async def _body(request: Request) -> bytes:
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > MOST_BYTES:
+        if len(body) > MAX_BYTES:
             raise UserError(_TOO_LONG)
     return body
 

@@ -134,12 +134,12 @@ def _epoch_axis(axes: Axes) -> None:
     axes.grid(alpha=0.3)
 
 
-_MOST_DIGITS = 5.0  # all right is drawn where 99.999 % stands
+_MAX_DIGITS = 5.0  # all right is drawn where 99.999 % stands
 
 
 def _digits(accuracy: Array) -> Array:
     """Return -log10 of the error rate: 90 % is 1, 99 % is 2."""
-    errors: Array = np.maximum(1 - np.asarray(accuracy, dtype=np.float64), 10**-_MOST_DIGITS)
+    errors: Array = np.maximum(1 - np.asarray(accuracy, dtype=np.float64), 10**-_MAX_DIGITS)
     return -np.log10(errors)
 
 

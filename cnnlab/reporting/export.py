@@ -26,7 +26,11 @@ from cnnlab.utils.io import new_folder, write_atomically
 
 CHECKED = 256  # test images on which the file must agree with the network
 TOLERANCE = 1e-4  # of a probability
-BACKGROUNDS = {"line": "something coloured on black", "digit": "one light digit on black, as in MNIST", "image": "any"}
+INPUT_DESCRIPTIONS = {
+    "line": "something coloured on black",
+    "digit": "one light digit on black, as in MNIST",
+    "image": "any",
+}
 
 Answers = Callable[[Tensor], dict[str, Tensor]]
 
@@ -66,7 +70,7 @@ def metadata(run: RunFolder) -> dict[str, str]:
     return {
         "title": run.title,
         "heads": json.dumps({head.name: head.classes for head in run.heads}, ensure_ascii=False),
-        "input": f"images: float32 (batch, {shape}) in [0, 1], {colours}; {BACKGROUNDS[run.input_type]}",
+        "input": f"images: float32 (batch, {shape}) in [0, 1], {colours}; {INPUT_DESCRIPTIONS[run.input_type]}",
         "output": "one per head: probabilities, float32 (batch, classes)",
         "cnnlab": __version__,
     }
@@ -156,7 +160,7 @@ FORMATS = {
     "torch_export": (to_torch_export, open_torch_export, "model.pt2"),
 }
 
-LINES = {
+USAGE = {
     "onnx": """import json, numpy as np, onnxruntime
 session = onnxruntime.InferenceSession({file!r})
 heads = json.loads(session.get_modelmeta().custom_metadata_map["heads"])
@@ -187,5 +191,5 @@ def export_run(cfg: DictConfig) -> Path:
     write_atomically(path, content)
     shape = ", ".join(map(str, run.image_shape))
     echo(f"the same to {difference:.1e} on {len(images)} test images\nfile  {path}\n\nTo use it elsewhere:\n")
-    echo(LINES[cfg.format].format(file=str(path), shape=shape))
+    echo(USAGE[cfg.format].format(file=str(path), shape=shape))
     return path

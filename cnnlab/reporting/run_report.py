@@ -141,7 +141,7 @@ class RunReport:
         rows, heads, folder = self.rows, self.datamodule.heads, self.folder
         predictions, scores = self.classifier.predictions, self.classifier.scores
         steps = sum(row["seconds"] for row in rows)
-        images = int(self.classifier.train_metrics.exact_match.total) * self.trainer.world_size * len(rows)
+        images = sum(row.get("train/images", 0) for row in rows)
         self.summary |= {
             "status": "trial" if self.is_trial else "finished",
             "test_evaluations": self.summary["test_evaluations"] + 1,

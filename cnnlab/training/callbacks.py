@@ -46,20 +46,24 @@ class MetricsHistory(Checkpoint):
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
-        self._start = self._trained = self._lr = 0.0
+        self._start = self._validated = self._lr = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "elapsed": time.perf_counter() - self._start}
+        return {"rows": self.rows, "elapsed": time.perf_counter() - self._start, "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
         self._start = time.perf_counter() - state_dict["elapsed"]  # for a run that goes on within an epoch
+        self._validated = state_dict["validated"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start, self._trained = time.perf_counter(), 0.0
+        self._start, self._validated = time.perf_counter(), 0.0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._trained = time.perf_counter() - self._start
+        self._val_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated += time.perf_counter() - self._val_start
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -68,15 +72,14 @@ class MetricsHistory(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = time.perf_counter() - self._start
-        trained = self._trained or total
         stages = ("train/", "val/") if getattr(pl_module, "validated", True) else ("train/",)  # not an earlier epoch's
         logged = trainer.callback_metrics.items()
         row: Row = {
             "epoch": trainer.current_epoch + 1,
             **{name: value.item() for name, value in logged if name.startswith(stages) and not name.endswith("_step")},
             "lr": self._lr,
-            "seconds": round(trained, 3),
-            "val_seconds": round(total - trained, 3),
+            "seconds": round(total - self._validated, 3),
+            "val_seconds": round(self._validated, 3),
         }
         self.rows.append(row)
         if trainer.is_global_zero:

@@ -37,7 +37,7 @@ class Classifier(L.LightningModule):
             random state.
 
     Logged after each epoch, with `<stage>` one of train, val, test: `<stage>/loss`, `<stage>/acc` (every head right),
-    `<stage>/<head>/loss`, `<stage>/<head>/acc`, `train/<head>/weight`, `val/<head>/f1`; after the test
+    `<stage>/<head>/loss`, `<stage>/<head>/acc`, `train/<head>/weight`, `train/images`, `val/<head>/f1`; after the test
     `test/<head>/f1`, `precision` and `recall`. Every `log_every_n_steps` steps: `train/loss_step`.
     """
 
@@ -138,6 +138,7 @@ class Classifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         means = self._log_metrics("train", self.train_metrics)
         self._log_all({f"train/{name}/weight": weight for name, weight in self.weighting.by_head().items()})
+        self._log_all({"train/images": self.train_metrics.exact_match.total * self.trainer.world_size})
         self.weighting.on_epoch_end(torch.stack([means[f"{head.name}/loss"] for head in self.heads]))
         self._step_plateau()
         self._check_steps()

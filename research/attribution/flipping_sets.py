@@ -16,7 +16,7 @@ from torch import Tensor
 from cnnlab.interpret.network import HeadWrapper
 
 BATCH = 250  # images at once
-MOST_PAIRS = 300  # all are tried
+MAX_PAIRS = 300  # all are tried
 
 Margins = Callable[[Tensor], Tensor]  # sets of exchanged pixels bool (S, D) -> by how much another answer leads (S,)
 
@@ -77,7 +77,7 @@ def _smallest(margins: Margins, count: int) -> tuple[Tensor, int]:
     size = int(chosen.sum())
     if size <= 2:  # greedy tries every single pixel
         return chosen, size
-    if count * (count - 1) > 2 * MOST_PAIRS:
+    if count * (count - 1) > 2 * MAX_PAIRS:
         return chosen, 2
     pairs = torch.combinations(torch.arange(count))
     sets = torch.zeros(len(pairs), count, dtype=torch.bool).scatter_(1, pairs, True)

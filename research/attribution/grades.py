@@ -41,7 +41,7 @@ BASELINES = (RANDOM, EDGES, BRIGHTNESS, UPPER_BOUND)
 SHOWN = 6  # images with kept maps
 CASCADE = ("the last layer", "half of the layers", "all layers")  # that are given random weights
 IMAGES = 8  # on which that is done
-MOST_PASSES = 150  # forward passes an image of the methods with which it is done; others would take hours
+MAX_PASSES = 150  # forward passes an image of the methods with which it is done; others would take hours
 ABSOLUTE = "_absolute"  # the end of the name under which absolute values are graded beside maps with signs
 
 Array = NDArray[Any]
@@ -216,7 +216,7 @@ def _cascade(one: _Examined, methods: Mapping[str, Method], images: Tensor, name
     for step, chosen in enumerate(steps):
         other = HeadWrapper(frozen_copy(randomise(one.net.net, chosen)), one.net.head)
         for name, method in methods.items():
-            if one.maps[name].isnan().any() or one.passes[name] > MOST_PASSES:
+            if one.maps[name].isnan().any() or one.passes[name] > MAX_PASSES:
                 continue
             maps = attribute_head(other, few, predicted, method, name=name).maps
             pairs = [(name, one.maps[name], maps), (f"{name}{ABSOLUTE}", one.maps[name].abs(), maps.abs())]

@@ -70,5 +70,5 @@ def test_light_dims_lifts_the_ground_and_adds_noise_to_half_of_the_images_each()
 def test_light_of_nothing_changes_nothing_and_limits_are_refused() -> None:
     images = torch.rand(3, 1, 28, 28)
     assert torch.equal(Light(dim=0, ground=0, noise=0)(images), images)
-    with pytest.raises(UserError, match=r"augment.ground=1 is not in 0..1"):
+    with pytest.raises(UserError, match=r"augment.ground=1 is not in \[0, 1\)"):
         Light(dim=0, ground=1, noise=0)
