@@ -183,7 +183,7 @@ def test_an_explanation_warns_of_maps_that_do_not_add_up(lines_run: Path, tmp_pa
     words = ("method=[lrp,grad_cam]", "indices=[0,1]", "layers=[stem.conv]", "ascent.steps=1", "heads=[angle]")
     in_process("explain", f"run={lines_run}", *words, f"out={tmp_path}")
     page = (tmp_path / "1" / "index.html").read_text()
-    assert "LRP, angle, predicted: do not trust it: on " in page
+    assert "LRP, predicted (angle): do not trust it: on " in page
     assert "Grad-CAM, angle" not in page
 
 

@@ -135,12 +135,12 @@ class Explanation:
             bar.update(task, description="feature visualisation")
             filters = self._write_filters(folder)
             bar.update(task, description="page")
-            warnings = [
-                f"{method_title(name)}, {head}, {word}: {warning}"
-                for (name, word), by_head in maps.items()
-                for head, result in by_head.items()
-                for warning in result.warnings
-            ]
+            warnings = []
+            for (name, word), by_head in maps.items():
+                warned = {head: result.warnings[0] for head, result in by_head.items() if result.warnings}
+                if warned:
+                    first = next(iter(warned.values()))
+                    warnings.append(f"{method_title(name)}, {word} ({', '.join(warned)}): {first}")
             arrays: dict[str, Any] = {name: value.numpy() for name, value in self.arrays.items()}
             np.savez_compressed(folder / "maps.npz", **arrays)
             manifest = {
