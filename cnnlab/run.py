@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from yaml import YAMLError
+from yaml import AliasEvent, YAMLError
 
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule, sample_indices
 from cnnlab.data.image_io import INPUT_TYPES
@@ -51,7 +52,10 @@ class RunFolder:
         """The content of `config.yaml`."""
         file = self.path / "config.yaml"
         try:
-            config = OmegaConf.create(_text(file))
+            text = _text(file)
+            if any(isinstance(event, AliasEvent) for event in yaml.parse(text)):
+                raise ValueError("cnnlab writes no aliases, and those of aliases fill the memory")
+            config = OmegaConf.create(text)
         except READ_ERRORS as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
         whole = isinstance(config, DictConfig) and all(isinstance(config.get(name), DictConfig) for name in GROUPS)
@@ -67,7 +71,7 @@ class RunFolder:
         if not file.is_file():
             return {}
         try:
-            summary = json.loads(_text(file))
+            summary = json.loads(_text(file), parse_constant=_refuse)
         except READ_ERRORS as error:
             raise UserError(f"{file} is broken ({type(error).__name__})") from error
         if not isinstance(summary, dict):
@@ -193,6 +197,10 @@ def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
 def title(config: Mapping[str, Any]) -> str:
     """Return the name of a run: its experiment and its data set."""
     options = config.get("options") or {}
@@ -201,7 +209,8 @@ def title(config: Mapping[str, Any]) -> str:
 
 def load_initial_weights(classifier: Classifier, base: RunFolder) -> None:
     """Load the best weights of a run with the same network. In heads that are trained, a tensor of another shape is
-    kept: the last layer of a head that got a new class. Raises `UserError` for any other difference."""
+    kept: the last layer of a head that got a new class. Heads that the network lacks are left out. Raises `UserError`
+    for any other difference."""
     state, weights = classifier.net.state_dict(), base.weights()
     fitting = {name: w for name, w in weights.items() if name in state and w.shape == state[name].shape}
     trained = classifier.train_heads or classifier.net.head_names

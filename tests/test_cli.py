@@ -141,6 +141,14 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> Non
     assert line.startswith("error: cannot write to ")
 
 
+def test_a_file_that_cannot_be_read_is_no_failure_to_write(tmp_path: Path) -> None:
+    """A callback of the user's own lacks its file; a checkpoint is a folder."""
+    (tmp_path / "own.py").write_text("def make():\n    open('labels.txt')\n")
+    done = _command(tmp_path, *TINY_LINES, "+callbacks.mine._target_=own.make")
+    assert done.stderr.startswith("error: ") and "cannot read labels.txt (No such file or directory)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_an_experiment_of_the_users_own_is_held_to_the_same_rules(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nnet:\n  filtres: 3\n")

@@ -208,7 +208,7 @@ EDITS: dict[str, Callable[[Path], None]] = {
     **{
         f"{path} {value[:9]}": lambda folder, path=path, value=value: _summary(folder, path, value)  # type: ignore[misc]
         for path in ("test.joint_accuracy", "test.heads.a.accuracy", "epochs", "train_seconds", "data.overlap")
-        for value in ("NaN", "Infinity", "-1", "1e308", '"many"', "null", "[[]]", "9" * 400)
+        for value in ("NaN", "Infinity", "null")
     },
     "deep summary": lambda folder: _summary(folder, "test", "[" * 5000 + "]" * 5000),
     "deep config": lambda folder: _config(folder, "deep: " + "[" * 3000 + "]" * 3000 + "\n"),
@@ -217,7 +217,6 @@ EDITS: dict[str, Callable[[Path], None]] = {
         folder, "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
     ),
     "a huge file": lambda folder: _config(folder, f"long: {'x' * 2_000_000}\n"),
-    "NaN in the metrics": lambda folder: (folder / "metrics.csv").write_text(f"{EPOCHS}1,nan,0.5,0.5,3,1\n") and None,
     "a pipe for a configuration": lambda folder: _pipe(folder, "config.yaml"),
 }
 

@@ -218,7 +218,7 @@ def audit(
             scores.append(AuditRow(head.name, name, "randomised weights", "rank correlation", "all", *ci))
         known = [head for head in maps if "counterfactual" in sample.truths[head]]
         for first, second in combinations(known, 2):
-            masks = [sample.truths[head]["counterfactual"] for head in (first, second)]
+            masks = [sample.truths[head]["counterfactual"].cpu() for head in (first, second)]
             ci = bootstrap_ci(head_contrast(maps[first], maps[second], *masks))
             scores.append(AuditRow(f"{first} - {second}", name, "head contrast", "auc", "all", *ci))
     for head in heads:
@@ -235,7 +235,7 @@ def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) ->
         assert isinstance(maps, Tensor)
         scores += _against_truths(sample, head, name, maps, predicted)
     for truth, mask in sample.truths[head.name].items():
-        best = upper_bound_maps(wrapper, sample.images, mask)
+        best = upper_bound_maps(wrapper, sample.images, mask.cpu())
         scores += _against_truths(sample, head, UPPER_BOUND, best, predicted, truth)
         share = mask.flatten(1).double().mean(dim=1)
         for metric in METRICS:
@@ -258,8 +258,9 @@ def _against_truths(
     sample: Sample, head: Head, method: str, maps: Tensor, predicted: Tensor, only: str | None = None
 ) -> list[AuditRow]:
     scores = []
-    right = predicted == sample.targets[head.name]
+    maps, right = maps.cpu(), predicted.cpu() == sample.targets[head.name].cpu()
     for truth, mask in sample.truths[head.name].items():
+        mask = mask.cpu()
         if only in (None, truth):
             for name, metric in METRICS.items():
                 values = metric(maps, mask)
@@ -276,14 +277,21 @@ def grad_cam_rank_accuracy(net: nn.Module, head: Head, images: Tensor, predicted
 
 
 def randomise(net: nn.Module, layers: Sequence[str] | None = None) -> nn.Module:
-    """Return a copy with random weights in all layers, or in those named. The global random state is kept."""
+    """Return a copy with random weights in all layers, or in those named: by `reset_parameters`, Keras's for
+    convolutions and dense layers. The global random state is kept."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         other = copy.deepcopy(net)
+        for name, module in other.named_modules():
+            if layers is not None and name not in layers:
+                continue
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            else:  # no constructor's distribution is known: one with the same mean and deviation
+                for parameter in module.parameters(recurse=False):
+                    nn.init.normal_(parameter, parameter.mean().item(), parameter.std(correction=0).item())
         for name, module in leaf_modules(other).items():
             if layers is None or name in layers:
-                if isinstance(module, nn.BatchNorm2d):
-                    module.reset_parameters()
                 keras_init(module)
     return other
 
@@ -296,18 +304,19 @@ def _audit_without_truth(
     progress: Callable[[str], None],
 ) -> AuditResult:
     scores, drawn, warnings = list[AuditRow](), dict[str, dict[str, Any]](), dict[str, str]()
+    predicted = predict_classes(net, heads, images)
     for head in heads:
+        target = predicted[head.name]
         for name, method in {**methods, **NETWORK_FREE}.items():
             progress(f"{head.name}: {method_title(name)}")
-            target = predict_classes(net, [head], images)[head.name]
             result = attribute(net, images, target, method, head.name, name=name)
             if result.warnings:
                 warnings.setdefault(name, f"{method_title(name)}, {head.name}: {result.warnings[0]}")
             for kind, curves in insertion_deletion(net, head, result.maps, images, target).items():
                 area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
-                scores.append(AuditRow(head.name, name, "none", kind, "all", *bootstrap_ci(area)))
+                scores.append(AuditRow(head.name, name, "none", kind, "all", *bootstrap_ci(area.cpu())))
                 panel = kind if len(heads) == 1 else f"{head.name}: {kind}"
-                drawn.setdefault(panel, {})[method_title(name)] = curves.mean(dim=0).numpy()
+                drawn.setdefault(panel, {})[method_title(name)] = curves.mean(dim=0).cpu().numpy()
     return AuditResult(scores, [head.name for head in heads], list(methods), drawn, warnings)
 
 
@@ -317,9 +326,11 @@ def insertion_deletion(
     """Return {"insertion" and "deletion": float (N, steps + 1)}: the probability of the class `target` (N,) as pixels
     are put onto black, or removed from the image, from the highest of the map (N, H, W) to the lowest (Petsiuk et al.
     2018)."""
-    flat = maps.flatten(1)
+    flat = maps.to(images.device).flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
-    places = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1]).expand_as(order))
+    places = torch.empty_like(order).scatter_(
+        1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order)
+    )
     places = places.view(len(maps), 1, *images.shape[2:])
     wrapper = HeadWrapper(frozen_copy(net), head.name)
     curves: dict[str, list[Tensor]] = {"insertion": [], "deletion": []}

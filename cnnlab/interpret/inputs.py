@@ -120,6 +120,8 @@ def read_inputs(
     the others are read.
     """
     if isinstance(given, Inputs):
+        if tuple(given.images.shape[1:]) != tuple(image_shape):
+            raise UserError(f"images of {tuple(given.images.shape[1:])} do not fit a network for {tuple(image_shape)}")
         return given
     images, names, notes = [], [], []
     for number, source in enumerate(images_of(given, image_shape)):

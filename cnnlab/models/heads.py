@@ -12,7 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Words that stand beside a head's name in networks, logs and tables.
-RESERVED = ("stem", "joint", "joint_accuracy", "image", "notes", "ood", "loss", "acc", "lr", "seconds")
+RESERVED = (
+    "stem",
+    "heads",
+    "head_names",
+    "color_heads",
+    "head_weights",
+    "joint",
+    "joint_accuracy",
+    "image",
+    "notes",
+    "ood",
+    "loss",
+    "acc",
+    "lr",
+    "seconds",
+)
 NAME = r"[^\W\d_][^./\\\"'\n]*"
 
 

@@ -165,9 +165,9 @@ def _read(folder: Path) -> Record:
         settings = _settings(run)
         record = Record(folder, settings, run.summary, run.metrics)
         if record.status == "finished":
-            Group([record], {}, {}).row()  # all that a table needs is there
+            Group([record] * 2, {}, {}).row()  # all that a table needs is there
         return record
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, LookupError, OSError, RecursionError) as error:
         return Record(folder, settings, error=f"unreadable ({type(error.__cause__ or error).__name__})")
 
 

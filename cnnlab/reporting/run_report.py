@@ -120,6 +120,7 @@ class RunReport:
 
     def interrupted(self) -> None:
         """Write that the run was interrupted, and print how to go on."""
+        close_loggers(self.trainer.loggers)
         if self.trainer.is_global_zero and self.folder.is_dir():
             with suppress(OSError):  # a full disk
                 write_json(self.folder / "summary.json", {**self.summary, "status": "interrupted"})
@@ -127,6 +128,7 @@ class RunReport:
 
     def failed(self, error: Exception) -> None:
         """Write that the run failed and why, with the traceback in `log.txt`."""
+        close_loggers(self.trainer.loggers)
         if self.trainer.is_global_zero and self.folder.is_dir():
             with suppress(OSError):
                 write_json(self.folder / "summary.json", {**self.summary, "status": "failed", "error": str(error)})
@@ -177,6 +179,7 @@ class RunReport:
         write_json(folder / "summary.json", self.summary)
         checkpoint_path(folder, "previous").unlink(missing_ok=True)
         log_figures(self.trainer.loggers, folder / "figures")
+        close_loggers(self.trainer.loggers)
         log.info(closing_lines(folder, self.summary, self.config.train_heads))
 
     def _keep_training_features(self) -> None:
@@ -334,7 +337,13 @@ def log_figures(loggers: Iterable[Logger], folder: Path) -> None:
                 experiment.log_artifact(logger.run_id, str(picture), "figures")
             elif hasattr(logger, "log_image"):  # Weights & Biases
                 logger.log_image(f"figures/{picture.stem}", [str(picture)])
-        if hasattr(experiment, "finish"):  # each job of a sweep is a separate run
+
+
+def close_loggers(loggers: Iterable[Logger]) -> None:
+    """End the loggers' runs, so that the next job of a sweep in this process begins its own."""
+    for logger in loggers:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(experiment, "finish"):  # Weights & Biases
             experiment.finish()
         elif hasattr(experiment, "close"):
             experiment.close()

@@ -31,9 +31,10 @@ class Affine(nn.Module):
         grow = 1 + stretch * self.scale
         cos, sin = angle.cos() / grow, angle.sin() / grow
         lean = lean * self.shear
+        height, width = images.shape[2:]
         # From new to old coordinates, in halves of the image's size.
-        rows = [cos, cos * lean - sin, 2 * right * self.shift / images.shape[3],
-                sin, sin * lean + cos, 2 * down * self.shift / images.shape[2]]  # fmt: skip
+        rows = [cos, (cos * lean - sin) * height / width, 2 * right * self.shift / width,
+                sin * width / height, sin * lean + cos, 2 * down * self.shift / height]  # fmt: skip
         maps = torch.stack(rows, dim=1).view(size, 2, 3)
         grid = F.affine_grid(maps, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)

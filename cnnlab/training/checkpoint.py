@@ -40,8 +40,8 @@ class RunCheckpoint(ModelCheckpoint):
         interval = None if every_n_train_steps else train_time_interval
         super().__init__(every_n_train_steps=every_n_train_steps, train_time_interval=interval, **more)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if str(self.monitor).startswith("val/") and not getattr(pl_module, "validates", lambda: True)():
             self.monitor = None
 

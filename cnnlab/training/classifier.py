@@ -176,6 +176,8 @@ class Classifier(L.LightningModule):
         if self.lr_scheduler.get("scheduler") is None:
             return optimizer
         config = self.scheduler_config(optimizer, self._total_steps() if self._counts_steps() else 1)
+        if isinstance(config["scheduler"], ReduceLROnPlateau) and config.get("interval") == "step":
+            raise UserError("lr_scheduler.interval=step: ReduceLROnPlateau compares epochs; set interval=epoch")
         config["reduce_on_plateau"] = False  # see `_step_plateau`
         if not self.validates() and "monitor" in config:
             config["monitor"] = config["monitor"].replace("val/", "train/")

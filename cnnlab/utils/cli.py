@@ -6,6 +6,7 @@ imports torch, so that a typo is answered at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -289,7 +290,14 @@ def _explain_mistake(error: BaseException, config_name: str, words: Sequence[str
             return f"{mark.name} is no valid YAML: {link.problem} in line {mark.line + 1}, column {mark.column + 1}"
         if isinstance(link, OSError):
             setting = "hydra.run.dir" if config_name == "train" else "out"
-            return f"cannot write to {link.filename} ({link.strerror}); set {setting}=<folder>"
+            full = link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+            if not full and link.filename is None:
+                return one_line(link)
+            what = f"{link.filename or 'the disk'} ({link.strerror})"
+            missing = isinstance(link, FileNotFoundError | IsADirectoryError)
+            if missing or (isinstance(link, PermissionError) and os.path.isfile(link.filename)):
+                return f"cannot read {what}; if it is to be written, set {setting}=<folder>"
+            return f"cannot write to {what}; set {setting}=<folder>"
     message = one_line(error) or f"a setting cannot be read ({type(error).__name__})"
     if isinstance(error, UnicodeDecodeError):
         return f"a YAML file is not UTF-8 text ({message})"

@@ -46,9 +46,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a CSV file of numbers, without empty cells. Raises `ValueError` for other values."""
+    """Return the rows of a CSV file of numbers, without empty cells and NaN. Raises `ValueError` for other values."""
     with path.open(encoding="utf-8") as lines:
-        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(lines)]
+        return [{k: float(v) for k, v in row.items() if v not in ("", "nan")} for row in csv.DictReader(lines)]
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cnnlab.api import Run
 from cnnlab.data.datamodule import sample_indices
@@ -143,6 +144,27 @@ def test_randomised_weights_are_new_and_the_network_is_left_alone() -> None:
     assert torch.equal(state, torch.get_rng_state())
     weight = "angle.conv1.weight"
     assert not torch.allclose(other.state_dict()[weight], before[weight])
+
+
+def test_every_kind_of_layer_gets_new_weights() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.arange(4.0).view(4, 1, 1))
+
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return maps * self.factor
+
+    net = nn.Sequential(
+        nn.ConvTranspose2d(3, 4, 3), nn.GroupNorm(2, 4), Scale(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(),
+        nn.LazyLinear(4), nn.LayerNorm(4), nn.Linear(4, 2),
+    )  # fmt: skip
+    net(torch.rand(1, 3, 8, 8))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.37)
+    after, before = dict(randomise(net).named_parameters()), dict(net.named_parameters())
+    assert all((after[name] != before[name]).all() for name in before)
 
 
 def test_rank_correlation() -> None:

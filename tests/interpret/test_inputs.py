@@ -15,7 +15,7 @@ from PIL import Image
 from cnnlab.data.image_io import read_image
 from cnnlab.data.lines import LineDataModule, LineDataset
 from cnnlab.data.sampling import LineSampler
-from cnnlab.interpret.inputs import from_split, pick
+from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs
 from cnnlab.models.networks import Branched
 from cnnlab.utils.errors import UserError
 from tests.conftest import HEADS
@@ -121,6 +121,11 @@ def test_what_is_no_image_is_one_line(tmp_path: Path) -> None:
         read_image(tmp_path / "nothing.png", GREY)
     with pytest.raises(UserError, match="cannot be read"):
         read_image(tmp_path, GREY)
+
+
+def test_examples_of_another_network_must_fit() -> None:
+    with pytest.raises(UserError, match=r"images of \(1, 28, 28\) do not fit a network for \(3, 28, 28\)"):
+        read_inputs(Inputs(torch.zeros(2, 1, 28, 28), ["a", "b"]), (3, 28, 28))
 
 
 def test_images_of_a_split_by_number() -> None:

@@ -41,3 +41,9 @@ def test_bfloat16_logits_are_read_in_float32() -> None:
     logits = torch.tensor([[0.5], [-0.5]], dtype=torch.bfloat16)
     assert TWO.loss(logits, torch.tensor([1, 0])).dtype == torch.float32
     assert TWO.probabilities(logits).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["heads", "head_names", "color_heads", "head_weights", "stem", "forward"])
+def test_a_name_that_a_network_uses_itself_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a head cannot be called '{name}'"):
+        Head(name, ("a", "b"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from cnnlab.training.augment import Affine, Light
 from cnnlab.utils.errors import UserError
@@ -40,6 +41,17 @@ def test_a_turn_keeps_the_middle_and_the_mass_and_turns_both_ways() -> None:
     steepest = torch.tan(torch.deg2rad(torch.tensor(30.0)))
     assert -steepest - 0.02 < slope.min() < -0.4
     assert 0.4 < slope.max() < steepest + 0.02
+
+
+def test_an_image_that_is_not_square_turns_like_its_square() -> None:
+    """Padded with black to 40 x 40 and cut out again, an image of 24 x 40 changes in the same way."""
+    wide = torch.rand(20, 1, 24, 40)
+    change = Affine(rotate=40, scale=0.1, shear=0.3, shift=3)
+    torch.manual_seed(0)
+    changed = change(wide)
+    torch.manual_seed(0)
+    square = change(nn.functional.pad(wide, (0, 0, 8, 8)))[:, :, 8:32]
+    torch.testing.assert_close(changed, square, atol=1e-4, rtol=0)
 
 
 def test_a_negative_limit_is_refused() -> None:

@@ -7,6 +7,7 @@ import math
 import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import pytest
@@ -217,6 +218,43 @@ def test_a_run_without_a_validated_epoch_can_be_opened(words: tuple[str, ...], t
     assert run.summary["data"]["train"] == 576 * epochs  # new lines every epoch
     assert len(run.predict(run.examples(2))) == 2
     assert "the last weights are kept and tested" in (folder / "log.txt").read_text()
+
+
+def test_the_next_job_has_loggers_of_its_own_after_a_failure(tmp_path: Path) -> None:
+    """As Weights & Biases, whose `finish` ends a run: a failed one must not stay open."""
+    words = ("+logger.mine._target_=tests.training.test_callbacks.OpenLogger", "optimizer.lr=1e30")
+    with pytest.raises(SystemExit, match="lower optimizer.lr"):
+        run_train(tmp_path / "run", *TINY_LINES, *FEW, *words, "trainer.max_epochs=1")
+    assert OpenLogger.finished == 1
+
+
+class OpenLogger(CSVLogger):
+    """A logger whose experiment is to be finished."""
+
+    finished = 0
+
+    def __init__(self) -> None:
+        super().__init__("unused")
+
+    @property
+    def experiment(self) -> Any:
+        return self
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None: ...
+
+    def log_hyperparams(self, params: Any = None) -> None: ...
+
+    def save(self) -> None: ...
+
+    def finalize(self, status: str) -> None: ...
+
+    def finish(self) -> None:
+        type(self).finished += 1
+
+
+def test_a_plateau_by_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"lr_scheduler.interval=step: ReduceLROnPlateau compares epochs"):
+        run_train(tmp_path / "run", *TINY_LINES, *FEW, "lr_scheduler=plateau", "lr_scheduler.interval=step")
 
 
 def test_a_run_that_goes_on_without_validation_tests_its_last_weights(tmp_path: Path) -> None:
