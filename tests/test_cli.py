@@ -145,7 +145,8 @@ def test_a_file_that_cannot_be_read_is_no_failure_to_write(tmp_path: Path) -> No
     """A callback of the user's own lacks its file; a checkpoint is a folder."""
     (tmp_path / "own.py").write_text("def make():\n    open('labels.txt')\n")
     done = _command(tmp_path, *TINY_LINES, "+callbacks.mine._target_=own.make")
-    assert done.stderr.startswith("error: ") and "cannot read labels.txt (No such file or directory)" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "cannot read labels.txt (No such file or directory)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -328,9 +328,8 @@ def insertion_deletion(
     2018)."""
     flat = maps.to(images.device).flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
-    places = torch.empty_like(order).scatter_(
-        1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    )
+    ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
+    places = torch.empty_like(order).scatter_(1, order, ranks)
     places = places.view(len(maps), 1, *images.shape[2:])
     wrapper = HeadWrapper(frozen_copy(net), head.name)
     curves: dict[str, list[Tensor]] = {"insertion": [], "deletion": []}

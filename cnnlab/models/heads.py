@@ -13,20 +13,8 @@ from torch.nn import functional as F
 
 # Words that stand beside a head's name in networks, logs and tables.
 RESERVED = (
-    "stem",
-    "heads",
-    "head_names",
-    "color_heads",
-    "head_weights",
-    "joint",
-    "joint_accuracy",
-    "image",
-    "notes",
-    "ood",
-    "loss",
-    "acc",
-    "lr",
-    "seconds",
+    *("stem", "heads", "head_names", "color_heads", "head_weights"),
+    *("joint", "joint_accuracy", "image", "notes", "ood", "loss", "acc", "lr", "seconds"),
 )
 NAME = r"[^\W\d_][^./\\\"'\n]*"
 

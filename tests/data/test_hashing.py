@@ -8,7 +8,7 @@ from cnnlab.data.hashing import hash_u64, to_uniform
 
 
 def test_hash_is_splitmix64() -> None:
-    """The first number of the reference implementation (Vigna, https://prng.di.unimi.it/splitmix64.c) for some seeds."""
+    """The first numbers of the reference implementation (Vigna, https://prng.di.unimi.it/splitmix64.c)."""
     known = {0: 0xE220A8397B1DCDAF, 1234567: 6457827717110365317}
     assert hash_u64(np.array(list(known), np.uint64)).tolist() == list(known.values())
     second = 3203168211198807973  # of the seed 1234567, whose state goes up by the golden ratio

@@ -223,7 +223,7 @@ def test_a_run_without_a_validated_epoch_can_be_opened(words: tuple[str, ...], t
 def test_the_next_job_has_loggers_of_its_own_after_a_failure(tmp_path: Path) -> None:
     """As Weights & Biases, whose `finish` ends a run: a failed one must not stay open."""
     words = ("+logger.mine._target_=tests.training.test_callbacks.OpenLogger", "optimizer.lr=1e30")
-    with pytest.raises(SystemExit, match="lower optimizer.lr"):
+    with pytest.raises(SystemExit, match=r"lower optimizer\.lr"):
         run_train(tmp_path / "run", *TINY_LINES, *FEW, *words, "trainer.max_epochs=1")
     assert OpenLogger.finished == 1
 
