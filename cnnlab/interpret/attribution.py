@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cnnlab import plots
 from cnnlab.interpret.method_names import method_title
-from cnnlab.interpret.network import BATCH, HeadWrapper, frozen_copy, receptive_fields
+from cnnlab.interpret.network import BATCH, HeadWrapper, frozen_copy, placement, receptive_fields
 from cnnlab.plots.result import Result
 from cnnlab.utils.errors import UserError
 
@@ -26,10 +26,11 @@ MAX_GAP = 0.05  # between a map's sum and the score difference, relative
 
 @dataclass(frozen=True)
 class LayerMap:
-    """Maps float32 (N, h, w) at the resolution of the layer of that name."""
+    """Maps float32 (N, h, w) at the resolution of the layer of that name, and why they may be wrong."""
 
     layer: str
     values: Tensor
+    warnings: tuple[str, ...] = ()
 
 
 # (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), or maps of a layer, which are then
@@ -142,7 +143,8 @@ def attribute(
     Raises:
         UserError: For maps of another shape than (N, H, W), or with values that are not finite.
     """
-    return attribute_head(HeadWrapper(frozen_copy(net), head), images, target, method, classes, name)
+    with torch.inference_mode(False):
+        return attribute_head(HeadWrapper(frozen_copy(net), head), images.clone(), target, method, classes, name)
 
 
 def attribute_head(
@@ -155,7 +157,7 @@ def attribute_head(
 ) -> Attribution:
     """Return the same as `attribute`, for a frozen head that the caller keeps: faster for one image after another. The
     method must not change the head; the methods of `conf/method/` do not."""
-    targets = _targets(wrapper, images, target)
+    targets, warnings = _targets(wrapper, images, target), list(_batch_warnings(wrapper, images))
     name = name or str(getattr(method, "__name__", "method"))
     function, settings = unwrap(method)
     maps, layer_maps, gaps = [], [], []
@@ -163,6 +165,7 @@ def attribute_head(
         result = method(wrapper, batch, batch_targets)
         if isinstance(result, LayerMap):
             layer_maps.append(result)
+            warnings += [*result.warnings, placement(wrapper, result.layer, batch)[2]]
             result = to_image(result, wrapper, batch)
         if not isinstance(result, Tensor) or result.shape != (len(batch), *batch.shape[2:]):
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
@@ -172,18 +175,36 @@ def attribute_head(
         if hasattr(function, "check_baselines"):
             baselines = function.check_baselines(batch, **settings)
             gaps.append(completeness_gap(wrapper, batch, batch_targets, result, baselines))
-        maps.append(result.detach().cpu())
-    values = [part.values.detach().cpu() for part in layer_maps]
+        maps.append(_plain(result))
+    values = [_plain(part.values) for part in layer_maps]
     return Attribution(
         maps=torch.cat(maps),
-        images=images.detach().cpu(),
+        images=_plain(images).clone(),
         targets=targets.cpu(),
         method=name,
         head=wrapper.head,
         classes=classes,
         layer_map=LayerMap(layer_maps[0].layer, torch.cat(values)) if values else None,
-        warnings=_gap_warnings(torch.cat(gaps)) if gaps else (),
+        warnings=tuple(dict.fromkeys(filter(None, [*(_gap_warnings(torch.cat(gaps)) if gaps else ()), *warnings]))),
     )
+
+
+def _plain(values: Tensor) -> Tensor:
+    """Return values on the CPU, those of 16 bits in float32, which numpy knows."""
+    values = values.detach().cpu()
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def _batch_warnings(net: HeadWrapper, images: Tensor) -> tuple[str, ...]:
+    """Return a warning where the scores of an image depend on the other images, as by BatchNorm without running
+    statistics."""
+    if len(images) < 2:
+        return ()
+    with torch.no_grad():
+        together, alone = net(images[:2])[:1], net(images[:1])
+    if torch.allclose(together, alone, rtol=0.01, atol=0.01 * alone.abs().max().item()):
+        return ()
+    return ("the scores of an image depend on the other images of the batch: so does its map",)
 
 
 def _gap_warnings(gaps: Tensor) -> tuple[str, ...]:
@@ -226,13 +247,18 @@ def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Te
     """Return the classes int64 (N,). Raises `UserError` for one that the head does not have."""
     if images.ndim != 4 or not len(images):
         raise UserError(f"images of {tuple(images.shape)} are not (N, C, H, W)")
+    if not torch.isfinite(images).all():
+        raise UserError("images hold values that are not finite")
     if isinstance(target, str):
         if target != "predicted":
             raise UserError(f"target='{target}' is neither 'predicted' nor the number of a class")
         with torch.no_grad():
             return torch.cat([net(batch).argmax(dim=1) for batch in images.split(BATCH)])
     count = net.classes(images)
-    targets = torch.as_tensor(target, dtype=torch.int64, device=images.device).expand(len(images))
+    targets = torch.as_tensor(target, device=images.device)
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape not in ((), (1,), (len(images),)):
+        raise UserError(f"target={target!s:.60}: give a class, or one whole number for each of {len(images)} images")
+    targets = targets.long().expand(len(images))
     if not ((targets >= 0) & (targets < count)).all():
         raise UserError(f"target={target}: the classes are 0..{count - 1}")
     return targets

@@ -1,8 +1,9 @@
-"""A network to look into: a frozen copy, one head of it, its layers by name, and their receptive fields."""
+"""A network to look into: a frozen copy, one head of it, its layers by name, and where they look in the image."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,41 +14,61 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnlab.utils.errors import UserError, did_you_mean
+from cnnlab.utils.errors import UserError, did_you_mean, one_line
 
 BATCH = 250  # images in one forward pass
 LAST_CONVOLUTION = "last_convolution"  # in the place of a layer's name
-ACTIVATIONS = (
-    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.Tanh, nn.Sigmoid),  # ReLU6 is a Hardtanh
+AFFINE = (nn.modules.batchnorm._BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)  # may follow an activation
+ACTIVATIONS = (  # in the names of autograd's nodes
+    *("Relu", "LeakyRelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardtanh", "Softplus"),
+    *("Tanh", "RreluWithNoise"),  # not Sigmoid: it makes gates, as in squeeze and excitation
 )
+PLACES = 5  # of a layer whose gradients are looked at, to find out where it looks
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode, without gradients of parameters and without in-place layers."""
-    copied = copy.deepcopy(net).eval().requires_grad_(False)
+    """Return a copy in evaluation mode, without gradients of parameters, in-place layers and compilation. Raises
+    `UserError` for a network that cannot be copied."""
+    net = getattr(net, "_orig_mod", net)  # of torch.compile
+    kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    memo = {id(value): value.detach().clone() for value in kept if value.grad_fn is not None}  # as of weight_norm
+    with torch.inference_mode(False):
+        try:
+            copied = copy.deepcopy(net, memo)
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"the network cannot be copied ({one_line(error)}); clear the tensors it keeps") from error
+        copied.eval().requires_grad_(False)
+    for name, module in list(copied.named_modules()):
+        if name and hasattr(module, "_orig_mod"):
+            copied.set_submodule(name, module._orig_mod)
     for module in copied.modules():
+        module._compiled_call_impl = None
         if getattr(module, "inplace", False):  # it would overwrite the maps of the layer before
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = False
     return copied
 
 
 @dataclass(frozen=True)
-class PathLayer:
-    """A layer that ran, with the sizes (H, W) of its input and output; () for a layer without maps."""
+class LayerRun:
+    """A run of a module, with the sizes (H, W) of the maps that go in and come out; () where there are none.
+
+    `alias` names the earlier run that made its output, if it is a block. The name "pool:input" stands for what goes
+    into the module `pool`, where no module made it."""
 
     name: str
     module: nn.Module
     size_in: tuple[int, ...]
     size_out: tuple[int, ...]
+    alias: str = ""
 
 
 class HeadWrapper(nn.Module):
     """One head of a network as a single tensor: class scores (B, classes).
 
-    The network answers a tensor, or a dict or tuple of tensors, one per head; `head` is the key or the index. If
-    `forward` takes `heads`, the network computes this head alone. A head of one unit scores its second class; its
-    negative scores the first. Raises `UserError` for an unknown head.
+    The network answers a tensor, or a dict, dataclass or tuple of tensors, one per head; `head` is the key or the
+    index. If `forward` takes `heads`, the network computes this head alone. A head of one unit scores its second class;
+    its negative scores the first. Scores of places, (B, classes, H, W), are averaged. Raises `UserError` for an unknown
+    head.
     """
 
     def __init__(self, net: nn.Module, head: str | int | None = None) -> None:
@@ -56,8 +77,12 @@ class HeadWrapper(nn.Module):
         # Both classes of a head of one unit as a layer: rules that see only layers would miss a minus (LRP, DeepLIFT).
         self.both_classes = nn.utils.skip_init(nn.Linear, 1, 2, bias=False)  # draws no random numbers
         self.both_classes.weight = nn.Parameter(torch.tensor([[-1.0], [1.0]]), requires_grad=False)
-        self._traced: dict[tuple[int, ...], tuple[int, list[PathLayer]]] = {}  # by image shape
-        self.chooses = "heads" in inspect.signature(net.forward).parameters
+        self._traced: dict[tuple[int, ...], list[LayerRun]] = {}  # by image shape
+        self._fields: dict[tuple[Any, ...], tuple[ReceptiveField, ReceptiveField, str]] = {}
+        self._bypassed: dict[tuple[Any, ...], bool] = {}
+        self.chooses = (
+            not isinstance(net, torch.jit.ScriptModule) and "heads" in inspect.signature(net.forward).parameters
+        )
         self.title = "the answer" if head is None else f"head '{head}'"
 
     def logits(self, images: Tensor) -> Tensor:
@@ -65,18 +90,22 @@ class HeadWrapper(nn.Module):
         answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
             return answers
-        parts: Any = answers if isinstance(answers, Mapping) else dict(enumerate(answers))
-        if self.head is None:
+        parts = _parts(answers)
+        head = len(parts) + self.head if isinstance(self.head, int) and self.head < 0 else self.head
+        if head is None and len(parts) == 1:
+            head = next(iter(parts))
+        if head is None:
             raise UserError(f"the network answers several heads: name one of its heads: {', '.join(map(str, parts))}")
-        if self.head not in parts:
+        if head not in parts:
             raise UserError(f"there is no head '{self.head}'{did_you_mean(str(self.head), map(str, parts))}")
-        logits: Tensor = parts[self.head]
-        return logits
+        return parts[head]
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.logits(images)
-        if logits.ndim != 2:
+        if logits.ndim < 2 or not logits.is_floating_point():
             raise UserError(f"the network answers {tuple(logits.shape)}, not scores (N, classes)")
+        if logits.ndim > 2:
+            logits = logits.flatten(2).mean(dim=2)
         if logits.shape[1] > 1:
             return logits
         both: Tensor = self.both_classes.to(logits.device, logits.dtype)(logits)
@@ -84,35 +113,115 @@ class HeadWrapper(nn.Module):
 
     def classes(self, images: Tensor) -> int:
         """Return the number of classes, found with one of `images` (B, C, H, W)."""
-        return self._trace(images)[0]
+        with torch.no_grad():
+            scores: Tensor = self(images[:1])
+        return scores.shape[1]
 
-    def path(self, images: Tensor) -> list[PathLayer]:
-        """Return the layers on which the head's output for `images` (B, C, H, W) depends, in running
-        order, found by the gradients of one forward pass."""
-        return self._trace(images)[1]
-
-    def _trace(self, images: Tensor) -> tuple[int, list[PathLayer]]:
+    def path(self, images: Tensor) -> list[LayerRun]:
+        """Return the runs of modules on which the head's output for `images` (B, C, H, W) depends, in the order in
+        which they end, found by the gradients of one forward pass."""
         shape = tuple(images.shape[1:])
-        if shape in self._traced:
-            return self._traced[shape]
-        copied = frozen_copy(self.net)
-        ran: list[tuple[PathLayer, Tensor]] = []
+        if shape not in self._traced:
+            self._traced[shape] = self._trace(images[:1].detach().clone().requires_grad_())
+        return self._traced[shape]
 
-        def record(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                sizes = (tuple(value.shape[2:]) for value in (inputs[0], output))
-                ran.append((PathLayer(name, module, *sizes), output))
+    def _trace(self, image: Tensor) -> list[LayerRun]:
+        copied, size = frozen_copy(self.net), tuple(image.shape[2:])
+        runs: list[tuple[LayerRun, Tensor]] = []
+
+        def maker(value: Tensor) -> str:
+            return "image" if value is image else next((run.name for run, output in runs if output is value), "")
+
+        def before(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+                value = inputs[0] if inputs else None
+                if isinstance(value, Tensor) and value.requires_grad and not maker(value):
+                    here = _size(as_maps(value, size))
+                    runs.append((LayerRun(f"{name}:input", module, here, here), value))
 
             return hook
 
-        for name, layer in leaf_modules(copied).items():
-            layer.register_forward_hook(record(name))
+        def after(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+                if isinstance(output, Tensor) and output.requires_grad:
+                    sizes = [_size(as_maps(value, size)) for value in (inputs[0] if inputs else None, output)]
+                    alias = maker(output) if list(module.children()) else ""
+                    runs.append((LayerRun(name, module, sizes[0], sizes[1], alias), output))
+
+            return hook
+
+        for name, module in copied.named_modules():
+            if name:
+                module.register_forward_hook(after(name))
+                if not list(module.children()):
+                    module.register_forward_pre_hook(before(name))
         with torch.enable_grad():
-            scores = HeadWrapper(copied, self.head)(images[:1].detach().clone().requires_grad_())
-            grads = torch.autograd.grad(scores[:, -1].sum(), [output for _, output in ran], allow_unused=True)
-        path = [layer for (layer, _), grad in zip(ran, grads, strict=True) if grad is not None]
-        self._traced[shape] = scores.shape[1], path
-        return self._traced[shape]
+            scores = HeadWrapper(copied, self.head)(image)[:, -1].sum()
+            if not runs or not scores.requires_grad:
+                return []
+            grads = torch.autograd.grad(scores, [output for _, output in runs], allow_unused=True)
+        return [run for (run, _), grad in zip(runs, grads, strict=True) if grad is not None and _alive(grad, size)]
+
+
+def _parts(answers: Any) -> dict[Any, Tensor]:
+    """Return the tensors in a dict, dataclass or tuple by key; those in nested dicts by "outer.inner"."""
+    if dataclasses.is_dataclass(answers):
+        answers = {field.name: getattr(answers, field.name) for field in dataclasses.fields(answers)}
+    if not isinstance(answers, Mapping | Sequence):
+        raise UserError(f"the network answers a {type(answers).__name__}, not a tensor, dict or tuple of scores")
+    parts: dict[Any, Tensor] = {}
+    for key, value in (answers if isinstance(answers, Mapping) else dict(enumerate(answers))).items():
+        if isinstance(value, Mapping):
+            parts |= {f"{key}.{inner}": part for inner, part in _parts(value).items()}
+        elif isinstance(value, Tensor):
+            parts[key] = value
+    return parts
+
+
+def as_maps(value: Any, size: Sequence[int]) -> Tensor | None:
+    """Return the output of a layer as maps (N, C, h, w), for images of `size` (H, W); None if it is none.
+
+    Channels may come last, as in Swin and ConvNeXt, or (N, tokens, C) hold a grid of patches after other tokens, as in
+    vision transformers. Which, tell the proportions of the image.
+    """
+    if not isinstance(value, Tensor) or value.ndim not in (3, 4):
+        return None
+    if value.ndim == 4:
+        _, first, second, third = value.shape
+        grids = {(size[0] // stride, size[1] // stride) for stride in (1, 2, 4, 8, 16, 32, 64)}
+        last = (first, second) in grids and abs(second * size[1] - third * size[0]) > max(size)  # out of proportion
+        return value.permute(0, 3, 1, 2) if last else value
+    grid = _grid_of_tokens(value.shape[1], size)
+    return None if grid is None else value[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)
+
+
+def _from_maps(maps: Tensor, value: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps in the layout of `value`, as a copy, which the network may overwrite."""
+    if value.ndim == 3:
+        tokens = maps.flatten(2).transpose(1, 2)
+        return torch.cat([value[:, : value.shape[1] - tokens.shape[1]], tokens], dim=1)
+    same = as_maps(value, size)
+    assert same is not None
+    return (maps if same.stride() == value.stride() and same.shape == value.shape else maps.permute(0, 2, 3, 1)).clone()
+
+
+def _grid_of_tokens(tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
+    """Return the rows and columns of patches among `tokens`, of which at most eight are none."""
+    for patch in range(1, max(size) + 1):
+        grid = size[0] // patch, size[1] // patch
+        if math.prod(grid) > 1 and 0 <= tokens - math.prod(grid) <= 8:
+            return grid
+    return None
+
+
+def _size(maps: Tensor | None) -> tuple[int, ...]:
+    return () if maps is None else tuple(maps.shape[2:])
+
+
+def _alive(grad: Tensor, size: Sequence[int]) -> bool:
+    """Return False for a gradient by tokens of which no patch matters: a transformer's answer may take one token."""
+    maps = as_maps(grad, size) if grad.ndim == 3 else None
+    return maps is None or bool(maps.any())
 
 
 def predict_logits(net: nn.Module, heads: Sequence[str], images: Tensor) -> dict[str, Tensor]:
@@ -131,9 +240,8 @@ def leaf_modules(net: nn.Module) -> dict[str, nn.Module]:
 def layer_named(net: nn.Module, name: str) -> nn.Module:
     """Return the layer `name`. Raises `UserError` if there is none."""
     with suppress(AttributeError):
-        layer = net.get_submodule(name)
-        if name and not list(layer.children()):
-            return layer
+        if name:
+            return net.get_submodule(name.removesuffix(":input"))
     raise UserError(f"there is no layer '{name}'{did_you_mean(name, leaf_modules(net))}")
 
 
@@ -149,8 +257,7 @@ def record_activations(net: nn.Module, names: Iterable[str]) -> Iterator[dict[st
 
         return hook
 
-    layers = leaf_modules(net)
-    handles = [layers[name].register_forward_hook(keep(name)) for name in names]
+    handles = [layer_named(net, name).register_forward_hook(keep(name)) for name in names]
     try:
         yield outputs
     finally:
@@ -158,20 +265,47 @@ def record_activations(net: nn.Module, names: Iterable[str]) -> Iterator[dict[st
             handle.remove()
 
 
+@contextmanager
+def maps_of(net: nn.Module, name: str, images: Tensor) -> Iterator[nn.Module]:
+    """Send the maps of the layer `name` (N, C, h, w) through a module, which is yielded: hooks and Captum see them
+    there, in one layout, and what the network does in place afterwards does not change them."""
+    passage, size = nn.Identity(), tuple(images.shape[2:])
+
+    def through(value: Any) -> Tensor:
+        maps = as_maps(value, size)
+        if maps is None:
+            raise UserError(f"layer '{name}' has no maps (N, C, H, W); name another target_layer")
+        return _from_maps(passage(maps), value, size)
+
+    layer = layer_named(net, name)
+    if name.endswith(":input"):
+        handle = layer.register_forward_pre_hook(lambda _, inputs: (through(inputs[0]), *inputs[1:]))
+    else:
+        handle = layer.register_forward_hook(lambda _module, _inputs, output: through(output))
+    try:
+        yield passage
+    finally:
+        handle.remove()
+
+
 def path_to_head(net: HeadWrapper, images: Tensor) -> list[str]:
     """Return the names of the layers on which a head depends (see `HeadWrapper.path`)."""
-    return [layer.name for layer in net.path(images)]
+    return [run.name for run in net.path(images) if _is_leaf(run)]
 
 
-def layers_up_to(net: HeadWrapper, images: Tensor, layer: str) -> list[PathLayer]:
-    """Return the layers up to the last run of `layer`, included. Raises `UserError` where the head does not depend on
+def _is_leaf(run: LayerRun) -> bool:
+    return not list(run.module.children()) and not run.name.endswith(":input")
+
+
+def layers_up_to(net: HeadWrapper, images: Tensor, layer: str) -> list[LayerRun]:
+    """Return the runs up to the last one of `layer`, included. Raises `UserError` where the head does not depend on
     it."""
     path = net.path(images)
-    runs = [place for place, other in enumerate(path, start=1) if other.name == layer]
-    if not runs:
-        hint = did_you_mean(layer, [other.name for other in path])
+    places = [place for place, run in enumerate(path, start=1) if run.name == layer]
+    if not places:
+        hint = did_you_mean(layer, [run.name for run in path])
         raise UserError(f"{net.title} does not depend on layer '{layer}'{hint}")
-    return path[: runs[-1]]
+    return path[: places[-1]]
 
 
 def _is_convolution(layer: nn.Module) -> bool:
@@ -186,7 +320,7 @@ def convolutions(net: nn.Module) -> list[str]:
 
 def last_convolution(net: HeadWrapper, images: Tensor) -> str:
     """Return the name of the last convolution before a head. Raises `UserError` if there is none."""
-    names = [layer.name for layer in net.path(images) if _is_convolution(layer.module)]
+    names = [run.name for run in net.path(images) if _is_convolution(run.module) and _is_leaf(run)]
     if not names:
         raise UserError(f"there is no convolution before {net.title}")
     return names[-1]
@@ -196,27 +330,63 @@ def default_target_layer(net: HeadWrapper, images: Tensor, target_layer: str | N
     """Return the name of the layer that CAM methods look at.
 
     That is `target_layer` if it is given, and "last_convolution" for the last convolution before the head. By default
-    it is the first activation of maps after that convolution, as in Grad-CAM's own code (`relu5_3` of VGG), or, without
-    one, the convolution. Raises `UserError` for a network without convolution, and for a layer without maps or without
-    effect on the head.
+    it is the last output as large as that convolution's: an activation, or a block that joins several branches. Where
+    the last convolution cuts the image into patches, it is the last LayerNorm whose patches matter, as in
+    pytorch-grad-cam. Raises `UserError` for a network without such a layer, for a layer without maps or without effect
+    on the head, and for one that runs several times.
     """
+    path = net.path(images)
+    runs = [run.name for run in path]
     if target_layer not in (None, LAST_CONVOLUTION):
         layer_named(net.net, target_layer)
         if not layers_up_to(net, images, target_layer)[-1].size_out:
             raise UserError(f"layer '{target_layer}' has no maps")
+        if runs.count(target_layer) > 1:
+            raise UserError(f"layer '{target_layer}' runs several times: name another, or its block")
         return target_layer
-    convolution = last_convolution(net, images)
-    before, path = layers_up_to(net, images, convolution), net.path(images)
-    after = path[len(before) :] if target_layer is None else []
-    for place, layer in enumerate(after, start=len(before) + 1):
-        if isinstance(layer.module, nn.Linear) or not layer.size_out:
-            break
-        # Hooks see the last run of a module that runs twice; a single place is a gate, or a mean over all places.
-        again = any(later.name == layer.name for later in path[place:])
-        single = math.prod(layer.size_out) == 1 < math.prod(before[-1].size_out)
-        if isinstance(layer.module, ACTIVATIONS) and not again and not single:
-            return layer.name
-    return convolution
+    convolution = layers_up_to(net, images, last_convolution(net, images))
+    last, after = convolution[-1], path[len(convolution) :]
+    if target_layer is None and last.module.kernel_size == last.module.stride != (1, 1):
+        norms = [run for run in after if isinstance(run.module, nn.LayerNorm) and math.prod(run.size_out) > 1]
+        if norms:
+            return norms[-1].name
+    chosen = last
+    for run in after if target_layer is None else ():
+        again = runs.count(run.name) > 1 or runs.count(run.alias) == 1
+        neither = _is_leaf(run) and isinstance(run.module, (*AFFINE, nn.Linear))
+        if run.size_out == last.size_out and not again and not neither:
+            chosen = run
+    if runs.count(chosen.name) > 1:
+        raise UserError(f"layer '{chosen.name}' runs several times, as on several images; name another target_layer")
+    return chosen.name
+
+
+def bypasses(net: HeadWrapper, images: Tensor, layer: str) -> bool:
+    """Return whether the head depends on the image also without the maps of `layer`."""
+    key = layer, *images.shape[1:]
+    if key not in net._bypassed:
+        image = images[:1].detach().clone().requires_grad_()
+        with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
+            passage.register_forward_hook(lambda _module, _inputs, output: output.detach())
+            scores = net(image)[:, -1].sum()
+        grads = torch.autograd.grad(scores, image, allow_unused=True) if scores.requires_grad else (None,)
+        net._bypassed[key] = grads[0] is not None and bool(grads[0].any())
+    return net._bypassed[key]
+
+
+def functional_activations(net: HeadWrapper, images: Tensor) -> int:
+    """Return how many activations that the head's output passes are functions or no ReLU, so that a hook on ReLU
+    modules does not see them."""
+    with torch.enable_grad():
+        scores = net(images[:1].detach().clone().requires_grad_())
+    nodes, waiting = set(), [scores.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    total = sum(node.name().removesuffix("Backward0") in ACTIVATIONS for node in nodes)
+    return total - sum(isinstance(run.module, nn.ReLU) for run in net.path(images) if _is_leaf(run))
 
 
 class _ReachedError(Exception):
@@ -270,37 +440,94 @@ class ReceptiveField:
 
 
 def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[ReceptiveField, ReceptiveField]:
-    """Return the receptive fields of a layer along rows and columns, from the kernels, strides, paddings and dilations
-    before it. Raises `UserError` where the head does not depend on the layer."""
-    layers, size = layers_up_to(net, images, layer), tuple(images.shape[2:])
-    rows, columns = (_field(layers, axis, size) for axis in (0, 1))
-    return rows, columns
+    """Return the receptive fields of a layer along rows and columns. Raises `UserError` where the head does not depend
+    on the layer."""
+    return placement(net, layer, images)[:2]
 
 
-def _field(layers: list[PathLayer], axis: int, size: tuple[int, ...]) -> ReceptiveField:
-    """Return the field of the last of `layers`. Maps are known by their size: on parallel paths, as in residual blocks,
-    maps of one size look at the same places. A size that no layer made, as by functional pooling, is taken for the
-    maps of the layer before, shrunk without overlap."""
+def placement(net: HeadWrapper, layer: str, images: Tensor) -> tuple[ReceptiveField, ReceptiveField, str]:
+    """Return the receptive fields of a layer along rows and columns, and a warning or "".
+
+    They follow from the kernels, strides, paddings and dilations of the layers before it. Where another module or a
+    function changes the size of maps, they are measured by gradients; where these lie on no straight line, the maps are
+    stretched to the image, with a warning.
+    """
+    key = layer, *images.shape[1:]
+    if key not in net._fields:
+        runs, size = layers_up_to(net, images, layer), tuple(images.shape[2:])
+        places = runs[-1].size_out
+        known = [_computed(runs, axis, size) for axis in (0, 1)]
+        if None in known and len(places) == 2:
+            known = _measured(net, layer, images, places)
+        stretched = [
+            ReceptiveField(pixels / count / 2, pixels / count) for pixels, count in zip(size, places, strict=False)
+        ]
+        warning = (
+            f"where layer '{layer}' looks is not known: its maps are stretched to the image" if None in known else ""
+        )
+        rows, columns = (one or other for one, other in zip(known, stretched, strict=True))
+        net._fields[key] = rows, columns, warning
+    return net._fields[key]
+
+
+def _computed(runs: list[LayerRun], axis: int, size: tuple[int, ...]) -> ReceptiveField | None:
+    """Return the field of the last of `runs`, or None where a size is not explained. Maps are known by their size: on
+    parallel paths, as in residual blocks, maps of one size look at the same places."""
     fields = {size: ReceptiveField(0.5, 1.0)}
-    before = size
-    for layer in layers:
-        if not layer.size_in:
+    for run in runs:
+        if not run.size_in or not run.size_out or not _is_leaf(run):
             continue
-        if layer.size_in not in fields:
-            field, shrunk = fields[before], before[axis] / layer.size_in[axis]
-            reach = (shrunk - 1) * field.step
-            fields[layer.size_in] = ReceptiveField(field.start + reach / 2, field.step * shrunk, field.size + reach)
-        field, module = fields[layer.size_in], layer.module
+        if run.size_in not in fields:
+            return None
+        field, module = fields[run.size_in], run.module
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             reach = _along(getattr(module, "dilation", 1), axis) * (_along(module.kernel_size, axis) - 1)
-            padding: Any = module.padding
+            step, padding = _along(module.stride, axis), module.padding
             if isinstance(padding, str):
                 padding = {"same": reach // 2, "valid": 0}[padding]
             start = field.start + (reach / 2 - _along(padding, axis)) * field.step
-            field = ReceptiveField(start, field.step * _along(module.stride, axis), field.size + reach * field.step)
-        if layer.size_out:
-            fields[layer.size_out], before = field, layer.size_out
-    return fields[layers[-1].size_out]
+            field = ReceptiveField(start, field.step * step, field.size + reach * field.step)
+        elif run.size_in != run.size_out:
+            return None
+        other = fields.setdefault(run.size_out, field)
+        if (other.start, other.step) != (field.start, field.step):
+            return None
+        fields[run.size_out] = max(field, other, key=lambda one: one.size)
+    return fields.get(runs[-1].size_out)
+
+
+def _measured(net: HeadWrapper, layer: str, images: Tensor, places: tuple[int, ...]) -> list[ReceptiveField | None]:
+    """Return the fields of a layer along rows and columns, or None where the centres of the gradients of places on its
+    diagonal, for noise, lie on no straight line."""
+    size = tuple(images.shape[2:])
+    share = torch.linspace(0.2, 0.8, PLACES, dtype=torch.float64)
+    at = [(share * (count - 1)).round().long() for count in places]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(2 * PLACES, *images.shape[1:], generator=generator).to(images)
+    low, high = images.aminmax()
+    noise = (low + noise * (high - low if high > low else 1)).requires_grad_()
+    kept: list[Tensor] = []
+    with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
+        passage.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+        net(noise)
+        picked = kept[-1][torch.arange(2 * PLACES), :, at[0].repeat(2), at[1].repeat(2)]
+        signs = torch.randn(picked.shape, generator=generator).to(picked)
+        (grads,) = torch.autograd.grad((picked * signs).sum(), noise)
+    weights = grads.double().square().sum(dim=1).view(2, PLACES, *size).mean(dim=0)
+    weights = weights / weights.sum(dim=(1, 2), keepdim=True).clamp(min=1e-300)
+    fields: list[ReceptiveField | None] = []
+    for axis, (pixels, count) in enumerate(zip(size, places, strict=True)):
+        centres = (
+            weights.sum(dim=2 - axis) @ (torch.arange(pixels, dtype=torch.float64) + 0.5).to(weights.device)
+        ).cpu()
+        place, plain = at[axis].double(), pixels / count
+        spread = (place - place.mean()).square().sum()
+        step = ((place - place.mean()) * (centres - centres.mean())).sum() / spread if spread else plain
+        start = centres.mean() - step * place.mean()
+        straight = (start + step * place - centres).abs().max() <= plain
+        fits = straight and 0.5 * plain <= step <= 1.5 * plain
+        fields.append(ReceptiveField(float(start), float(step), float(step)) if fits else None)
+    return fields
 
 
 def _along(size: Any, axis: int) -> int:

@@ -347,19 +347,19 @@ class _Foreign(nn.Module):
         self.unused = nn.Conv2d(3, 4, 3)
         self.late = nn.Conv2d(8, 8, 3, dilation=2)
         self.early = nn.Conv2d(3, 8, 4, stride=2)
-        self.mean = nn.AvgPool2d(2)
+        self.mean, self.relu = nn.AvgPool2d(2), nn.ReLU()
         self.side_out, self.shade_out = nn.Linear(8 * 3 * 3, 1), nn.Linear(4, 3)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         other = self.unused(images).mean(dim=(2, 3))
-        features = self.late(self.mean(self.early(images))).relu()
+        features = self.relu(self.late(self.mean(self.early(images))))
         return {"side": self.side_out(features.flatten(1)), "shade": self.shade_out(other)}
 
 
 def test_a_network_of_other_names_and_layers_is_explained() -> None:
     torch.manual_seed(0)
     net, images, shade = _Foreign(), torch.rand(3, 3, 32, 32), Head("shade", ("dark", "grey", "light"))
-    assert path_to_head(HeadWrapper(net, SIDE.name), images) == ["early", "mean", "late", "side_out"]
+    assert path_to_head(HeadWrapper(net, SIDE.name), images) == ["early", "mean", "late", "relu", "side_out"]
     assert last_convolution(HeadWrapper(net, shade.name), images) == "unused"
     rows, _ = receptive_fields(HeadWrapper(net, SIDE.name), "late", images)
     # early: kernel 4, stride 2, so from 2 pixels on by 2; mean: between two of them, by 4; late: 2 x 2 places on.

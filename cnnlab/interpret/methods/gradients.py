@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 
 from cnnlab.interpret.attribution import LayerMap, Method, adds_up, to_image
 from cnnlab.interpret.methods.cams import grad_cam
-from cnnlab.interpret.network import BATCH, HeadWrapper, leaf_modules
+from cnnlab.interpret.network import BATCH, HeadWrapper, functional_activations, leaf_modules
+from cnnlab.utils.errors import UserError
 
 
 def saliency(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
@@ -131,11 +133,13 @@ def lrp(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
 
 def guided_backprop(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient that passes only positive contributions through every ReLU (Springenberg et al. 2015)."""
+    _check_relus(net, images)
     return _summed(_quietly(GuidedBackprop(net).attribute, _leaf(images), target=targets))
 
 
 def deconvolution(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient with only its positive part passed by every ReLU (Zeiler and Fergus 2014)."""
+    _check_relus(net, images)
     return _summed(_quietly(Deconvolution(net).attribute, _leaf(images), target=targets))
 
 
@@ -148,6 +152,16 @@ def absolute(net: HeadWrapper, images: Tensor, targets: Tensor, method: Method) 
     """Return the absolute values of the maps of a signed `method`."""
     result = method(net, images, targets)
     return LayerMap(result.layer, result.values.abs()) if isinstance(result, LayerMap) else result.abs()
+
+
+def _check_relus(net: HeadWrapper, images: Tensor) -> None:
+    """Raise `UserError` where the rule for ReLU would not reach every activation."""
+    others = functional_activations(net, images)
+    if others > 0:
+        raise UserError(
+            f"activations that are no nn.ReLU: {others} (a function like F.relu, or another kind); guided "
+            "backpropagation and deconvolution do not reach them; make them nn.ReLU, or choose saliency"
+        )
 
 
 def _summed(shares: Tensor) -> Tensor:
@@ -177,11 +191,14 @@ def _one_by_one(method: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor,
     return maps
 
 
+_RANDOM = threading.RLock()  # the random state belongs to all threads
+
+
 @contextmanager
 def seeded() -> Iterator[None]:
     """Draw the same random numbers of torch and numpy each time; restore their states afterwards."""
-    before = np.random.get_state()
-    with torch.random.fork_rng():
+    with _RANDOM, torch.random.fork_rng():
+        before = np.random.get_state()
         torch.manual_seed(0)
         np.random.seed(0)
         try:
