@@ -176,6 +176,8 @@ def attribute_head(
             baselines = function.check_baselines(batch, **settings)
             gaps.append(completeness_gap(wrapper, batch, batch_targets, result, baselines))
         maps.append(_plain(result))
+    if not any(part.any() for part in maps):
+        warnings.append("all maps are 0: the method finds no evidence for these classes, or cannot see it")
     values = [_plain(part.values) for part in layer_maps]
     return Attribution(
         maps=torch.cat(maps),

@@ -128,16 +128,23 @@ class HeadWrapper(nn.Module):
     def _trace(self, image: Tensor) -> list[LayerRun]:
         copied, size = frozen_copy(self.net), tuple(image.shape[2:])
         runs: list[tuple[LayerRun, Tensor]] = []
+        versions: list[int] = []  # of the outputs: what is changed in place is another output
 
         def maker(value: Tensor) -> str:
-            return "image" if value is image else next((run.name for run, output in runs if output is value), "")
+            made = zip(runs, versions, strict=True)
+            same = (run.name for (run, output), then in made if output is value and then == value._version)
+            return "image" if value is image else next(same, "")
+
+        def keep(run: LayerRun, output: Tensor) -> None:
+            runs.append((run, output))
+            versions.append(output._version)
 
         def before(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
                 value = inputs[0] if inputs else None
                 if isinstance(value, Tensor) and value.requires_grad and not maker(value):
                     here = _size(as_maps(value, size))
-                    runs.append((LayerRun(f"{name}:input", module, here, here), value))
+                    keep(LayerRun(f"{name}:input", module, here, here), value)
 
             return hook
 
@@ -146,7 +153,7 @@ class HeadWrapper(nn.Module):
                 if isinstance(output, Tensor) and output.requires_grad:
                     sizes = [_size(as_maps(value, size)) for value in (inputs[0] if inputs else None, output)]
                     alias = maker(output) if list(module.children()) else ""
-                    runs.append((LayerRun(name, module, sizes[0], sizes[1], alias), output))
+                    keep(LayerRun(name, module, sizes[0], sizes[1], alias), output)
 
             return hook
 
@@ -319,11 +326,12 @@ def convolutions(net: nn.Module) -> list[str]:
 
 
 def last_convolution(net: HeadWrapper, images: Tensor) -> str:
-    """Return the name of the last convolution before a head. Raises `UserError` if there is none."""
-    names = [run.name for run in net.path(images) if _is_convolution(run.module) and _is_leaf(run)]
-    if not names:
+    """Return the name of the last convolution before a head; one that answers a single place is a dense layer. Raises
+    `UserError` if there is none."""
+    runs = [run for run in net.path(images) if _is_convolution(run.module) and _is_leaf(run)]
+    if not runs:
         raise UserError(f"there is no convolution before {net.title}")
-    return names[-1]
+    return next((run for run in reversed(runs) if math.prod(run.size_out) > 1), runs[-1]).name
 
 
 def default_target_layer(net: HeadWrapper, images: Tensor, target_layer: str | None = None) -> str:
@@ -350,12 +358,15 @@ def default_target_layer(net: HeadWrapper, images: Tensor, target_layer: str | N
         norms = [run for run in after if isinstance(run.module, nn.LayerNorm) and math.prod(run.size_out) > 1]
         if norms:
             return norms[-1].name
-    chosen = last
-    for run in after if target_layer is None else ():
-        again = runs.count(run.name) > 1 or runs.count(run.alias) == 1
-        neither = _is_leaf(run) and isinstance(run.module, (*AFFINE, nn.Linear))
-        if run.size_out == last.size_out and not again and not neither:
-            chosen = run
+    usable = [
+        run
+        for run in (after if target_layer is None else ())
+        if math.prod(run.size_out) > 1 and runs.count(run.name) == 1 and runs.count(run.alias) != 1
+        if not (_is_leaf(run) and isinstance(run.module, (*AFFINE, nn.Linear)))
+    ]
+    chosen = next((run for run in reversed(usable) if run.size_out == last.size_out), last)
+    if usable and bypasses(net, images, chosen.name) and not bypasses(net, images, usable[-1].name):
+        chosen = usable[-1]  # the block of the convolution pools after it
     if runs.count(chosen.name) > 1:
         raise UserError(f"layer '{chosen.name}' runs several times, as on several images; name another target_layer")
     return chosen.name
@@ -475,7 +486,8 @@ def _computed(runs: list[LayerRun], axis: int, size: tuple[int, ...]) -> Recepti
     parallel paths, as in residual blocks, maps of one size look at the same places."""
     fields = {size: ReceptiveField(0.5, 1.0)}
     for run in runs:
-        if not run.size_in or not run.size_out or not _is_leaf(run):
+        single = 1 in (math.prod(run.size_in), math.prod(run.size_out))  # a gate, or no maps
+        if single or not _is_leaf(run):
             continue
         if run.size_in not in fields:
             return None

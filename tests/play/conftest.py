@@ -15,6 +15,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.conftest import TINY_LINES, run_train
+
 
 class Served:
     """A server of `python -m cnnlab.play`, and questions to it."""
@@ -64,6 +66,13 @@ class Served:
             assert self.process.stdout is not None
             self.said += self.process.stdout.readlines()
             return self.process.wait(timeout=100)
+
+
+@pytest.fixture(scope="session")
+def lines_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the multi-head experiment that gives every answer of every head."""
+    few = ("data.train_per_class=30", "data.batch_size=48")
+    return run_train(tmp_path_factory.mktemp("lines") / "run", "experiment=multihead", *TINY_LINES, *few)
 
 
 @pytest.fixture(scope="session")
