@@ -235,7 +235,7 @@ def test_the_target_is_predicted_true_a_name_or_a_number(run: Run) -> None:
         (lambda run: run.audit({"a": brightness, "b": 3}), "is neither a name nor a function"),
         (lambda run: run.audit([brightness, brightness]), "two have one name"),
         (lambda run: cnnlab.attribute(nn.Flatten(), np.zeros((1, 3, 8, 8))), "takes an nn.Module and a float tensor"),
-        (lambda run: cnnlab.attribute(nn.Identity(), torch.zeros(1, 3, 8, 8)), r"not scores \(N, classes\)"),
+        (lambda run: cnnlab.attribute(nn.Flatten(0), torch.zeros(1, 3, 8, 8)), r"not scores \(N, classes\)"),
         (lambda run: run.attribute(run.examples(1), "angle", lambda net, x, t: x.numpy()), "are not a tensor"),
         (lambda run: cnnlab.load("nowhere"), "is not a run folder"),
     ],

@@ -157,7 +157,9 @@ def attribute_head(
 ) -> Attribution:
     """Return the same as `attribute`, for a frozen head that the caller keeps: faster for one image after another. The
     method must not change the head; the methods of `conf/method/` do not."""
-    targets, warnings = _targets(wrapper, images, target), list(_batch_warnings(wrapper, images))
+    targets, warnings = _targets(wrapper, images, target), list[str]()
+    if wrapper.mixes_images(images):
+        warnings.append("the scores of an image depend on the other images of the batch: so does its map")
     name = name or str(getattr(method, "__name__", "method"))
     function, settings = unwrap(method)
     maps, layer_maps, gaps = [], [], []
@@ -195,18 +197,6 @@ def _plain(values: Tensor) -> Tensor:
     """Return values on the CPU, those of 16 bits in float32, which numpy knows."""
     values = values.detach().cpu()
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
-def _batch_warnings(net: HeadWrapper, images: Tensor) -> tuple[str, ...]:
-    """Return a warning where the scores of an image depend on the other images, as by BatchNorm without running
-    statistics."""
-    if len(images) < 2:
-        return ()
-    with torch.no_grad():
-        together, alone = net(images[:2])[:1], net(images[:1])
-    if torch.allclose(together, alone, rtol=0.01, atol=0.01 * alone.abs().max().item()):
-        return ()
-    return ("the scores of an image depend on the other images of the batch: so does its map",)
 
 
 def _gap_warnings(gaps: Tensor) -> tuple[str, ...]:

@@ -80,6 +80,8 @@ class HeadWrapper(nn.Module):
         self._traced: dict[tuple[int, ...], list[LayerRun]] = {}  # by image shape
         self._fields: dict[tuple[Any, ...], tuple[ReceptiveField, ReceptiveField, str]] = {}
         self._bypassed: dict[tuple[Any, ...], bool] = {}
+        self._classes = 0
+        self._mixes_images: bool | None = None
         self.chooses = (
             not isinstance(net, torch.jit.ScriptModule) and "heads" in inspect.signature(net.forward).parameters
         )
@@ -113,9 +115,20 @@ class HeadWrapper(nn.Module):
 
     def classes(self, images: Tensor) -> int:
         """Return the number of classes, found with one of `images` (B, C, H, W)."""
-        with torch.no_grad():
-            scores: Tensor = self(images[:1])
-        return scores.shape[1]
+        if not self._classes:
+            with torch.no_grad():
+                self._classes = self(images[:1]).shape[1]
+        return self._classes
+
+    def mixes_images(self, images: Tensor) -> bool:
+        """Return whether the scores of an image depend on the others of its batch, as by BatchNorm without running
+        statistics, found with two of `images` (B, C, H, W)."""
+        if self._mixes_images is None and len(images) > 1:
+            with torch.no_grad():
+                together, alone = self(images[:2])[:1], self(images[:1])
+            close = torch.allclose(together, alone, rtol=0.01, atol=0.01 * alone.abs().max().item())
+            self._mixes_images = not close
+        return bool(self._mixes_images)
 
     def path(self, images: Tensor) -> list[LayerRun]:
         """Return the runs of modules on which the head's output for `images` (B, C, H, W) depends, in the order in
