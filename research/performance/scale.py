@@ -46,7 +46,7 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
         ),
     ]
     if not full:
-        points = points[:1]
+        points = [("batch", "256", ["data.batch_size=256", "data.train_per_class=30"], cores)]
     rounds = given or (3 if full else 1)
     took = [[run(words, threads) for _, _, words, threads in points] for _ in range(rounds)]
     return [], [

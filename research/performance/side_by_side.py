@@ -134,7 +134,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def machine() -> dict[str, Any]:
     """Return processor, threads, instructions, and versions."""
-    from cnnlab import hardware  # torch comes with it: not in a process that measures another library
+    from cnnlab.utils import hardware  # torch comes with it: not in a process that measures another library
 
     versions = {}
     for package in PACKAGES:
