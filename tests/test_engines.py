@@ -33,7 +33,7 @@ def test_jobs_run_at_once_and_a_failing_one_stops_no_other(launcher: list[str], 
     command += ["net.filters=8,-1", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "error: net.filters=-1 must be at least 1"
+    assert done.stderr.splitlines()[-1] == "error: net: filters=-1 must be at least 1"
     records = find([tmp_path / "sweep"])
     assert [record.status for record in records] == ["finished", "failed"]
     assert f", {threads} thread{'s' * (threads > 1)}," in records[0].summary["machine"]  # its share of the cores

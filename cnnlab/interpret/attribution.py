@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,13 +36,14 @@ class LayerMap:
 # (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), or maps of a layer, which are then
 # interpolated. The head is of a frozen copy: no method needs to restore anything.
 Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | LayerMap]
+MethodType = TypeVar("MethodType", bound=Callable[..., Any])
 
 
-def adds_up(baselines: Callable[..., Tensor]) -> Callable[[Method], Method]:
+def adds_up(baselines: Callable[..., Tensor]) -> Callable[[MethodType], MethodType]:
     """Mark a method with maps that sum to the class score minus the mean score of its baselines. `baselines` returns
     them, float32 (R, C, H, W), for (images, **settings of the method)."""
 
-    def mark(method: Method) -> Method:
+    def mark(method: MethodType) -> MethodType:
         method.check_baselines = baselines  # type: ignore[attr-defined]
         return method
 
@@ -175,7 +176,8 @@ def attribute_head(
         if not torch.isfinite(result).all():  # a metric would leave such maps out, and flatter the method
             raise UserError(f"{name}: maps hold values that are not finite")
         if hasattr(function, "check_baselines"):
-            baselines = function.check_baselines(batch, **settings)
+            known = inspect.signature(function.check_baselines).parameters
+            baselines = function.check_baselines(batch, **{k: v for k, v in settings.items() if k in known})
             gaps.append(completeness_gap(wrapper, batch, batch_targets, result, baselines))
         maps.append(_plain(result))
     if not any(part.any() for part in maps):

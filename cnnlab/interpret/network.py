@@ -19,10 +19,6 @@ from cnnlab.utils.errors import UserError, did_you_mean, one_line
 BATCH = 250  # images in one forward pass
 LAST_CONVOLUTION = "last_convolution"  # in the place of a layer's name
 AFFINE = (nn.modules.batchnorm._BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)  # may follow an activation
-ACTIVATIONS = (  # in the names of autograd's nodes
-    *("Relu", "LeakyRelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Hardswish", "Hardtanh", "Softplus"),
-    *("Tanh", "RreluWithNoise"),  # not Sigmoid: it makes gates, as in squeeze and excitation
-)
 PLACES = 5  # of a layer whose gradients are looked at, to find out where it looks
 
 
@@ -32,12 +28,14 @@ def frozen_copy(net: nn.Module) -> nn.Module:
     net = getattr(net, "_orig_mod", net)  # of torch.compile
     kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     memo = {id(value): value.detach().clone() for value in kept if value.grad_fn is not None}  # as of weight_norm
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         try:
             copied = copy.deepcopy(net, memo)
         except (RuntimeError, TypeError) as error:
             raise UserError(f"the network cannot be copied ({one_line(error)}); clear the tensors it keeps") from error
-        copied.eval().requires_grad_(False)
+        copied.eval()
+        for parameter in copied.parameters():
+            parameter.requires_grad_(False)
     for name, module in list(copied.named_modules()):
         if name and hasattr(module, "_orig_mod"):
             copied.set_submodule(name, module._orig_mod)
@@ -396,21 +394,6 @@ def bypasses(net: HeadWrapper, images: Tensor, layer: str) -> bool:
         grads = torch.autograd.grad(scores, image, allow_unused=True) if scores.requires_grad else (None,)
         net._bypassed[key] = grads[0] is not None and bool(grads[0].any())
     return net._bypassed[key]
-
-
-def functional_activations(net: HeadWrapper, images: Tensor) -> int:
-    """Return how many activations that the head's output passes are functions or no ReLU, so that a hook on ReLU
-    modules does not see them."""
-    with torch.enable_grad():
-        scores = net(images[:1].detach().clone().requires_grad_())
-    nodes, waiting = set(), [scores.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    total = sum(node.name().removesuffix("Backward0") in ACTIVATIONS for node in nodes)
-    return total - sum(isinstance(run.module, nn.ReLU) for run in net.path(images) if _is_leaf(run))
 
 
 class _ReachedError(Exception):

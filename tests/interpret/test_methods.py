@@ -16,8 +16,9 @@ from cnnlab.interpret.activations import activations
 from cnnlab.interpret.attribution import LayerMap, Method, attribute, to_image
 from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
 from cnnlab.interpret.methods.cams import grad_cam
-from cnnlab.interpret.methods.gradients import guided_grad_cam, integrated_gradients, saliency
+from cnnlab.interpret.methods.gradients import integrated_gradients, saliency
 from cnnlab.interpret.methods.perturbations import occlusion
+from cnnlab.interpret.methods.rules import guided_grad_cam
 from cnnlab.interpret.network import (
     HeadWrapper,
     forward_until,

@@ -1,0 +1,239 @@
+"""Attribution methods with rules of their own for backpropagation. Each rule keeps the value of a function and changes
+its gradient. PyTorch hands every call of a function to the rules, so that they hold for `F.relu` as for `nn.ReLU`, for
+additions and gates, and for layers that run several times. All methods sum over channels and keep the sign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from cnnlab.interpret.attribution import adds_up, to_image
+from cnnlab.interpret.methods.cams import grad_cam
+from cnnlab.interpret.methods.gradients import one_baseline, several_baselines
+from cnnlab.interpret.network import HeadWrapper
+from cnnlab.utils.errors import UserError
+
+Call = Callable[..., Tensor]
+Rule = Callable[..., Tensor]  # (call, *arguments of the function) -> output; call(*arguments) is the plain function
+
+RELUS = ("relu", "relu6")
+ACTIVATIONS = (
+    *("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardtanh"),
+    *("softplus", "tanh", "threshold", "clamp", "clamp_min"),
+)
+ELEMENTWISE = (
+    *(*RELUS, *ACTIVATIONS, "sigmoid", "hardsigmoid", "logsigmoid", "exp", "log", "sqrt", "rsqrt"),
+    *("reciprocal", "rdiv", "abs", "square", "pow"),
+)
+PRODUCTS = ("mul", "multiply", "matmul", "bmm")
+
+
+class _Rules(TorchFunctionMode):
+    """Applies rules by the name of a function, where its first argument depends on the image. Functions in place stay
+    so."""
+
+    def __init__(self, net: HeadWrapper, rules: Mapping[str, Rule]) -> None:
+        super().__init__()
+        if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+            raise UserError("this method cannot look into a scripted network: give it as an nn.Module")
+        self.rules = rules
+
+    def __torch_function__(self, function: Call, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        rule = self.rules.get(name.strip("_"))
+        first = args[0] if args else None
+        if rule is None or not isinstance(first, Tensor) or not first.requires_grad:
+            return function(*args, **kwargs)
+        in_place = (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace", False)
+        if not in_place:
+            return rule(partial(function, **kwargs), *args)
+        before = first.clone()
+        return first.copy_(rule(lambda value, *rest: function(value.clone(), *rest, **kwargs), before, *args[1:]))
+
+
+def _input_gradients(net: HeadWrapper, images: Tensor, targets: Tensor, rules: Mapping[str, Rule]) -> Tensor:
+    """Return the gradients of the class scores of the first images, (N, C, H, W), under `rules`."""
+    inputs = images.detach().clone().requires_grad_()
+    with torch.enable_grad(), _Rules(net, rules):
+        scores = net(inputs)[: len(targets)].gather(1, targets[:, None]).sum()
+        (gradients,) = torch.autograd.grad(scores, inputs)
+    return gradients[: len(targets)]
+
+
+def _with_gradient_of(linear: Tensor, value: Tensor) -> Tensor:
+    """Return `value` with the gradient of `linear`."""
+    return linear + (value - linear).detach()
+
+
+def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values for the images and for their baselines, without gradients."""
+    images, baselines = values.detach().chunk(2)
+    return images, baselines
+
+
+def _twice(values: Tensor) -> Tensor:
+    return torch.cat([values, values])
+
+
+def _rescale(call: Call, value: Tensor, *rest: Any) -> Tensor:
+    """DeepLIFT's rescale rule: the slope between image and baseline; where both are alike, the gradient."""
+    output = call(value, *rest)
+    if len(value) % 2 or any(isinstance(other, Tensor) and other.requires_grad for other in rest):
+        return output
+    (image, baseline), (high, low) = _halves(value), _halves(output)
+    change = image - baseline
+    near = change.abs() <= 1e-5 * torch.maximum(image.abs(), baseline.abs())
+    slope = _twice((high - low) / change.where(~near, 1))
+    return torch.where(_twice(near), output, _with_gradient_of(slope * value, output))
+
+
+def _mean_product(call: Call, left: Tensor, right: Any, *rest: Any) -> Tensor:
+    """Shares the change of a product between its factors, each with the mean of the other: exact, and symmetric."""
+    output = call(left, right, *rest)
+    if not (isinstance(right, Tensor) and right.requires_grad) or len(left) != len(right) or len(left) % 2:
+        return output
+    means = [_twice((image + baseline) / 2) for image, baseline in map(_halves, (left, right))]
+    return _with_gradient_of(call(left, means[1], *rest) + call(means[0], right, *rest), output)
+
+
+def _quotient(call: Call, left: Tensor, right: Any, *rest: Any) -> Tensor:
+    if isinstance(right, Tensor) and right.requires_grad and not rest:
+        return _mean_product(torch.mul, left, _rescale(torch.reciprocal, right))
+    return call(left, right, *rest)
+
+
+def _softmax_shares(call: Call, value: Tensor, *rest: Any) -> Tensor:
+    output = call(value, *rest)
+    dim = next((at for at in range(value.ndim) if torch.equal(output, value.softmax(at))), None)
+    if dim is None or len(value) % 2:
+        return output
+    top = _twice(torch.maximum(*_halves(value.amax(dim, keepdim=True))))
+    parts = _rescale(torch.exp, value - top)
+    return _mean_product(torch.mul, parts, _rescale(torch.reciprocal, parts.sum(dim, keepdim=True)))
+
+
+def _largest(call: Callable[..., Any], value: Tensor, *rest: Any) -> Any:
+    """DeepLIFT's rule for max-pooling: what the image has more than the larger of both goes to its largest pixel, what
+    the baseline has less to the baseline's. Windows may overlap: their shares are added up."""
+    output = call(value, *rest)
+    if not isinstance(output, Tensor) or len(value) % 2:
+        return output  # with indices
+    _, places = partial(call, return_indices=True)(value, *rest)
+    flat, (high, low) = value.flatten(2), _halves(output)
+    larger = torch.maximum(high, low)
+    terms: Tensor | float = 0.0
+    for share, at in zip((larger - low, high - larger), places.flatten(2).chunk(2), strict=True):
+        image, baseline = (half.gather(2, at) for half in _halves(flat))
+        change = image - baseline
+        slope = (share.flatten(2) / change.where(change != 0, 1)).where(change != 0, 0)
+        terms = terms + _twice(slope) * flat.gather(2, _twice(at))
+    return _with_gradient_of(terms.view_as(output), output)  # type: ignore[union-attr]
+
+
+DEEP_LIFT: dict[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, _rescale),
+    **dict.fromkeys(PRODUCTS, _mean_product),
+    **dict.fromkeys(("div", "true_divide"), _quotient),
+    **dict.fromkeys(("max_pool2d", "adaptive_max_pool2d"), _largest),
+    "softmax": _softmax_shares,
+}
+
+
+@adds_up(one_baseline)
+def deep_lift(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: float | Tensor = 0.0) -> Tensor:
+    """Return DeepLIFT with the rescale rule (Shrikumar et al. 2017) from `baselines`: one value for all pixels, or an
+    image (1, C, H, W). Products share their change equally between the factors."""
+    baseline = one_baseline(images, baselines).expand_as(images)
+    slopes = _input_gradients(net, torch.cat([images, baseline]), targets, DEEP_LIFT)
+    return (slopes * (images - baseline)).sum(dim=1)
+
+
+@adds_up(several_baselines)
+def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None) -> Tensor:
+    """Return the mean of DeepLIFT over `baselines` float32 (R, C, H, W) (Lundberg and Lee 2017). None: black."""
+    maps = [deep_lift(net, images, targets, one[None]) for one in several_baselines(images, baselines)]
+    return torch.stack(maps).mean(dim=0)
+
+
+def _alpha_1_beta_0(call: Call, value: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+    """Shares the relevance of a convolution by what adds to it: positive inputs and weights, or both negative."""
+    output = call(value, weight, bias, *rest)
+    positive = call(value.clamp(min=0), weight.clamp(min=0), None, *rest)
+    if (value < 0).any():
+        positive = positive + call(value.clamp(max=0), weight.clamp(max=0), None, *rest)
+    share = (output / positive.where(positive > 0, 1)).where(positive > 0, 0).detach()
+    return _with_gradient_of(share * positive, output)
+
+
+def _passed_on(call: Call, value: Tensor, *rest: Any) -> Tensor:
+    """Passes the relevance of an activation on as it is."""
+    output = call(value, *rest)
+    return _with_gradient_of((output / value.where(value != 0, 1)).detach() * value, output)
+
+
+def _half_each(call: Call, left: Tensor, right: Any, *rest: Any) -> Tensor:
+    """Gives half of a product's relevance to each factor."""
+    output = call(left, right, *rest)
+    if not (isinstance(right, Tensor) and right.requires_grad):
+        return output
+    return _with_gradient_of((call(left, right.detach(), *rest) + call(left.detach(), right, *rest)) / 2, output)
+
+
+LRP: dict[str, Rule] = {
+    **dict.fromkeys((*RELUS, *ACTIVATIONS, "sigmoid", "hardsigmoid"), _passed_on),
+    **dict.fromkeys(PRODUCTS, _half_each),
+    "conv2d": _alpha_1_beta_0,
+}
+
+
+@adds_up(one_baseline)
+def lrp(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Return layer-wise relevance propagation (Bach et al. 2015): the alpha-1-beta-0 rule for convolutions, the epsilon
+    rule with epsilon 0 for other layers (a composite after Montavon et al. 2019), half of a product's relevance to each
+    factor (Achtibat et al. 2024)."""
+    return (_input_gradients(net, images, targets, LRP) * images).sum(dim=1)
+
+
+def _only_positive(output: Tensor) -> Tensor:
+    output.register_hook(lambda gradient: gradient.clamp(min=0))
+    return output
+
+
+def _no_relu(call: Call, *inputs: Any) -> Tensor:
+    raise UserError(
+        f"the network has another activation than ReLU ({call.func.__name__}), for which guided backpropagation and "  # type: ignore[attr-defined]
+        "deconvolution have no rule: choose another method, such as integrated_gradients"
+    )
+
+
+GUIDED: dict[str, Rule] = {
+    **dict.fromkeys(ACTIVATIONS, _no_relu),
+    **dict.fromkeys(RELUS, lambda call, *inputs: _only_positive(call(*inputs))),
+}
+DECONVOLUTION: dict[str, Rule] = {
+    **GUIDED,
+    **dict.fromkeys(RELUS, lambda call, value, *rest: _only_positive(_with_gradient_of(value, call(value, *rest)))),
+}
+
+
+def guided_backprop(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient that passes only positive contributions through every ReLU (Springenberg et al. 2015). Raises
+    `UserError` for a network with other activations."""
+    return _input_gradients(net, images, targets, GUIDED).sum(dim=1)
+
+
+def deconvolution(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient with only its positive part passed by every ReLU (Zeiler and Fergus 2014). Raises `UserError`
+    for a network with other activations."""
+    return _input_gradients(net, images, targets, DECONVOLUTION).sum(dim=1)
+
+
+def guided_grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Return Grad-CAM times guided backpropagation (Selvaraju et al. 2017)."""
+    return to_image(grad_cam(net, images, targets), net, images) * guided_backprop(net, images, targets)
