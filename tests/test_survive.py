@@ -69,7 +69,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = (
         "import os, sys; from pathlib import Path\n"
         "from cnnlab.training.callbacks import MetricsHistory; from tests.conftest import run_train\n"
-        "MetricsHistory.on_validation_start = lambda self, t, m: os._exit(9) if t.current_epoch == 1 else None\n"
+        "start = MetricsHistory.on_validation_start\n"
+        "MetricsHistory.on_validation_start = lambda s, t, m: os._exit(9) if t.current_epoch == 1 else start(s, t, m)\n"
         "run_train(Path(sys.argv[1]), *sys.argv[2:])"
     )
     subprocess.run([sys.executable, "-c", code, str(folder), *kill.WORDS], check=False, capture_output=True)

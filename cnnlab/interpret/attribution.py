@@ -18,7 +18,7 @@ from cnnlab import plots
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.network import BATCH, HeadWrapper, frozen_copy, placement, receptive_fields
 from cnnlab.plots.result import Result
-from cnnlab.utils.errors import UserError
+from cnnlab.utils.errors import UserError, one_line
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_GAP = 0.05  # between a map's sum and the score difference, relative
@@ -165,7 +165,12 @@ def attribute_head(
     function, settings = unwrap(method)
     maps, layer_maps, gaps = [], [], []
     for batch, batch_targets in zip(images.split(BATCH), targets.split(BATCH), strict=True):
-        result = method(wrapper, batch, batch_targets)
+        try:
+            result = method(wrapper, batch, batch_targets)
+        except RuntimeError as error:  # PyTorch's or Captum's
+            cut = "does not require grad" in str(error)
+            reason = "no gradient reaches the image, as under torch.no_grad()" if cut else one_line(error)
+            raise UserError(f"{name} cannot look into this network: {reason}; choose another method") from error
         if isinstance(result, LayerMap):
             layer_maps.append(result)
             warnings += [*result.warnings, placement(wrapper, result.layer, batch)[2]]

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,7 +101,10 @@ class HeadWrapper(nn.Module):
         return parts[head]
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.logits(images)
+        return self.scores(self.logits(images))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return class scores (B, classes) from the head's output."""
         if logits.ndim < 2 or not logits.is_floating_point():
             raise UserError(f"the network answers {tuple(logits.shape)}, not scores (N, classes)")
         if logits.ndim > 2:
@@ -124,7 +127,8 @@ class HeadWrapper(nn.Module):
         if self._mixes_images is None and len(images) > 1:
             with torch.no_grad():
                 together, alone = self(images[:2])[:1], self(images[:1])
-            close = torch.allclose(together, alone, rtol=0.01, atol=0.01 * alone.abs().max().item())
+            near = 0.02 if alone.element_size() < 4 else 1e-4
+            close = torch.allclose(together, alone, rtol=near, atol=near * alone.abs().max().item())
             self._mixes_images = not close
         return bool(self._mixes_images)
 
@@ -163,7 +167,7 @@ class HeadWrapper(nn.Module):
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
                 if isinstance(output, Tensor) and output.requires_grad:
                     sizes = [_size(as_maps(value, size)) for value in (inputs[0] if inputs else None, output)]
-                    alias = maker(output) if list(module.children()) else ""
+                    alias = "" if _has_no_layers(module) else maker(output)
                     keep(LayerRun(name, module, sizes[0], sizes[1], alias), output)
 
             return hook
@@ -171,14 +175,20 @@ class HeadWrapper(nn.Module):
         for name, module in copied.named_modules():
             if name:
                 module.register_forward_hook(after(name))
-                if not list(module.children()):
+                if _has_no_layers(module):
                     module.register_forward_pre_hook(before(name))
         with torch.enable_grad():
-            scores = HeadWrapper(copied, self.head)(image)[:, -1].sum()
+            head = HeadWrapper(copied, self.head)
+            logits = head.logits(image)
+            scores = head.scores(logits)[:, -1].sum()
             if not runs or not scores.requires_grad:
                 return []
             grads = torch.autograd.grad(scores, [output for _, output in runs], allow_unused=True)
-        return [run for (run, _), grad in zip(runs, grads, strict=True) if grad is not None and _alive(grad, size)]
+        return [
+            replace(run, size_out=()) if output is logits else run  # scores of places are no maps
+            for (run, output), grad in zip(runs, grads, strict=True)
+            if grad is not None and _alive(grad, size)
+        ]
 
 
 def _parts(answers: Any) -> dict[Any, Tensor]:
@@ -207,7 +217,8 @@ def as_maps(value: Any, size: Sequence[int]) -> Tensor | None:
     if value.ndim == 4:
         _, first, second, third = value.shape
         grids = {(size[0] // stride, size[1] // stride) for stride in (1, 2, 4, 8, 16, 32, 64)}
-        last = (first, second) in grids and abs(second * size[1] - third * size[0]) > max(size)  # out of proportion
+        in_proportion = abs(second * size[1] - third * size[0]) <= max(size)
+        last = (first, second) in grids and not in_proportion and third > second
         return value.permute(0, 3, 1, 2) if last else value
     grid = _grid_of_tokens(value.shape[1], size)
     return None if grid is None else value[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)
@@ -252,7 +263,11 @@ def predict_logits(net: nn.Module, heads: Sequence[str], images: Tensor) -> dict
 
 def leaf_modules(net: nn.Module) -> dict[str, nn.Module]:
     """Return {name: layer} of every module without submodules, in the order of the network."""
-    return {name: module for name, module in net.named_modules() if not list(module.children())}
+    return {name: module for name, module in net.named_modules() if _has_no_layers(module)}
+
+
+def _has_no_layers(module: nn.Module) -> bool:
+    return all(name == "parametrizations" for name, _ in module.named_children())  # as of weight_norm
 
 
 def layer_named(net: nn.Module, name: str) -> nn.Module:
@@ -312,7 +327,7 @@ def path_to_head(net: HeadWrapper, images: Tensor) -> list[str]:
 
 
 def _is_leaf(run: LayerRun) -> bool:
-    return not list(run.module.children()) and not run.name.endswith(":input")
+    return _has_no_layers(run.module) and not run.name.endswith(":input")
 
 
 def layers_up_to(net: HeadWrapper, images: Tensor, layer: str) -> list[LayerRun]:
@@ -522,6 +537,8 @@ def _measured(net: HeadWrapper, layer: str, images: Tensor, places: tuple[int, .
         signs = torch.randn(picked.shape, generator=generator).to(picked)
         (grads,) = torch.autograd.grad((picked * signs).sum(), noise)
     weights = grads.double().square().sum(dim=1).view(2, PLACES, *size).mean(dim=0)
+    # What reaches every place alike, as through attention and gates, tells no place.
+    weights = (weights - weights.mean(dim=(1, 2), keepdim=True)).clamp(min=0)
     weights = weights / weights.sum(dim=(1, 2), keepdim=True).clamp(min=1e-300)
     fields: list[ReceptiveField | None] = []
     for axis, (pixels, count) in enumerate(zip(size, places, strict=True)):
@@ -532,8 +549,8 @@ def _measured(net: HeadWrapper, layer: str, images: Tensor, places: tuple[int, .
         spread = (place - place.mean()).square().sum()
         step = ((place - place.mean()) * (centres - centres.mean())).sum() / spread if spread else plain
         start = centres.mean() - step * place.mean()
-        straight = (start + step * place - centres).abs().max() <= plain
-        fits = straight and 0.5 * plain <= step <= 1.5 * plain
+        straight = (start + step * place - centres).abs().max() <= max(1.0, float(step))
+        fits = straight and 0.25 * plain <= step <= 1.5 * plain
         fields.append(ReceptiveField(float(start), float(step), float(step)) if fits else None)
     return fields
 

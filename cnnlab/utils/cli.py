@@ -294,7 +294,9 @@ def _explain_mistake(error: BaseException, config_name: str, words: Sequence[str
             if not full and link.filename is None:
                 return one_line(link)
             what = f"{link.filename or 'the disk'} ({link.strerror})"
-            missing = isinstance(link, FileNotFoundError | IsADirectoryError)
+            missing = isinstance(link, FileNotFoundError | IsADirectoryError) and os.path.isdir(
+                os.path.dirname(os.path.abspath(link.filename))  # without its folder it was to be written
+            )
             if missing or (isinstance(link, PermissionError) and os.path.isfile(link.filename)):
                 return f"cannot read {what}; if it is to be written, set {setting}=<folder>"
             return f"cannot write to {what}; set {setting}=<folder>"

@@ -99,7 +99,7 @@ def test_a_trainer_and_a_logger_of_ones_own_get_everything(lines_run: Path, tmp_
         (results,) = trainer.test(classifier, datamodule=datamodule, verbose=False)
     assert {"test/loss", "test/acc", "test/angle/acc", "test/length/f1", "test/width/recall"} <= set(results)
     header = next(tmp_path.rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
-    assert {"train/loss", "val/acc", "val/angle/loss", "selection_score"} <= set(header)
+    assert {"train/loss", "val/acc", "val/angle/loss", "val/angle/f1"} <= set(header)
 
 
 @pytest.mark.slow
@@ -153,8 +153,9 @@ def test_the_steps_alone_bound_a_run(tmp_path: Path) -> None:
     words = ("trainer.max_epochs=null", "trainer.max_steps=9", "data.batch_size=96", "lr_scheduler=one_cycle")
     rows = Run(run_train(tmp_path / "run", *TINY_LINES[:3], *words)).metrics
     assert len(rows) == 2  # 6 steps, and 3
-    # Of a cycle of 9 steps the peak lies at 1.8: at step 6 it is (6 - 1.8) / (8 - 1.8) of the way down from 0.02.
-    down = (1 + math.cos(math.pi * 4.2 / 6.2)) / 2
+    # The rate of an epoch's last step, here of steps 5 and 8. Of a cycle of 9 steps the peak lies at 1.8: step 5 is
+    # (5 - 1.8) / (8 - 1.8) of the way down from 0.02.
+    down = (1 + math.cos(math.pi * 3.2 / 6.2)) / 2
     assert [row["lr"] for row in rows] == pytest.approx([0.02 * (0.001 + 0.999 * down), 0.02 * 0.001])
 
 

@@ -1,0 +1,225 @@
+"""What every method makes of networks of one oddity each: right, warned or refused, as docs/networks.md says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnnlab.interpret.attribution import attribute
+from cnnlab.interpret.methods.cams import grad_cam
+from cnnlab.interpret.methods.gradients import saliency, smooth_grad
+from cnnlab.interpret.network import HeadWrapper, as_maps, default_target_layer, frozen_copy, placement
+from cnnlab.utils.errors import UserError
+from tests.interpret.networks import LARGE, NETWORKS, PAGE, Odd, Scores, line, relu, row
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_table_of_networks(name: str) -> None:
+    assert line(name, row(name)) in PAGE.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_the_table_of_torchvisions_networks(name: str) -> None:
+    assert line(name, row(name)) in PAGE.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "columns"),
+    [
+        # Each place of 16 x 8 is the mean of 2 x 8 of 32 x 64 pixels.
+        (nn.AdaptiveAvgPool2d((16, 8)), (1.0, 2.0), (4.0, 8.0)),
+        (nn.Upsample(scale_factor=2), (0.25, 0.5), (0.25, 0.5)),
+        (nn.ConvTranspose2d(3, 3, 2, 2), (0.25, 0.5), (0.25, 0.5)),
+        (nn.ZeroPad2d(4), (-3.5, 1.0), (-3.5, 1.0)),
+        (nn.PixelUnshuffle(4), (2.0, 4.0), (2.0, 4.0)),
+        (nn.LPPool2d(2, 4), (2.0, 4.0), (2.0, 4.0)),
+    ],
+)
+def test_where_a_layer_looks_is_measured(
+    change: nn.Module, rows: tuple[float, float], columns: tuple[float, float]
+) -> None:
+    """The size of maps is changed by what is neither convolution nor pooling: the first place and the step by hand."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 32, 64)
+    with torch.no_grad():
+        channels = change(images).shape[1]
+    net = nn.Sequential(change, nn.Conv2d(channels, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = placement(HeadWrapper(frozen_copy(net)), "1", images)
+    assert found[2] == ""
+    for field, (start, step) in zip(found[:2], (rows, columns), strict=True):
+        assert field.start == pytest.approx(start, abs=0.5 * max(1, step))
+        assert field.step == pytest.approx(step, rel=0.05)
+
+
+def test_a_layer_of_which_no_place_is_known_is_stretched_with_a_warning() -> None:
+    mixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4 * 8 * 8), nn.Unflatten(1, (4, 8, 8)))
+    net = nn.Sequential(mixed, nn.Conv2d(4, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (warning,) = attribute(net, torch.rand(1, 3, 16, 16), 0, grad_cam).warnings
+    assert warning == "where layer '1' looks is not known: its maps are stretched to the image"
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "maps"),
+    [
+        ((2, 7, 7, 96), (224, 224), (2, 96, 7, 7)),  # Swin: channels last
+        ((2, 96, 7, 7), (224, 224), (2, 96, 7, 7)),
+        ((2, 8, 10, 10), (32, 40), (2, 8, 10, 10)),  # resized to a square
+        ((2, 16, 32, 32), (512, 512), (2, 16, 32, 32)),  # as many channels as rows of a grid
+        ((2, 197, 64), (224, 224), (2, 64, 14, 14)),  # ViT: a class token before the patches
+        ((2, 49, 64), (224, 224), (2, 64, 7, 7)),
+        ((2, 12, 64), (48, 64), (2, 64, 3, 4)),
+    ],
+)
+def test_maps_in_other_layouts(shape: tuple[int, ...], size: tuple[int, int], maps: tuple[int, ...]) -> None:
+    found = as_maps(torch.rand(shape), size)
+    assert found is not None
+    assert tuple(found.shape) == maps
+
+
+def test_two_branches_are_looked_at_where_they_join() -> None:
+    """Each branch sees a half of the image: the map shows both."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3, padding=1)
+            self.join, self.dense = nn.ReLU(), nn.Linear(2, 2)
+            for weight in self.parameters():
+                nn.init.ones_(weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            half = x.shape[3] // 2
+            left = self.left(x * (torch.arange(x.shape[3]) < half))
+            right = self.right(x * (torch.arange(x.shape[3]) >= half))
+            return self.dense(self.join(torch.cat([left, right], dim=1)).mean(dim=(2, 3)))
+
+    image = torch.zeros(1, 1, 8, 8)
+    image[0, 0, 2, 1] = image[0, 0, 5, 6] = 1
+    result = attribute(Halves(), image, 1, grad_cam)
+    assert result.layer_map is not None
+    assert result.layer_map.layer == "join"
+    assert result.maps[0, 2, 1] > result.maps[0, 0, 1]
+    assert result.maps[0, 5, 6] > result.maps[0, 0, 6]
+
+
+def test_blocks_can_be_named() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    net = nn.Sequential(block, nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.rand(1, 3, 16, 16)
+    wrapper = HeadWrapper(frozen_copy(net))
+    assert default_target_layer(wrapper, images, "0") == "0"
+    by_block = attribute(net, images, 1, lambda *inputs: grad_cam(*inputs, target_layer="0"))
+    by_layer = attribute(net, images, 1, lambda *inputs: grad_cam(*inputs, target_layer="0.1"))
+    torch.testing.assert_close(by_block.maps, by_layer.maps)
+
+
+@pytest.mark.parametrize(
+    ("images", "target", "message"),
+    [
+        (torch.rand(2, 3, 32, 40), 0.5, "give a class, or one whole number for each of 2 images"),
+        (torch.rand(2, 3, 32, 40), torch.tensor([0.0, 1.0]), "whole number"),
+        (torch.rand(2, 3, 32, 40), torch.tensor([0, 1, 2]), "one whole number for each of 2 images"),
+        (torch.rand(2, 3, 32, 40), torch.tensor([[0], [1]]), "one whole number for each of 2 images"),
+        (torch.rand(2, 3, 32, 40), 4, r"the classes are 0\.\.3"),
+        (torch.rand(2, 3, 32, 40), -1, r"the classes are 0\.\.3"),
+        (torch.full((1, 3, 32, 40), torch.nan), 0, "not finite"),
+        (torch.full((1, 3, 32, 40), torch.inf), 0, "not finite"),
+    ],
+)
+def test_wrong_inputs_are_refused(images: Tensor, target: object, message: str) -> None:
+    net = NETWORKS["ReLU as a module"]()
+    with pytest.raises(UserError, match=message):
+        attribute(net, images, target, saliency)  # type: ignore[arg-type]
+
+
+def test_the_network_stays_as_it_was() -> None:
+    """Also one that keeps a tensor of an earlier pass, which cannot be copied, and is in training."""
+
+    def kept(net: Odd, x: Tensor) -> Tensor:
+        net.seen = net.conv1(x)
+        return net.relu(net.conv2(F.relu(net.seen)))
+
+    net = Odd(kept).train()
+    images = torch.rand(2, 3, 32, 40)
+    net(images).sum().backward()
+    before = {name: (value.clone(), value.grad.clone()) for name, value in net.named_parameters()}  # type: ignore[union-attr]
+    seen, state = net.seen, torch.get_rng_state()
+    result = attribute(net, images, 1, grad_cam)
+    assert net.training
+    assert net.seen is seen
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    for name, value in net.named_parameters():
+        assert value.grad is not None
+        assert torch.equal(value, before[name][0])
+        assert torch.equal(value.grad, before[name][1])
+    assert not net._forward_hooks
+    assert result.images.data_ptr() != images.data_ptr()
+
+
+def test_compiled_networks_are_unwrapped() -> None:
+    torch.manual_seed(0)
+    net, images = NETWORKS["ReLU as a module"](), torch.rand(2, 3, 32, 40)
+    expected = attribute(net, images, 1, grad_cam).maps
+    net.conv1 = torch.compile(net.conv1, backend="eager")  # type: ignore[assignment]
+    assert torch.equal(attribute(net, images, 1, grad_cam).maps, expected)
+    assert torch.equal(attribute(torch.compile(net, backend="eager"), images, 1, grad_cam).maps, expected)  # type: ignore[arg-type]
+
+
+def test_answers_that_hold_a_head() -> None:
+    torch.manual_seed(0)
+    net = Odd(lambda net, x: net.relu(net.conv2(F.relu(net.conv1(x)))))
+    images, expected = torch.rand(2, 3, 32, 40), None
+    plain = net._answer or (lambda net, maps: net.dense(maps.mean(dim=(2, 3))))
+    answers = [
+        (lambda scores: scores, None),
+        (lambda scores: {"only": scores}, None),
+        (lambda scores: {"a": 0 * scores, "b": scores}, "b"),
+        (lambda scores: {"a": {"b": scores}, "c": 0 * scores}, "a.b"),
+        (lambda scores: (0 * scores, scores), 1),
+        (lambda scores: (0 * scores, scores), -1),
+        (lambda scores: [scores, 0 * scores], 0),
+        (Scores, None),
+        (Scores, "scores"),
+    ]
+    for answer, head in answers:
+        net._answer = lambda net, maps, answer=answer: answer(plain(net, maps))
+        maps = attribute(net, images, 1, grad_cam, head=head).maps
+        expected = maps if expected is None else expected
+        assert torch.equal(maps, expected)
+
+
+def test_inference_mode_and_threads_change_nothing() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.manual_seed(0)
+    net, images = NETWORKS["ReLU as a module"](), torch.rand(2, 3, 32, 40)
+    expected = attribute(net, images, 1, smooth_grad).maps
+    with torch.inference_mode():
+        assert torch.equal(attribute(net, images, 1, smooth_grad).maps, expected)
+    with ThreadPoolExecutor(4) as pool:
+        for maps in pool.map(lambda _: attribute(net, images, 1, smooth_grad).maps, range(8)):
+            assert torch.equal(maps, expected)
+
+
+def test_scores_that_mix_images_are_said() -> None:
+    net = NETWORKS["BatchNorm without statistics"]()
+    (warning, *_) = attribute(net, torch.rand(3, 3, 32, 40), 1, saliency).warnings
+    assert warning == "the scores of an image depend on the other images of the batch: so does its map"
+    assert attribute(net, torch.rand(1, 3, 32, 40), 1, saliency).warnings == ()
+
+
+def test_a_map_that_is_0_everywhere_is_said() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    nn.init.constant_(net[0].bias, -100)
+    (warning,) = attribute(net, torch.rand(2, 3, 16, 16), 1, grad_cam).warnings
+    assert warning == "all maps are 0: the method finds no evidence for these classes, or cannot see it"
+
+
+def test_functional_relu_is_seen_where_a_layer_follows() -> None:
+    net = Odd(lambda net, x: net.last(relu(net.conv2(relu(net.conv1(x))))), last=nn.Dropout())
+    layer = default_target_layer(HeadWrapper(frozen_copy(net)), torch.rand(1, 3, 32, 40))
+    assert layer == "last:input"
