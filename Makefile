@@ -2,7 +2,7 @@
 # make play:  set everything up, train the multi-head network where there is no run yet, then play with it in the browser.
 # make test:  set everything up, then run the quick tests.   make test-all: the slow ones.   make check: lint and types.
 # make test-oldest: the quick tests with the oldest versions that pyproject.toml allows.
-# make test-quantus: the metrics beside those of Quantus.
+# make test-peers: metrics and methods beside those of Quantus, zennit and torch-cam, and 50 networks of timm.
 # Any of these with another Python: make test VENV=.venv-3.13 PYTHON=python3.13.
 # make docs:  set everything up, then build the site in site/, notebooks included (ten minutes).
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PARALLEL := -m pytest -n 2 --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python $(PARALLEL)
 OLDEST := $(VENV)-oldest
 
-.PHONY: train play test test-all test-oldest test-quantus check docs clean
+.PHONY: train play test test-all test-oldest test-peers check docs clean
 
 train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
@@ -33,11 +33,12 @@ test-oldest: $(READY)
 	$(VENV)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PARALLEL) -m "not slow" -W ignore::DeprecationWarning
 
-# Quantus brings an OpenCV that is not that of `dev`, and warns as it is imported.
-test-quantus: $(READY)
-	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)-quantus
-	$(VENV)/bin/uv pip install --quiet --python $(VENV)-quantus --constraint constraints.txt --editable . pytest quantus==0.6.0
-	$(VENV)-quantus/bin/python -m pytest -W ignore tests/interpret/test_quantus.py
+# Quantus brings an OpenCV that is not that of `dev`; the peers warn as they are imported.
+test-peers: $(READY)
+	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)-peers
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)-peers --constraint constraints.txt --editable . pytest \
+	  quantus==0.6.0 zennit==0.5.1 torchcam==0.5.0 timm==1.0.31
+	OMP_NUM_THREADS=2 $(VENV)-peers/bin/python -m pytest -W ignore tests/interpret/test_peers.py
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
@@ -54,4 +55,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(VENV)-quantus $(OLDEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(OLDEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""DeepLIFT, LRP, guided backpropagation and deconvolution: by hand, and beside Captum and zennit."""
+"""DeepLIFT, LRP, guided backpropagation and deconvolution: by hand, and beside Captum."""
 
 from __future__ import annotations
 
@@ -181,37 +181,6 @@ def test_lrp_by_hand(function: Callable[[Tensor], Tensor], pixels: list[float], 
     image = torch.tensor(pixels).view(1, 1, 1, 3)
     maps = attribute(Sum(function), image, 0, lrp).maps
     torch.testing.assert_close(maps.flatten(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [nn.ReLU, lambda: nn.Conv2d(8, 8, 3), nn.ReLU],
-        [lambda: nn.BatchNorm2d(8), nn.ReLU, lambda: nn.MaxPool2d(3, 2), lambda: nn.Conv2d(8, 8, 3)],
-    ],
-)
-@pytest.mark.parametrize("shift", [0.0, 0.5])
-def test_lrp_is_zennits(layers: list[Callable[[], nn.Module]], shift: float) -> None:
-    pytest.importorskip("zennit", reason="make test-peers installs it")
-    from zennit.attribution import Gradient
-    from zennit.composites import LayerMapComposite
-    from zennit.rules import AlphaBeta, Epsilon, Pass
-    from zennit.types import Activation, Convolution
-
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), *(make() for make in layers), nn.Flatten(), nn.LazyLinear(4)).double()
-    images, targets = torch.rand(2, 3, 12, 12).double() - shift, torch.tensor([1, 3])
-    net(images)
-    net.eval()
-    rules = [
-        (Activation, Pass()),
-        (Convolution, AlphaBeta(alpha=1, beta=0, zero_params="bias")),
-        ((nn.Linear, nn.BatchNorm2d), Epsilon(1e-9)),
-    ]
-    with Gradient(net, LayerMapComposite(rules)) as theirs:
-        _, relevance = theirs(images.clone(), torch.eye(4).double()[targets] * net(images).detach())
-    maps = attribute(net, images, targets, lrp).maps
-    torch.testing.assert_close(maps, relevance.sum(dim=1).detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("ours", "captums"), [(guided_backprop, GuidedBackprop), (deconvolution, Deconvolution)])
