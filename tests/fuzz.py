@@ -1,7 +1,7 @@
 """Throw wrong values at every setting: each works, and is what the run's configuration
 says, or ends in one line; never a traceback, never a value that is silently ignored.
 
-python -m tests.fuzz 200     so many edited run folders, values of explain, score and compare, and values of train
+python -m tests.fuzz 200     so many edited run folders, values of explain, audit and compare, and values of train
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def _settings_of(name: str) -> list[tuple[str, str]]:
     keys = [str(key) for key in config if key not in ("defaults", "hydra", "run", "runs", "out")] + ["seed"]
     if name == "explain":
         keys += ["ascent", *(f"ascent.{key}" for key in OmegaConf.load(CONF / "ascent" / "smooth.yaml"))]
-    if name in ("explain", "score"):
-        keys += ["method", "method.grad_cam", "+method.occlusion._target_", "+method.grad_cam.steps"]
+    if name in ("explain", "audit"):
+        keys += ["method", "method.grad_cam", "+method.occlusion._target_", "+method.grad_cam.stepss"]
     return [(name, key) for key in keys]
 
 
 LOOKING: dict[str, tuple[str, ...]] = {
     "explain": ("ascent.steps=1", "indices=[0]", "layers=[stem.conv]"),
-    "score": ("images=2", "method=[grad_cam]"),
+    "audit": ("images=2", "method=[grad_cam]"),
     "compare": (),
     "predict": (),
     "export": (),
@@ -116,7 +116,7 @@ LOOKING: dict[str, tuple[str, ...]] = {
 
 
 def attempt_to_look(name: str, run: Path, key: str, value: str) -> str:
-    """Explain, score or compare `run` with `key=value`: "worked" or "refused"; `AssertionError` for everything else."""
+    """Explain, audit or compare `run` with `key=value`: "worked" or "refused"; `AssertionError` for everything else."""
     parent = Path(tempfile.mkdtemp())
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -208,7 +208,7 @@ def run(examples: int) -> dict[str, int]:
     # Drawing takes most of the time, and no setting reaches it.
     with (
         mock.patch("cnnlab.reporting.run_report.write_figures"),
-        mock.patch("cnnlab.reporting.html.render", return_value=""),
+        mock.patch("cnnlab.reporting.run_report.render", return_value=""),
     ):
         one()
     return counts

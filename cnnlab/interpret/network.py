@@ -19,7 +19,7 @@ from cnnlab.utils.errors import UserError, did_you_mean, one_line
 BATCH = 250  # images in one forward pass
 LAST_CONVOLUTION = "last_convolution"  # in the place of a layer's name
 AFFINE = (nn.modules.batchnorm._BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)  # may follow an activation
-PLACES = 5  # of a layer whose gradients are looked at, to find out where it looks
+PLACES = 5  # of a layer, measured to find out where it looks
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
@@ -48,7 +48,7 @@ def frozen_copy(net: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class LayerRun:
-    """A run of a module, with the sizes (H, W) of the maps that go in and come out; () where there are none.
+    """A run of a module, with the sizes (H, W) of the maps that go in and come out; () for other tensors.
 
     `alias` names the earlier run that made its output, if it is a block. The name "pool:input" stands for what goes
     into the module `pool`, where no module made it."""
@@ -143,7 +143,7 @@ class HeadWrapper(nn.Module):
     def _trace(self, image: Tensor) -> list[LayerRun]:
         copied, size = frozen_copy(self.net), tuple(image.shape[2:])
         runs: list[tuple[LayerRun, Tensor]] = []
-        versions: list[int] = []  # of the outputs: what is changed in place is another output
+        versions: list[int] = []  # of the outputs: a change in place makes another output
 
         def maker(value: Tensor) -> str:
             made = zip(runs, versions, strict=True)
@@ -207,7 +207,7 @@ def _parts(answers: Any) -> dict[Any, Tensor]:
 
 
 def as_maps(value: Any, size: Sequence[int]) -> Tensor | None:
-    """Return the output of a layer as maps (N, C, h, w), for images of `size` (H, W); None if it is none.
+    """Return the output of a layer as maps (N, C, h, w), for images of `size` (H, W), or None.
 
     Channels may come last, as in Swin and ConvNeXt, or (N, tokens, C) hold a grid of patches after other tokens, as in
     vision transformers. Which, tell the proportions of the image.
@@ -235,7 +235,7 @@ def _from_maps(maps: Tensor, value: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _grid_of_tokens(tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
-    """Return the rows and columns of patches among `tokens`, of which at most eight are none."""
+    """Return the rows and columns of patches among `tokens`. Up to eight tokens may be others."""
     for patch in range(1, max(size) + 1):
         grid = size[0] // patch, size[1] // patch
         if math.prod(grid) > 1 and 0 <= tokens - math.prod(grid) <= 8:
@@ -248,7 +248,7 @@ def _size(maps: Tensor | None) -> tuple[int, ...]:
 
 
 def _alive(grad: Tensor, size: Sequence[int]) -> bool:
-    """Return False for a gradient by tokens of which no patch matters: a transformer's answer may take one token."""
+    """Return False for a gradient by tokens that is 0 for all patches: a transformer may answer by another token."""
     maps = as_maps(grad, size) if grad.ndim == 3 else None
     return maps is None or bool(maps.any())
 
@@ -271,7 +271,7 @@ def _has_no_layers(module: nn.Module) -> bool:
 
 
 def layer_named(net: nn.Module, name: str) -> nn.Module:
-    """Return the layer `name`. Raises `UserError` if there is none."""
+    """Return the layer `name`. Raises `UserError` for an unknown name."""
     with suppress(AttributeError):
         if name:
             return net.get_submodule(name.removesuffix(":input"))
@@ -301,7 +301,7 @@ def record_activations(net: nn.Module, names: Iterable[str]) -> Iterator[dict[st
 @contextmanager
 def maps_of(net: nn.Module, name: str, images: Tensor) -> Iterator[nn.Module]:
     """Send the maps of the layer `name` (N, C, h, w) through a module, which is yielded: hooks and Captum see them
-    there, in one layout, and what the network does in place afterwards does not change them."""
+    there, in one layout. Later changes in place do not reach them."""
     passage, size = nn.Identity(), tuple(images.shape[2:])
 
     def through(value: Any) -> Tensor:
@@ -353,7 +353,7 @@ def convolutions(net: nn.Module) -> list[str]:
 
 def last_convolution(net: HeadWrapper, images: Tensor) -> str:
     """Return the name of the last convolution before a head; one that answers a single place is a dense layer. Raises
-    `UserError` if there is none."""
+    `UserError` for a network without convolutions."""
     runs = [run for run in net.path(images) if _is_convolution(run.module) and _is_leaf(run)]
     if not runs:
         raise UserError(f"there is no convolution before {net.title}")
@@ -365,7 +365,7 @@ def default_target_layer(net: HeadWrapper, images: Tensor, target_layer: str | N
 
     That is `target_layer` if it is given, and "last_convolution" for the last convolution before the head. By default
     it is the last output as large as that convolution's: an activation, or a block that joins several branches. Where
-    the last convolution cuts the image into patches, it is the last LayerNorm whose patches matter, as in
+    the last convolution cuts the image into patches, it is the last LayerNorm with patches that matter, as in
     pytorch-grad-cam. Raises `UserError` for a network without such a layer, for a layer without maps or without effect
     on the head, and for one that runs several times.
     """

@@ -1,5 +1,5 @@
 """Attribution methods with rules of their own for backpropagation. Each rule keeps the value of a function and changes
-its gradient. PyTorch hands every call of a function to the rules, so that they hold for `F.relu` as for `nn.ReLU`, for
+its gradient. PyTorch hands every call of a function to the rules. So they hold for `F.relu` as for `nn.ReLU`, for
 additions and gates, and for layers that run several times. All methods sum over channels and keep the sign."""
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ def _softmax_shares(call: Call, value: Tensor, *rest: Any) -> Tensor:
 
 
 def _largest(call: Callable[..., Any], value: Tensor, *rest: Any) -> Any:
-    """DeepLIFT's rule for max-pooling: what the image has more than the larger of both goes to its largest pixel, what
-    the baseline has less to the baseline's. Windows may overlap: their shares are added up."""
+    """DeepLIFT's rule for max-pooling. The change from the baseline's output to the larger output goes to the image's
+    largest pixel. The change from there to the image's output goes to the baseline's largest pixel. Shares of overlapping
+    windows add up."""
     output = call(value, *rest)
     if not isinstance(output, Tensor) or len(value) % 2:
         return output  # with indices
@@ -172,7 +173,7 @@ def _alpha_1_beta_0(call: Call, value: Tensor, weight: Tensor, bias: Tensor | No
 
 
 def _passed_on(call: Call, value: Tensor, *rest: Any) -> Tensor:
-    """Passes the relevance of an activation on as it is."""
+    """Passes the relevance of an activation on unchanged."""
     output = call(value, *rest)
     return _with_gradient_of((output / value.where(value != 0, 1)).detach() * value, output)
 
