@@ -19,7 +19,7 @@ from cnnlab.utils.errors import UserError, did_you_mean, one_line
 BATCH = 250  # images in one forward pass
 LAST_CONVOLUTION = "last_convolution"  # in the place of a layer's name
 AFFINE = (nn.modules.batchnorm._BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)  # may follow an activation
-PLACES = 5  # of a layer, measured to find out where it looks
+PLACES, NOISES = 5, 4  # of a layer, and images for each, to measure where it looks
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:
@@ -220,7 +220,7 @@ def as_maps(value: Any, size: Sequence[int]) -> Tensor | None:
         in_proportion = abs(second * size[1] - third * size[0]) <= max(size)
         last = (first, second) in grids and not in_proportion and third > second
         return value.permute(0, 3, 1, 2) if last else value
-    grid = _grid_of_tokens(value.shape[1], size)
+    grid = _grid_of_tokens(value.shape[1], size) if value.shape[2] > 1 else None
     return None if grid is None else value[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)
 
 
@@ -388,7 +388,7 @@ def default_target_layer(net: HeadWrapper, images: Tensor, target_layer: str | N
         run
         for run in (after if target_layer is None else ())
         if math.prod(run.size_out) > 1 and runs.count(run.name) == 1 and runs.count(run.alias) != 1
-        if not (_is_leaf(run) and isinstance(run.module, (*AFFINE, nn.Linear)))
+        if not (_is_leaf(run) and isinstance(run.module, (*AFFINE, nn.Linear, nn.Flatten, nn.Conv1d)))
     ]
     chosen = next((run for run in reversed(usable) if run.size_out == last.size_out), last)
     if usable and bypasses(net, images, chosen.name) and not bypasses(net, images, usable[-1].name):
@@ -471,24 +471,22 @@ def placement(net: HeadWrapper, layer: str, images: Tensor) -> tuple[ReceptiveFi
     """Return the receptive fields of a layer along rows and columns, and a warning or "".
 
     They follow from the kernels, strides, paddings and dilations of the layers before it. Where another module or a
-    function changes the size of maps, they are measured by gradients; where these lie on no straight line, the maps are
-    stretched to the image, with a warning.
+    function changes the size of maps, or gradients disagree, as for a mirrored image, they are measured by gradients.
+    Where these lie on no straight line, the maps are stretched to the image, with a warning.
     """
     key = layer, *images.shape[1:]
     if key not in net._fields:
         runs, size = layers_up_to(net, images, layer), tuple(images.shape[2:])
-        places = runs[-1].size_out
-        known = [_computed(runs, axis, size) for axis in (0, 1)]
-        if None in known and len(places) == 2:
-            known = _measured(net, layer, images, places)
-        stretched = [
-            ReceptiveField(pixels / count / 2, pixels / count) for pixels, count in zip(size, places, strict=False)
-        ]
-        warning = (
-            f"where layer '{layer}' looks is not known: its maps are stretched to the image" if None in known else ""
-        )
-        rows, columns = (one or other for one, other in zip(known, stretched, strict=True))
-        net._fields[key] = rows, columns, warning
+        fields, warning = [], ""
+        for axis, (at, centres) in enumerate(_centres(net, layer, images, runs[-1].size_out)):
+            plain = size[axis] / runs[-1].size_out[axis]
+            field = _computed(runs, axis, size)
+            if field is None or not _agrees(field, at, centres, size[axis]):
+                field = _fitted(at, centres, plain)
+            if field is None:
+                warning = f"where layer '{layer}' looks is not known: its maps are stretched to the image"
+            fields.append(field or ReceptiveField(plain / 2, plain))
+        net._fields[key] = fields[0], fields[1], warning
     return net._fields[key]
 
 
@@ -519,40 +517,51 @@ def _computed(runs: list[LayerRun], axis: int, size: tuple[int, ...]) -> Recepti
     return fields.get(runs[-1].size_out)
 
 
-def _measured(net: HeadWrapper, layer: str, images: Tensor, places: tuple[int, ...]) -> list[ReceptiveField | None]:
-    """Return the fields of a layer along rows and columns, or None where the centres of the gradients of places on its
-    diagonal, for noise, lie on no straight line."""
-    size = tuple(images.shape[2:])
+def _centres(net: HeadWrapper, layer: str, images: Tensor, places: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Return some places of a layer along rows, and where they look: the centres, in pixels, of their gradients for
+    noise; the same along columns. Places that see nothing are left out."""
     share = torch.linspace(0.2, 0.8, PLACES, dtype=torch.float64)
-    at = [(share * (count - 1)).round().long() for count in places]
+    # Rows go down and columns to the left: a transposed image shows too.
+    at = [(part * (count - 1)).round().long() for part, count in zip((share, share.flip(0)), places, strict=True)]
     generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(2 * PLACES, *images.shape[1:], generator=generator).to(images)
+    noise = torch.rand(NOISES * PLACES, *images.shape[1:], generator=generator).to(images)
     low, high = images.aminmax()
     noise = (low + noise * (high - low if high > low else 1)).requires_grad_()
     kept: list[Tensor] = []
     with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
         passage.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
         net(noise)
-        picked = kept[-1][torch.arange(2 * PLACES), :, at[0].repeat(2), at[1].repeat(2)]
+        picked = kept[-1][torch.arange(len(noise)), :, at[0].repeat(NOISES), at[1].repeat(NOISES)]
         signs = torch.randn(picked.shape, generator=generator).to(picked)
         (grads,) = torch.autograd.grad((picked * signs).sum(), noise)
-    weights = grads.double().square().sum(dim=1).view(2, PLACES, *size).mean(dim=0)
+    weights = grads.double().square().sum(dim=1).view(NOISES, PLACES, *images.shape[2:]).mean(dim=0).cpu()
     # What reaches every place alike, as through attention and gates, tells no place.
     weights = (weights - weights.mean(dim=(1, 2), keepdim=True)).clamp(min=0)
-    weights = weights / weights.sum(dim=(1, 2), keepdim=True).clamp(min=1e-300)
-    fields: list[ReceptiveField | None] = []
-    for axis, (pixels, count) in enumerate(zip(size, places, strict=True)):
-        centres = (
-            weights.sum(dim=2 - axis) @ (torch.arange(pixels, dtype=torch.float64) + 0.5).to(weights.device)
-        ).cpu()
-        place, plain = at[axis].double(), pixels / count
-        spread = (place - place.mean()).square().sum()
-        step = ((place - place.mean()) * (centres - centres.mean())).sum() / spread if spread else plain
-        start = centres.mean() - step * place.mean()
-        straight = (start + step * place - centres).abs().max() <= max(1.0, float(step))
-        fits = straight and 0.25 * plain <= step <= 1.5 * plain
-        fields.append(ReceptiveField(float(start), float(step), float(step)) if fits else None)
-    return fields
+    sums = weights.sum(dim=(1, 2))
+    weights = weights[sums > 0] / sums[sums > 0, None, None]
+    pixels = [torch.arange(count, dtype=torch.float64) + 0.5 for count in images.shape[2:]]
+    return [(at[axis][sums > 0].double(), weights.sum(dim=2 - axis) @ pixels[axis]) for axis in (0, 1)]
+
+
+def _agrees(field: ReceptiveField, at: Tensor, centres: Tensor, pixels: int) -> bool:
+    """Return whether places look about where `field` says. Deep networks blur the centres towards the middle."""
+    if len(at) < 2:
+        return True
+    expected = field.start + field.step * at
+    away = (expected - centres).abs().max()
+    same_direction = ((expected - expected.mean()) * (centres - centres.mean())).sum() >= 0
+    return bool(same_direction and away <= max(2 * field.step, pixels / 4))
+
+
+def _fitted(at: Tensor, centres: Tensor, plain: float) -> ReceptiveField | None:
+    """Return the field of places with these centres, or None where they lie on no straight line."""
+    if not len(at):
+        return None
+    spread = (at - at.mean()).square().sum()
+    step = float(((at - at.mean()) * (centres - centres.mean())).sum() / spread) if spread else plain
+    start = float(centres.mean() - step * at.mean())
+    straight = (start + step * at - centres).abs().max() <= max(1.0, step)
+    return ReceptiveField(start, step, step) if straight and 0.25 * plain <= step <= 1.5 * plain else None
 
 
 def _along(size: Any, axis: int) -> int:

@@ -152,12 +152,14 @@ def _attribute(one: _Examined, name: str, method: Method, images: Tensor, refusa
     counter = one.net.net.register_forward_hook(
         lambda _module, inputs, _output: passed.__setitem__(0, passed[0] + len(inputs[0]))
     )
-    began = time.perf_counter()
     try:
+        attribute_head(one.net, images[:1], one.predicted[:1], method, name=name)  # finds out where layers look
+        passed[0], began = 0, time.perf_counter()
         one.maps[name] = attribute_head(one.net, images, one.predicted, method, name=name).maps
     except UserError as error:
         refusals[name] = str(error)
         one.maps[name] = torch.full((len(images), *images.shape[2:]), torch.nan)
+        began = time.perf_counter()
     finally:
         counter.remove()
     one.seconds[name], one.passes[name] = time.perf_counter() - began, passed[0] / len(images)

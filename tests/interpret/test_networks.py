@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -223,3 +225,24 @@ def test_functional_relu_is_seen_where_a_layer_follows() -> None:
     net = Odd(lambda net, x: net.last(relu(net.conv2(relu(net.conv1(x))))), last=nn.Dropout())
     layer = default_target_layer(HeadWrapper(frozen_copy(net)), torch.rand(1, 3, 32, 40))
     assert layer == "last:input"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3), lambda x: x.roll(16, 2)]
+)
+def test_an_image_that_is_turned_inside_the_network_is_not_placed_by_its_kernels(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    net = Odd(lambda net, x: net.relu(net.conv2(F.relu(net.conv1(change(x))))))
+    (warning,) = attribute(net, torch.rand(1, 3, 32, 32), 1, grad_cam).warnings
+    assert "looks is not known" in warning
+
+
+def test_flattened_maps_are_not_taken_for_tokens() -> None:
+    """64 channels of 8 x 8 places, flattened, are as many as 64 tokens of 64 channels."""
+    layers = [nn.Conv2d(3, 64, 3, 4, padding=1), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(64, 4))
+    result = attribute(net, torch.rand(1, 3, 32, 32), 1, grad_cam)
+    assert result.layer_map is not None
+    assert result.layer_map.layer == "1"
