@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cnnlab import plots
 from cnnlab.interpret.method_names import method_title
-from cnnlab.interpret.network import BATCH, HeadWrapper, frozen_copy, placement, receptive_fields
+from cnnlab.interpret.network import HeadWrapper, batch_size, frozen_copy, placement, receptive_fields
 from cnnlab.plots.result import Result
 from cnnlab.utils.errors import UserError, one_line
 
@@ -164,7 +164,8 @@ def attribute_head(
     name = name or str(getattr(method, "__name__", "method"))
     function, settings = unwrap(method)
     maps, layer_maps, gaps = [], [], []
-    for batch, batch_targets in zip(images.split(BATCH), targets.split(BATCH), strict=True):
+    count = batch_size(images)
+    for batch, batch_targets in zip(images.split(count), targets.split(count), strict=True):
         try:
             result = method(wrapper, batch, batch_targets)
         except RuntimeError as error:  # PyTorch's or Captum's
@@ -252,7 +253,7 @@ def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Te
         if target != "predicted":
             raise UserError(f"target='{target}' is neither 'predicted' nor the number of a class")
         with torch.no_grad():
-            return torch.cat([net(batch).argmax(dim=1) for batch in images.split(BATCH)])
+            return torch.cat([net(batch).argmax(dim=1) for batch in images.split(batch_size(images))])
     count = net.classes(images)
     targets = torch.as_tensor(target, device=images.device)
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape not in ((), (1,), (len(images),)):

@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from cnnlab.utils.errors import UserError, did_you_mean, one_line
 
-BATCH = 250  # images in one forward pass
+BATCH = 250  # small images in one forward pass
 LAST_CONVOLUTION = "last_convolution"  # in the place of a layer's name
 AFFINE = (nn.modules.batchnorm._BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)  # may follow an activation
 PLACES, NOISES = 5, 4  # of a layer, and images for each, to measure where it looks
+
+
+def batch_size(images: Tensor) -> int:
+    """Return how many images (B, C, H, W) go through a network at once: 250 up to 64 x 64 pixels, fewer of larger."""
+    return max(1, min(BATCH, BATCH * 64 * 64 // math.prod(images.shape[2:])))
 
 
 def frozen_copy(net: nn.Module) -> nn.Module:

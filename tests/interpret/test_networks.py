@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cnnlab.interpret.attribution import attribute
 from cnnlab.interpret.methods.cams import grad_cam
-from cnnlab.interpret.methods.gradients import saliency, smooth_grad
+from cnnlab.interpret.methods.gradients import integrated_gradients, saliency, smooth_grad
 from cnnlab.interpret.network import HeadWrapper, as_maps, default_target_layer, frozen_copy, placement
 from cnnlab.utils.errors import UserError
 from tests.interpret.networks import LARGE, NETWORKS, PAGE, Odd, Scores, line, relu, row
@@ -246,3 +246,16 @@ def test_flattened_maps_are_not_taken_for_tokens() -> None:
     result = attribute(net, torch.rand(1, 3, 32, 32), 1, grad_cam)
     assert result.layer_map is not None
     assert result.layer_map.layer == "1"
+
+
+@pytest.mark.parametrize(("side", "count"), [(28, 250), (64, 250), (128, 62), (224, 20), (2000, 1)])
+def test_fewer_large_images_go_through_at_once(side: int, count: int) -> None:
+    seen: list[int] = []
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return x.mean(dim=(2, 3))
+
+    attribute(Net(), torch.rand(1, 2, side, side).expand(251 if side < 100 else 3, -1, -1, -1), 0, integrated_gradients)
+    assert max(seen) <= max(count, 2)  # two, to see whether images mix

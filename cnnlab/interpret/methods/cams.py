@@ -8,7 +8,7 @@ from captum.attr import LayerGradCam, LayerGradientXActivation, LayerIntegratedG
 from torch import Tensor
 
 from cnnlab.interpret.attribution import LayerMap, to_image
-from cnnlab.interpret.network import BATCH, HeadWrapper, bypasses, default_target_layer, maps_of
+from cnnlab.interpret.network import HeadWrapper, batch_size, bypasses, default_target_layer, maps_of
 
 
 def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: str | None = None) -> LayerMap:
@@ -67,7 +67,8 @@ def layer_integrated_gradients(
     name = default_target_layer(net, images, target_layer)
     with torch.enable_grad(), maps_of(net.net, name, images) as maps:
         method = LayerIntegratedGradients(net, maps)
-        shares = method.attribute(_leaf(images), target=targets, n_steps=n_steps, internal_batch_size=BATCH)
+        at_once = batch_size(images)
+        shares = method.attribute(_leaf(images), target=targets, n_steps=n_steps, internal_batch_size=at_once)
     return _layer_map(net, images, name, shares.sum(dim=1), target_layer)
 
 

@@ -12,7 +12,7 @@ from captum.attr import GradientShap, InputXGradient, IntegratedGradients, Noise
 from torch import Tensor
 
 from cnnlab.interpret.attribution import LayerMap, Method, adds_up
-from cnnlab.interpret.network import BATCH, HeadWrapper
+from cnnlab.interpret.network import HeadWrapper, batch_size
 
 
 def one_baseline(images: Tensor, baselines: float | Tensor = 0.0) -> Tensor:
@@ -51,7 +51,7 @@ def integrated_gradients(
     """Return integrated gradients (Sundararajan et al. 2017) from `baselines`: one value for all pixels, or an image
     (1, C, H, W)."""
     baseline = one_baseline(images, baselines).expand_as(images)
-    settings = {"target": targets, "n_steps": n_steps, "internal_batch_size": BATCH}
+    settings = {"target": targets, "n_steps": n_steps, "internal_batch_size": batch_size(images)}
     return _summed(IntegratedGradients(net).attribute(_leaf(images), baseline, **settings))
 
 
@@ -61,7 +61,12 @@ def expected_gradients(
     """Return the mean of integrated gradients over `baselines` float32 (R, C, H, W), other images (Erion et al. 2021),
     with `n_steps` each instead of random places. None: a black image."""
     method, others = IntegratedGradients(net), several_baselines(images, baselines)
-    settings = {"target": targets, "n_steps": n_steps, "method": "riemann_middle", "internal_batch_size": BATCH}
+    settings = {
+        "target": targets,
+        "n_steps": n_steps,
+        "method": "riemann_middle",
+        "internal_batch_size": batch_size(images),
+    }
     maps = [_summed(method.attribute(_leaf(images), one[None].expand_as(images), **settings)) for one in others]
     return torch.stack(maps).mean(dim=0)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cnnlab.interpret.methods.gradients import seeded
-from cnnlab.interpret.network import BATCH, HeadWrapper
+from cnnlab.interpret.network import HeadWrapper, batch_size
 from cnnlab.utils.errors import UserError
 
 
@@ -102,7 +102,7 @@ def rise(
 
 def _at_once(images: Tensor) -> int:
     """Return how many changes of each image fit in one batch."""
-    return max(1, BATCH // len(images))
+    return max(1, batch_size(images) // len(images))
 
 
 def _rise_masks(n_samples: int, cells: int, share: float, height: int, width: int) -> Tensor:
