@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from textwrap import fill
+from textwrap import fill, shorten
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,14 +36,14 @@ class LayerMap:
 # (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), or maps of a layer, which are then
 # interpolated. The head is of a frozen copy: no method needs to restore anything.
 Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | LayerMap]
-MethodType = TypeVar("MethodType", bound=Callable[..., Any])
+AnyMethod = TypeVar("AnyMethod", bound=Callable[..., Any])
 
 
-def adds_up(baselines: Callable[..., Tensor]) -> Callable[[MethodType], MethodType]:
+def adds_up(baselines: Callable[..., Tensor]) -> Callable[[AnyMethod], AnyMethod]:
     """Mark a method with maps that sum to the class score minus the mean score of its baselines. `baselines` returns
     them, float32 (R, C, H, W), for (images, **settings of the method)."""
 
-    def mark(method: MethodType) -> MethodType:
+    def mark(method: AnyMethod) -> AnyMethod:
         method.check_baselines = baselines  # type: ignore[attr-defined]
         return method
 
@@ -170,7 +170,7 @@ def attribute_head(
             result = method(wrapper, batch, batch_targets)
         except RuntimeError as error:  # PyTorch's or Captum's
             cut = "does not require grad" in str(error)
-            reason = "no gradient reaches the image, as under torch.no_grad()" if cut else one_line(error)
+            reason = "no gradient reaches the image, as under torch.no_grad()" if cut else shorten(one_line(error), 160)
             raise UserError(f"{name} cannot look into this network: {reason}; choose another method") from error
         if isinstance(result, LayerMap):
             layer_maps.append(result)

@@ -55,6 +55,9 @@ FUNCTIONS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "relu": _twice(F.relu),
     "relu_": _twice(lambda x: x.relu_()),
     "relu in place, result unused": _twice(_forgetful),
+    "relu in place by position": _twice(lambda x: F.relu(x, True)),
+    "relu by keyword": _twice(lambda x: F.relu(input=x)),
+    "softmax by keyword": lambda net, x: net.conv2(F.softmax(input=net.conv1(x), dim=1)),
     "gelu": _twice(F.gelu),
     "silu": _twice(F.silu),
     "hardswish": _twice(F.hardswish),
@@ -68,6 +71,8 @@ FUNCTIONS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "pooling with dilation": lambda net, x: net.conv2(F.max_pool2d(net.conv1(x), 2, 1, dilation=2)),
     "pooling beside relu": lambda net, x: F.relu(net.conv2(F.max_pool2d(F.relu(net.conv1(x)), 2))),
     "relu beside pooling": lambda net, x: F.relu(net.conv2(F.relu(F.max_pool2d(net.conv1(x), 2)))),
+    "torch's pooling": lambda net, x: net.conv2(torch.max_pool2d(net.conv1(x), 3, 2)),
+    "product by keyword": lambda net, x: torch.mul(input=net.conv1(x), other=net.conv2(net.conv1(x))),
     "adaptive pooling": lambda net, x: net.conv2(F.adaptive_max_pool2d(net.conv1(x), 7)),
     "one layer three times": lambda net, x: F.relu(net.conv2(F.relu(net.conv2(F.relu(net.conv1(x)))))),
     "gate": _gated,
@@ -183,6 +188,13 @@ def test_lrp_by_hand(function: Callable[[Tensor], Tensor], pixels: list[float], 
     torch.testing.assert_close(maps.flatten(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
+def test_lrp_of_a_convolution_by_keywords() -> None:
+    kernel = torch.tensor([1.0, -1.0, 0.0]).view(1, 1, 1, 3)
+    net = Sum(lambda x: F.conv2d(input=x, weight=kernel, bias=torch.zeros(1), stride=1))
+    maps = attribute(net, torch.tensor([3.0, 1.0, 5.0]).view(1, 1, 1, 3), 0, lrp).maps
+    torch.testing.assert_close(maps.flatten(), torch.tensor([2.0, 0.0, 0.0]))
+
+
 @pytest.mark.parametrize(("ours", "captums"), [(guided_backprop, GuidedBackprop), (deconvolution, Deconvolution)])
 def test_guided_backpropagation_reaches_functions(ours: Callable[..., Tensor], captums: Callable[..., object]) -> None:
     torch.manual_seed(0)
@@ -191,7 +203,8 @@ def test_guided_backpropagation_reaches_functions(ours: Callable[..., Tensor], c
     image = torch.randn(1, 3, 12, 12)
     with warnings.catch_warnings(action="ignore"):  # of its hooks
         theirs = captums(net).attribute(image, target=1).sum(dim=1)  # type: ignore[attr-defined]
-    for relu in (nn.ReLU(), F.relu, torch.relu, lambda x: x.relu_(), lambda x: _forgetful(x)):
+    by_keyword, by_position = (lambda x: F.relu(input=x)), (lambda x: F.relu(x, True))
+    for relu in (nn.ReLU(), F.relu, torch.relu, lambda x: x.relu_(), _forgetful, by_keyword, by_position):
         same = _Functional(layers, relu)
         torch.testing.assert_close(attribute(same, image, 1, ours).maps, theirs, rtol=1e-5, atol=1e-7)
 

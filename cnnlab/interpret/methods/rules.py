@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from cnnlab.interpret.attribution import adds_up, to_image
@@ -44,14 +45,16 @@ class _Rules(TorchFunctionMode):
         self.rules = rules
 
     def __torch_function__(self, function: Call, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         name = getattr(function, "__name__", "")
         rule = self.rules.get(name.strip("_"))
+        if rule is not None:  # the rules take these by position
+            args = (*args, *(kwargs.pop(key) for key in ("input", "weight", "other", "bias") if key in kwargs))
         first = args[0] if args else None
         if rule is None or not isinstance(first, Tensor) or not first.requires_grad:
             return function(*args, **kwargs)
-        in_place = (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace", False)
-        if not in_place:
+        flag = kwargs.get("inplace", False) or (name in ELEMENTWISE and any(arg is True for arg in args[1:]))
+        if not flag and (name.endswith("__") or not name.endswith("_")):
             return rule(partial(function, **kwargs), *args)
         before = first.clone()
         return first.copy_(rule(lambda value, *rest: function(value.clone(), *rest, **kwargs), before, *args[1:]))
@@ -104,7 +107,8 @@ def _mean_product(call: Call, left: Tensor, right: Any, *rest: Any) -> Tensor:
 
 def _quotient(call: Call, left: Tensor, right: Any, *rest: Any) -> Tensor:
     if isinstance(right, Tensor) and right.requires_grad and not rest:
-        return _mean_product(torch.mul, left, _rescale(torch.reciprocal, right))
+        product = _mean_product(torch.mul, left, _rescale(torch.reciprocal, right))
+        return _with_gradient_of(product, call(left, right))
     return call(left, right, *rest)
 
 
@@ -115,17 +119,19 @@ def _softmax_shares(call: Call, value: Tensor, *rest: Any) -> Tensor:
         return output
     top = _twice(torch.maximum(*_halves(value.amax(dim, keepdim=True))))
     parts = _rescale(torch.exp, value - top)
-    return _mean_product(torch.mul, parts, _rescale(torch.reciprocal, parts.sum(dim, keepdim=True)))
+    shares = _mean_product(torch.mul, parts, _rescale(torch.reciprocal, parts.sum(dim, keepdim=True)))
+    return _with_gradient_of(shares, output)
 
 
-def _largest(call: Callable[..., Any], value: Tensor, *rest: Any) -> Any:
+def _largest(call: Any, value: Tensor, *rest: Any) -> Any:
     """Applies DeepLIFT's rule. The change from the baseline's output to the larger output goes to the image's
     largest pixel, the change from there to the image's output to the baseline's. Shares of overlapping
     windows add up."""
     output = call(value, *rest)
     if not isinstance(output, Tensor) or len(value) % 2:
         return output  # with indices
-    _, places = partial(call, return_indices=True)(value, *rest)
+    pool = getattr(F, call.func.__name__)  # torch.max_pool2d gives no indices
+    _, places = pool(value, *rest, **{**call.keywords, "return_indices": True})
     flat, (high, low) = value.flatten(2), _halves(output)
     larger = torch.maximum(high, low)
     terms: Tensor | float = 0.0
