@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.interpret.attribution import Attribution, Method, bind_baselines
 from cnnlab.interpret.attribution import attribute as attribute_images
-from cnnlab.interpret.audit import AuditResult, Sample
+from cnnlab.interpret.audit import AuditResult
 from cnnlab.interpret.audit import audit as audit_network
 from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, target_classes
 from cnnlab.interpret.network import leaf_modules
@@ -25,12 +25,15 @@ from cnnlab.interpret.registry import named_method, named_methods
 from cnnlab.models.heads import Head
 from cnnlab.reporting.audit import audit_run_folder
 from cnnlab.run import RunFolder, newest_run
+from cnnlab.utils import console
 from cnnlab.utils.cli import compose_config
 from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 
 if TYPE_CHECKING:
     from cnnlab.interpret.activations import Activations
     from cnnlab.interpret.feature_visualization import FeatureVisualization
+
+DEFAULT_METHODS = ("grad_cam", "hires_cam", "guided_grad_cam", "integrated_gradients", "saliency")
 
 __all__ = ["Run", "attribute", "audit", "load", "newest", "train"]
 
@@ -111,10 +114,11 @@ class Run(RunFolder):
         numbers = None if channels is None else torch.tensor(list(channels), dtype=torch.int64)
         return visualize_channels(self.net, name, numbers, self.image_shape, ascent)
 
-    def audit(self, methods: Any = ("grad_cam",), images: int = 1000) -> AuditResult:
-        """Check heatmaps on `images` test images, against the right pixels if they are known, else by insertion and
-        deletion. `methods` are names, functions, or {name: function}."""
-        return audit_run_folder(self, named_methods(methods), images)
+    def audit(self, methods: Any = ("grad_cam",), images: int = 100) -> AuditResult:
+        """Return a verdict on each method, from `images` random test images. `methods` are names, functions, or {name:
+        function}. The right pixels of lines are known exactly."""
+        with console.working() as progress:
+            return audit_run_folder(self, named_methods(methods), images, progress)
 
     def layers(self) -> list[str]:
         """Return the names of the layers, in the order of the network."""
@@ -206,12 +210,28 @@ def attribute(
 
 def audit(
     net: nn.Module,
-    heads: Sequence[Head],
-    methods: Any,
-    sample: Sample,
-    progress: Callable[[str], None] = lambda _: None,
+    images: Tensor,
+    head: str | int | Sequence[str | int] | None = None,
+    methods: Any = DEFAULT_METHODS,
+    masks: Tensor | Mapping[Any, Tensor] | None = None,
+    counterfactuals: Tensor | Mapping[Any, Tensor] | None = None,
 ) -> AuditResult:
-    """Check the heatmaps of a network that answers {head: logits}: against the right pixels if the sample has them,
-    else by insertion and deletion. `methods` are names, functions, or {name: function}."""
-    with user_errors("method"):
-        return audit_network(net, heads, named_methods(methods), sample, progress)
+    """Return a verdict on each attribution method for any PyTorch network: "use", "with care" or "do not use".
+
+        result = cnnlab.audit(net, images, methods=["grad_cam", "saliency"])
+        result              # a verdict and a reason per method
+        result.to_pandas()  # every check: method, head, check, value, low, high, passed, verdict
+
+    Args:
+        net: Answers class scores (N, classes), or a dict or tuple of them, one per head. It is not changed.
+        images: Float (N, C, H, W), at least eight; 100 small or 32 large ones give clear verdicts.
+        head: The key or index of one head, or several; None for all.
+        methods: Names, functions (net, images, targets) -> maps (N, H, W), or {name: function}.
+        masks: The right pixels bool (N, H, W), or {head: masks}, if you know them.
+        counterfactuals: Images (N, C, H, W) of another class that differ only where they must, or {head: images}.
+    """
+    if not isinstance(net, nn.Module) or not isinstance(images, Tensor) or not images.is_floating_point():
+        raise UserError("cnnlab.audit takes an nn.Module and a float tensor of images (N, C, H, W)")
+    heads = [head] if isinstance(head, str | int) else head
+    with user_errors("method"), console.working() as progress:
+        return audit_network(net, images, named_methods(methods), heads, masks, counterfactuals, progress)

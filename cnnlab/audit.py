@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
@@ -18,4 +21,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = [re.sub("^net=", "net._target_=", word) for word in sys.argv[1:]]  # `net` alone names a config group
     run_command(main, "audit")

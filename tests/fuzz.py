@@ -108,7 +108,7 @@ def _settings_of(name: str) -> list[tuple[str, str]]:
 
 LOOKING: dict[str, tuple[str, ...]] = {
     "explain": ("ascent.steps=1", "indices=[0]", "layers=[stem.conv]"),
-    "audit": ("images=2", "method=[grad_cam]"),
+    "audit": ("images=8", "method=[grad_cam]"),
     "compare": (),
     "predict": (),
     "export": (),

@@ -25,7 +25,6 @@ import cnnlab
 from cnnlab.api import Run
 from cnnlab.data.lines import LineDataset
 from cnnlab.data.sampling import LineSampler
-from cnnlab.interpret.audit import Sample, audit
 from cnnlab.utils.checkpoints import load_checkpoint
 from cnnlab.utils.cli import compose_config
 from cnnlab.utils.errors import UserError
@@ -261,19 +260,18 @@ def test_any_network_of_several_heads_is_explained(form: type, head: str | int) 
         cnnlab.attribute(net, images)
 
 
-def test_a_foreign_network_is_graded_beside_a_foreign_method() -> None:
-    """The brightness of a line is the line: the method's mass and rank are 1 by hand, and it ignores the weights."""
+def test_a_foreign_network_is_audited_beside_a_foreign_method() -> None:
+    """The brightness of a line is the line: all right pixels are found, and the map ignores the weights."""
     torch.manual_seed(0)
-    split, rows, heads = LineDataset(LineSampler(0, "test"), 1), torch.arange(0, 96, 5), (HEADS[1], HEADS[2])
-    truths = {head.name: {"line": split.images(rows).amax(dim=1) > 0} for head in heads}
-    sample = Sample(split.inputs(rows), {h.name: split.targets(rows)[h.name] for h in heads}, truths)
-    net = TwoHeads(dict)
-    net.first = nn.Linear(4, 1)  # one unit for two classes, as here
-    scores = {(s.head, s.method, s.metric): s for s in audit(net, heads, {"own": brightness}, sample).scores if s.n}
-    for head in ("width", "angle"):
-        assert scores[head, "own", "mass"].mean == pytest.approx(1)
-        assert scores[head, "own", "auc"].mean == pytest.approx(1)
-        assert scores[head, "own", "rank correlation"].mean == pytest.approx(1)
+    split, rows = LineDataset(LineSampler(0, "test"), 1), torch.arange(0, 96, 5)
+    images = split.inputs(rows)
+    masks = {head: split.images(rows).amax(dim=1) > 0 for head in ("width", "angle")}
+    result = cnnlab.audit(TwoHeads(dict), images, methods={"own": brightness}, masks=masks)
+    values = {(row.head, row.check): row.value for row in result.checks if row.method == "own"}
+    for head in TwoHeads(dict)(images):
+        assert values[head, "likeness to random weights"] == pytest.approx(1)
+        assert abs(values.get((head, "planted marker"), 0)) < 0.1
+    assert result.verdicts["own"][0] == "do not use"
 
 
 def test_a_second_training_in_another_thread_is_one_line(tmp_path: Path) -> None:

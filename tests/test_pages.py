@@ -142,8 +142,8 @@ def test_an_explanation_of_an_image_from_outside_outlines_no_truth(
 
 
 def test_the_other_pages(browser: Browsed, lines_run: Path, digits_run: Path, folder: Path) -> None:
-    in_process("audit", f"run={lines_run}", f"out={folder}/audit", "images=4", "method=[grad_cam,saliency]")
-    in_process("audit", f"run={digits_run}", f"out={folder}/curves", "images=4", "method=[grad_cam]")
+    in_process("audit", f"run={lines_run}", f"out={folder}/audit", "images=8", "method=[grad_cam,saliency]")
+    in_process("audit", f"run={digits_run}", f"out={folder}/curves", "images=8", "method=[grad_cam]")
     in_process("research.renderers", f"run={lines_run}", f"out={folder}/robustness", "per_kind=1")
     in_process("compare", f"runs=[{lines_run},{digits_run}]", f"out={folder}")
     pages = [folder / name / "1" / "index.html" for name in ("audit", "curves", "robustness")]

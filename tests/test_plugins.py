@@ -140,7 +140,7 @@ def test_the_run_is_explained_and_graded_with_a_method_of_ones_own(
     maps = np.load(tmp_path / "1" / "maps.npz")
     np.testing.assert_allclose(maps["brightness/shade/predicted"], (maps["images"].max(axis=1) / 255) ** 2, rtol=1e-6)
     in_process("audit", *conf, *words, "images=10")
-    assert "brightness" in (tmp_path / "2" / "scores.csv").read_text()
+    assert "brightness" in (tmp_path / "2" / "checks.csv").read_text()
 
 
 def test_a_method_by_its_dotted_name_alone(
@@ -150,7 +150,7 @@ def test_a_method_by_its_dotted_name_alone(
     in_process("explain", f"run={lines_run}", f"out={tmp_path}", *mine, "ascent.steps=1", "indices=[0]")
     maps = np.load(tmp_path / "1" / "maps.npz")
     np.testing.assert_allclose(maps["mine/angle/predicted"], (maps["images"].max(axis=1) / 255) ** 3, rtol=1e-6)
-    in_process("audit", f"run={lines_run}", f"out={tmp_path}", *mine, "method=[grad_cam]", "images=4")
+    in_process("audit", f"run={lines_run}", f"out={tmp_path}", *mine, "method=[grad_cam]", "images=8")
     assert "mine" in capsys.readouterr().out
 
 
@@ -189,8 +189,9 @@ def test_all_of_it_from_python(mine: Path, tmp_path: Path, monkeypatch: pytest.M
     examples = run.examples(3)
     assert examples.truth is not None
     assert run.predict(examples)["place"] == [("left", "middle", "right")[k] for k in examples.truth["place"].tolist()]
-    curves = run.audit(["saliency"], images=6).curves  # of every head, as nobody knows the true pixels
-    assert set(curves) == {f"{head}: {kind}" for head in ("place", "shade") for kind in ("insertion", "deletion")}
+    audit = run.audit(["saliency"], images=8)
+    assert set(audit.by_head) == {("saliency", "place"), ("saliency", "shade")}
+    assert "right pixels" not in {row.check for row in audit.checks}  # nobody knows them
     with pytest.raises(UserError, match="set CNNLAB_TRUST=squares"):
         cnnlab.load(run.path).predict(examples)
 

@@ -87,8 +87,8 @@ def test_the_explaining_commands_work(
 def test_the_scoring_commands_work(line: str, lines_run: Path, digits_run: Path, tmp_path: Path) -> None:
     words = _words(line, "cnnlab.audit", digits_run if "mnist" in line else lines_run)
     kept = [word for word in words if not word.startswith(("out=", "images="))]
-    run_audit(f"run={lines_run}", *kept, f"out={tmp_path / 'out'}", "images=4")
-    assert (tmp_path / "out" / "1" / "scores.csv").exists()
+    run_audit(f"run={lines_run}", *kept, f"out={tmp_path / 'out'}", "images=8")
+    assert (tmp_path / "out" / "1" / "checks.csv").exists()
 
 
 @pytest.mark.parametrize("line", _commands("cnnlab.compare"))

@@ -46,7 +46,7 @@ def test_what_is_broken_is_named(run: Callable[..., object], what: str, copy: Pa
     text = file.read_bytes()
     file.write_bytes(text[: len(text) // 4] if content is None else content.encode())
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        run(f"run={copy}", f"out={tmp_path / 'out'}", *(["images=2"] if run is run_audit else []))
+        run(f"run={copy}", f"out={tmp_path / 'out'}", *(["images=8"] if run is run_audit else []))
     assert not (tmp_path / "out").exists()
 
 
@@ -150,7 +150,7 @@ def test_names_with_html_in_them_are_shown_and_not_run(tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x>"
     in_process("train", "experiment=multihead", *TINY_LINES, f"hydra.run.dir='{folder}'")
     run_explain(f"run='{folder}'", "ascent.steps=1", "indices=[0]")
-    run_audit(f"run='{folder}'", "images=2", "method=[grad_cam]")
+    run_audit(f"run='{folder}'", "images=8", "method=[grad_cam]")
     pages = list(folder.rglob("*.html"))
     assert len(pages) == 3
     for page in pages:

@@ -79,7 +79,8 @@ class Attribution(Result):
 
     `maps` float32 (N, H, W) as the method returns them, for `images` float32 (N, C, H, W) and `targets` int64 (N,).
     `classes` are the head's class names, if known; `layer_map` is the coarse map of a method that looks at a layer;
-    `warnings` say why the maps may be wrong.
+    `warnings` say why the maps may be wrong; `gaps` (N,) are the relative differences between each map's sum and the
+    score difference, for methods that promise this sum.
     """
 
     maps: Tensor
@@ -90,6 +91,7 @@ class Attribution(Result):
     classes: Sequence[str] | None = None
     layer_map: LayerMap | None = None
     warnings: tuple[str, ...] = ()
+    gaps: Tensor | None = None
 
     def __repr__(self) -> str:
         lines = [f"Attribution({self.method}, head {self.head}, {len(self.maps)} images)", *self.warnings]
@@ -197,6 +199,7 @@ def attribute_head(
         head=wrapper.head,
         classes=classes,
         layer_map=LayerMap(layer_maps[0].layer, torch.cat(values)) if values else None,
+        gaps=torch.cat(gaps).cpu() if gaps else None,
         warnings=tuple(dict.fromkeys(filter(None, [*(_gap_warnings(torch.cat(gaps)) if gaps else ()), *warnings]))),
     )
 

@@ -1,342 +1,511 @@
-"""Audit heatmaps: compare attribution methods with the ground truth, with an edge detector and with chance."""
+"""Audit heatmaps: which attribution method can be trusted, for this network?
+
+Every method passes the same checks, beside maps that need no network and beside the same network with random weights.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from cnnlab import plots
-from cnnlab.interpret.attribution import Method, attribute
+from cnnlab.interpret.attribution import MAX_GAP, Attribution, Method, attribute_head
+from cnnlab.interpret.controls import RANDOM, TRIVIAL_MAPS, insertion_deletion, randomise
 from cnnlab.interpret.method_names import method_title
-from cnnlab.interpret.methods.cams import grad_cam
-from cnnlab.interpret.metrics import (
-    METRICS,
-    bootstrap_ci,
-    evidence_rank_correlation,
-    head_contrast,
-    layer_upper_bound,
-    sobel,
-)
-from cnnlab.interpret.network import (
-    BATCH,
-    HeadWrapper,
-    default_target_layer,
-    frozen_copy,
-    layers_up_to,
-    leaf_modules,
-    predict_logits,
-    receptive_fields,
-)
-from cnnlab.models.heads import Head
-from cnnlab.models.layers import keras_init
+from cnnlab.interpret.metrics import bootstrap_ci, evidence_rank_correlation, mass_accuracy, rank_accuracy
+from cnnlab.interpret.network import HeadWrapper, batch_size, frozen_copy, head_keys
+from cnnlab.interpret.planted import LEARNED, Planted, contrast, marker_and_lookalike, placement_share, plant
 from cnnlab.plots.result import Result
 from cnnlab.utils.console import as_table
 from cnnlab.utils.errors import UserError
 
-CHANCE, RANDOM, EDGES, UPPER_BOUND = "chance", "random map", "edges (Sobel)", "upper bound of the layer"
-BRIGHTNESS = "image brightness"
-Rows = list[list[str]]
+USE, CARE, AVOID = "use", "with care", "do not use"
+PLANTED, CLASS = "planted marker", "planted marker: class"
+PLACE, GAIN = "planted marker: place", "planted marker: gain"
+CURVES, CURVES_GAIN, LIKENESS = "insertion - deletion", "insertion - deletion: gain", "likeness to random weights"
+PIXELS, PIXELS_GAIN, PAIRS, GRID = "right pixels", "right pixels: gain", "pairs", "grid pointing game"
+SUM, SIGN, ALONE, TWICE, HEADS = "completeness", "sign", "alone or in a batch", "the same twice", "heads"
+EXCHANGE = "exchange gain"  # the reference of pairs
+CONTRAST = 0.6, 0.4  # passes with four times the evidence on the marker, fails below 2.3 times
+SHARE = 0.7, 0.6  # of the highest evidence that lies at the marker
+SAME = 0.01, 0.05  # relative differences
+MOSAICS = 8
+UNTRAINED = 5  # copies with random weights
+FEW, SOME = 4, 16  # images for the axioms
+
+# What is wrong with a method that fails a check. The first group leads to "do not use", the second to "with care".
+DECISIVE = {
+    PLANTED: "it does not tell a planted marker from its lookalike",
+    CLASS: "it shows the planted marker for another class as well",
+    PLACE: "its evidence for a planted marker lies in another place",
+    GAIN: "with random weights it finds the planted marker as well",
+    ALONE: "the map of an image depends on the other images",
+    TWICE: "it gives another map each time",
+}
+ADVISORY = {
+    CURVES: "the pixels it marks matter no more than random ones",
+    SUM: "its sum often misses the score difference",
+    SIGN: "removing its evidence for a class often does not lower the score",
+    LIKENESS: "with random weights its maps look much the same",
+    PIXELS: "it finds the right pixels no better than a random map",
+    PAIRS: "it finds the pixels that differ no better than a random map",
+    GRID: "in a mosaic it does not find the image with the class",
+    CURVES_GAIN: "the pixels it marks with random weights matter as much",
+}
+WITHOUT_MARKER = (CURVES, CURVES_GAIN)  # decide where no marker could be planted
+CHECKS = (*DECISIVE, *ADVISORY, PIXELS_GAIN, HEADS)  # the last two are for information
 
 
-def random_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Return random maps float32 (N, H, W)."""
-    return torch.rand(len(images), *images.shape[2:], generator=torch.Generator().manual_seed(0))
-
-
-def edge_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the Sobel edges of the images, float32 (N, H, W)."""
-    return sobel(images)
-
-
-def brightness_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the brightest channel of each pixel, float32 (N, H, W)."""
-    return images.amax(dim=1)
-
-
-NETWORK_FREE: dict[str, Method] = {RANDOM: random_map, EDGES: edge_map}
+Verdict = tuple[str, str]  # and the reason
 
 
 @dataclass(frozen=True)
-class AuditRow:
-    """A mean score with its 95 % bootstrap interval over `n` images; `predictions` is all, correct or wrong."""
+class Check:
+    """One number of a method and a head with its 95 % interval; `passed` is None where it decides nothing: for
+    controls, or between passed and failed."""
 
-    head: str
     method: str
-    truth: str
-    metric: str
-    predictions: str
-    mean: float
+    head: str
+    check: str
+    value: float
     low: float
     high: float
-    n: int
+    passed: bool | None = None
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Images float32 (N, C, H, W) in [0, 1], {head: true class int64 (N,)}, and {head: {truth: the right pixels bool
-    (N, H, W)}}, empty where they are unknown."""
+class Example:
+    """An image (C, H, W), its map (H, W) and that of random weights; the same with a planted marker, if there is one,
+    and the marker's (row, column, size)."""
 
-    images: Tensor
-    targets: dict[str, Tensor]
-    truths: dict[str, dict[str, Tensor]]
+    image: Tensor
+    maps: Tensor
+    untrained: Tensor
+    marked: Tensor | None = None
+    marked_map: Tensor | None = None
+    marker: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditResult(Result):
-    """The scores of heatmaps: one `AuditRow` per head, method, truth and metric. Without ground truth `curves` holds
-    the mean probability of the predicted class, {panel: {method: float (steps + 1,)}}. `warnings` is {method: why its
-    maps may be wrong}."""
+    """The verdict on each method, and the checks behind it.
 
-    scores: Sequence[AuditRow]
-    heads: Sequence[str]
-    methods: Sequence[str]
-    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)
+    `verdicts` is {method: (verdict, reason)}, `by_head` {(method, head): (verdict, reason)}; `notes` say what could not
+    be checked.
+    """
 
-    def verdicts(self) -> Rows:
-        """Return a table, the header first: the rank accuracy of each method and of the edge detector, and whether the
-        method is better, with both 95 % intervals apart. Methods with warnings are not called better."""
-        rows: Rows = [["head", "method", "right pixels", "edge detector", "better?"]]
-        for head in self.heads:
-            ranks = [s for s in self.scores if (s.head, s.metric, s.predictions) == (head, "rank", "all")]
-            truth = min((s.truth for s in ranks), default="")  # "counterfactual" before "line"
-            by_method = {s.method: s for s in ranks if s.truth == truth and s.n}
-            edges = by_method.get(EDGES)
-            for name in self.methods if edges else ():
-                if name in by_method and edges:
-                    own = by_method[name]
-                    better = "warning" if name in self.warnings else "yes" if own.low > edges.high else "no"
-                    rows.append([head, method_title(name), f"{own.mean:.2f}", f"{edges.mean:.2f}", better])
-        return rows
-
-    def tables(self) -> dict[str, Rows]:
-        """Return {title: rows, the header first}."""
-        if self.curves:
-            return {"Mean probability over the curve": _pivot(self.scores, ("insertion", "deletion"))}
-        tables = {}
-        truths = {s.truth for s in self.scores if s.metric in METRICS and s.truth != "head contrast"}
-        for truth in sorted(truths):
-            for predictions in ("all", "correct", "wrong"):
-                kept = [s for s in self.scores if s.truth == truth and s.predictions == predictions]
-                mistakes = any(s.predictions == "wrong" and s.n for s in self.scores)
-                if any(s.n for s in kept) and (predictions != "correct" or mistakes):
-                    tables[f"Truth: {truth}; {predictions} predictions"] = _pivot(kept, tuple(METRICS))
-        others = {
-            "Rank correlation with the maps of random weights, where one of the two is not 0": "rank correlation",
-            "Head contrast": "auc",
-        }
-        for (title, metric), truth in zip(others.items(), ("randomised weights", "head contrast"), strict=True):
-            rows = [s for s in self.scores if s.truth == truth]
-            if rows:
-                tables[title] = _pivot(rows, (metric,))
-        return tables
+    checks: Sequence[Check]
+    verdicts: dict[str, Verdict]
+    by_head: dict[tuple[str, str], Verdict]
+    notes: tuple[str, ...] = ()
+    examples: dict[tuple[str, str], Example] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        return [asdict(score) for score in self.scores]
+        """Return the rows of `to_pandas`: method, head, check, value, low, high, passed, verdict. Controls, as edges,
+        have no verdict."""
+        return [{**asdict(check), "verdict": self.verdicts.get(check.method, ("",))[0]} for check in self.checks]
 
-    def plot(self, metrics: Sequence[str] = ("rank",)) -> plots.Figure:
-        """Draw the scores with their intervals, or the curves."""
-        if self.curves:
-            return plots.shares(self.curves, "share of pixels", "probability of the predicted class")
-        panels: dict[tuple[str, str], dict[str, dict[str, tuple[float, float, float]]]] = {}
-        for metric in metrics:
-            for head in self.heads:
-                panels[metric, head] = {
-                    method_title(method): {
-                        s.truth: (s.mean, s.low, s.high)
-                        for s in self.scores
-                        if (s.head, s.method, s.metric, s.predictions) == (head, method, metric, "all")
-                    }
-                    for method in (*self.methods, CHANCE, EDGES, UPPER_BOUND)
-                }
-        return plots.intervals(panels)
+    def table(self, head: str) -> dict[str, dict[str, Check]]:
+        """Return {method or control: {check: its number}} for a head."""
+        names = dict.fromkeys([*self.verdicts, *(row.method for row in self.checks)])
+        own = [row for row in self.checks if row.head == head]
+        return {name: {row.check: row for row in own if row.method == name} for name in names}
+
+    @property
+    def heads(self) -> list[str]:
+        return list(dict.fromkeys(head for _, head in self.by_head))
+
+    def plot(self) -> plots.Figure:
+        """Draw the table of methods and checks in three colours, a panel per head."""
+        panels = {}
+        for head in self.heads:
+            panels[head] = {
+                method_title(name): {check: (row.value, row.passed) for check, row in rows.items()}
+                for name, rows in self.table(head).items()
+            }
+        checks = [check for check in CHECKS if any(row.check == check for row in self.checks)]
+        return plots.checks(panels, checks, list(map(method_title, self.verdicts)))
 
     def __repr__(self) -> str:
-        title, lines = next(iter(self.tables().items()))
-        return f"{title}\n{as_table([[cell.partition(' [')[0] for cell in line] for line in lines], left=2)}"
-
-
-def _pivot(scores: Sequence[AuditRow], columns: tuple[str, ...]) -> Rows:
-    """Return a row per head and method, a column per metric."""
-    rows: Rows = [["head", "method", *columns, "n"]]
-    heads = list(dict.fromkeys(s.head for s in scores))
-    pairs = dict.fromkeys((s.head, s.method) for s in scores)
-    for head, method in sorted(pairs, key=lambda pair: heads.index(pair[0])):
-        own = {s.metric: s for s in scores if (s.head, s.method) == (head, method)}
-        cells = [f"{own[m].mean:.3f} [{own[m].low:.3f}, {own[m].high:.3f}]" if m in own else "" for m in columns]
-        n = max(s.n for s in own.values())
-        if n:
-            rows.append([head, method_title(method), *cells, f"{n:,}"])
-    return rows
-
-
-def predict_classes(net: nn.Module, heads: Sequence[Head], images: Tensor) -> dict[str, Tensor]:
-    """Return {head: predicted class int64 (N,)}."""
-    logits = predict_logits(net, [head.name for head in heads], images)
-    return {head.name: head.predict(logits[head.name]) for head in heads}
+        rows = [["method", "verdict", "why"]]
+        rows += [[method_title(name), *verdict] for name, verdict in self.verdicts.items()]
+        return "\n".join([as_table(rows, left=3), *(f"! {note}" for note in self.notes)])
 
 
 def audit(
     net: nn.Module,
-    heads: Sequence[Head],
+    images: Tensor,
     methods: Mapping[str, Method],
-    sample: Sample,
+    heads: Sequence[str | int | None] | None = None,
+    masks: Tensor | Mapping[Any, Tensor] | None = None,
+    counterfactuals: Tensor | Mapping[Any, Tensor] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> AuditResult:
-    """Score the maps of the predicted classes.
+    """Return a verdict on each method for the predicted classes of a network.
 
-    With ground truth: four metrics against each truth, the correlation with the maps of random weights (Adebayo et al.
-    2018), and the contrast between heads. The references are chance, random maps, an edge detector, and the best maps
-    of the layer's resolution. Without: insertion and deletion curves.
+    Args:
+        net: Any network that `attribute` takes. It is not changed.
+        images: Float (N, C, H, W), at least eight; 100 small or 32 large ones give clear verdicts.
+        methods: {name: method}.
+        heads: Keys or indices of heads; None for all.
+        masks: The right pixels, if you know them, bool (N, H, W), or {head: masks}.
+        counterfactuals: Images (N, C, H, W) of another class that differ only where they must, or {head: images}.
+        progress: Called with one line about the present work.
+
+    A `KeyboardInterrupt` ends the audit early: the methods that are ready are returned, with a note. Raises `UserError`
+    for too few images, and for masks or counterfactuals of another shape.
     """
-    names = [head.name for head in heads]
-    unknown = [name for name in names if not sample.truths.get(name)]
-    if unknown and len(unknown) < len(names):
-        raise UserError(f"the right pixels of {', '.join(unknown)} are not known: audit the other heads separately")
-    if unknown:
-        return _audit_without_truth(net, heads, methods, sample.images, progress)
-    predicted = predict_classes(net, heads, sample.images)
-    randomised, scores, warnings = randomise(net), list[AuditRow](), dict[str, str]()
-    for name, method in methods.items():
-        maps: dict[str, Tensor] = {}
-        for head in heads:
-            progress(f"{head.name}: {method_title(name)}")
-            target = predicted[head.name]
-            result = attribute(net, sample.images, target, method, head.name, name=name)
-            maps[head.name] = result.maps
-            if result.warnings:
-                warnings.setdefault(name, f"{method_title(name)}, {head.name}: {result.warnings[0]}")
-            scores += _against_truths(sample, head, name, result.maps, target)
-            other = attribute(randomised, sample.images, target, method, head.name, name=name).maps
-            ci = bootstrap_ci(evidence_rank_correlation(result.maps, other))
-            scores.append(AuditRow(head.name, name, "randomised weights", "rank correlation", "all", *ci))
-        known = [head for head in maps if "counterfactual" in sample.truths[head]]
-        for first, second in combinations(known, 2):
-            masks = [sample.truths[head]["counterfactual"].cpu() for head in (first, second)]
-            ci = bootstrap_ci(head_contrast(maps[first], maps[second], *masks))
-            scores.append(AuditRow(f"{first} - {second}", name, "head contrast", "auc", "all", *ci))
-    for head in heads:
-        scores += _baselines(net, head, sample, predicted[head.name])
-    return AuditResult(scores, names, list(methods), warnings=warnings)
+    if images.ndim != 4 or len(images) < 8:
+        raise UserError("an audit needs at least eight images (N, C, H, W)")
+    if not torch.isfinite(images).all():
+        raise UserError("images hold values that are not finite")
+    net, checks, notes = frozen_copy(net), list[Check](), list[str]()
+    verdicts, by_head = dict[str, Verdict](), dict[tuple[str, str], Verdict]()
+    examples: dict[tuple[str, str], Example] = {}
+    with torch.inference_mode(False):
+        try:
+            untrained = [randomise(net, seed=seed) for seed in range(UNTRAINED)]
+            subjects = []
+            for key in head_keys(net, images) if heads is None else heads:
+                own, others = (_of_head(given, key, images) for given in (masks, counterfactuals))
+                subjects.append(_Subject(net, key, images, untrained, own, others, progress))
+                checks += subjects[-1].controls
+                notes += subjects[-1].notes
+            for name, method in methods.items():
+                graded = [_Grader(subject, name, method, progress) for subject in subjects]
+                _compare_heads(graded)
+                verdicts[name] = _overall({grader.head: grader.verdict for grader in graded})
+                for grader in graded:
+                    checks += grader.checks
+                    by_head[name, grader.head] = grader.verdict
+                    if grader.example:
+                        examples[name, grader.head] = grader.example
+        except KeyboardInterrupt:
+            if not verdicts:
+                raise
+            notes.append(f"interrupted: {len(verdicts)} of {len(methods)} methods are audited")
+    return AuditResult(checks, verdicts, by_head, tuple(dict.fromkeys(notes)), examples)
 
 
-def _baselines(net: nn.Module, head: Head, sample: Sample, predicted: Tensor) -> list[AuditRow]:
-    """Score what needs no network, and the best maps of the layer's resolution."""
-    wrapper = HeadWrapper(net, head.name)
-    scores: list[AuditRow] = []
-    for name, method in NETWORK_FREE.items():
-        maps = method(wrapper, sample.images, predicted)
-        assert isinstance(maps, Tensor)
-        scores += _against_truths(sample, head, name, maps, predicted)
-    for truth, mask in sample.truths[head.name].items():
-        best = upper_bound_maps(wrapper, sample.images, mask.cpu())
-        scores += _against_truths(sample, head, UPPER_BOUND, best, predicted, truth)
-        share = mask.flatten(1).double().mean(dim=1)
-        for metric in METRICS:
-            ci = bootstrap_ci(torch.full_like(share, 0.5) if metric == "auc" else share)
-            scores.append(AuditRow(head.name, CHANCE, truth, metric, "all", *ci))
-    return scores
+def _of_head(given: Any, key: Any, images: Tensor) -> Tensor | None:
+    value: Tensor | None = given.get(key) if isinstance(given, Mapping) else given
+    if value is not None and (len(value) != len(images) or value.shape[-2:] != images.shape[-2:]):
+        raise UserError(f"masks or counterfactuals of {tuple(value.shape)} do not fit images of {tuple(images.shape)}")
+    return value
 
 
-def upper_bound_maps(net: HeadWrapper, images: Tensor, masks: Tensor) -> Tensor:
-    """Return the right pixels `masks` bool (N, H, W) at the resolution of Grad-CAM's default layer, float (N, H, W)."""
-    layer = default_target_layer(net, images)
-    fields = receptive_fields(net, layer, images)
-    places = layers_up_to(net, images, layer)[-1].size_out
-    sizes = zip(fields, places, images.shape[2:], strict=True)
-    rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
-    return layer_upper_bound(masks, rows, columns)
+class _Subject:
+    """A head under audit: what its methods are compared with. Controls use the first `few` images."""
 
+    def __init__(
+        self,
+        net: nn.Module,
+        key: str | int | None,
+        images: Tensor,
+        untrained: Sequence[nn.Module],
+        masks: Tensor | None,
+        others: Tensor | None,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.name, self.images, self.masks, self.others = "" if key is None else str(key), images, masks, others
+        self.net, self.untrained = HeadWrapper(net, key), [HeadWrapper(other, key) for other in untrained]
+        with torch.no_grad():
+            parts = [self.net.probabilities(batch) for batch in images.split(batch_size(images))]
+        self.probabilities = torch.cat(parts)
+        order = self.probabilities.argsort(dim=1, descending=True)
+        self.targets, self.second = order[:, 0], order[:, 1]
+        self.few = min(len(images), max(SOME, len(images) // 2))
+        self.steps = 14 if batch_size(images) >= 100 else 10
+        self.mosaics = self._mosaics()
+        self.notes: list[str] = []
+        self.planted = self._plant(progress)
+        if others is not None:
+            self.changed = self.net(others).argmax(dim=1) != self.targets
+        self.scores: dict[str, dict[str, Tensor]] = {}  # of the trivial maps
+        self.controls: list[Check] = []
+        progress(f"{self.net.title}: controls")
+        self._grade_controls()
 
-def _against_truths(
-    sample: Sample, head: Head, method: str, maps: Tensor, predicted: Tensor, only: str | None = None
-) -> list[AuditRow]:
-    scores = []
-    maps, right = maps.cpu(), predicted.cpu() == sample.targets[head.name].cpu()
-    for truth, mask in sample.truths[head.name].items():
-        mask = mask.cpu()
-        if only in (None, truth):
-            for name, metric in METRICS.items():
-                values = metric(maps, mask)
-                for predictions, kept in (("all", slice(None)), ("correct", right), ("wrong", ~right)):
-                    ci = bootstrap_ci(values[kept])
-                    scores.append(AuditRow(head.name, method, truth, name, predictions, *ci))
-    return scores
+    def _plant(self, progress: Callable[[str], None]) -> Planted | None:
+        title = self.net.title
+        try:
+            planted = plant(self.net, self.images, self.few, lambda text: progress(f"{title}: {text}"))
+        except UserError as error:
+            self.notes.append(f"{title}: no marker could be planted ({error}), so no method is cleared")
+            return None
+        if planted.accuracy < LEARNED or len(planted.images) < 8:
+            self.notes.append(
+                f"{title}: the network did not learn the planted marker ({planted.accuracy:.0%} of its answers follow "
+                "it), so no method is cleared"
+            )
+            return None
+        return planted
 
-
-def grad_cam_rank_accuracy(net: nn.Module, head: Head, images: Tensor, predicted: Tensor, mask: Tensor) -> float:
-    """Return the mean rank accuracy of Grad-CAM for the classes int64 (N,) against the right pixels bool (N, H, W)."""
-    maps = attribute(net, images, predicted, grad_cam, head.name).maps
-    return bootstrap_ci(METRICS["rank"](maps, mask))[0]
-
-
-def randomise(net: nn.Module, layers: Sequence[str] | None = None) -> nn.Module:
-    """Return a copy with random weights in all layers, or in those named: by `reset_parameters`, Keras's for
-    convolutions and dense layers. The global random state is kept."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        other = copy.deepcopy(net)
-        for name, module in other.named_modules():
-            if layers is not None and name not in layers:
-                continue
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-            else:  # no constructor's distribution is known: one with the same mean and deviation
-                for parameter in module.parameters(recurse=False):
-                    nn.init.normal_(parameter, parameter.mean().item(), parameter.std(correction=0).item())
-        for name, module in leaf_modules(other).items():
-            if layers is None or name in layers:
-                keras_init(module)
-    return other
-
-
-def _audit_without_truth(
-    net: nn.Module,
-    heads: Sequence[Head],
-    methods: Mapping[str, Method],
-    images: Tensor,
-    progress: Callable[[str], None],
-) -> AuditResult:
-    scores, drawn, warnings = list[AuditRow](), dict[str, dict[str, Any]](), dict[str, str]()
-    predicted = predict_classes(net, heads, images)
-    for head in heads:
-        target = predicted[head.name]
-        for name, method in {**methods, **NETWORK_FREE}.items():
-            progress(f"{head.name}: {method_title(name)}")
-            result = attribute(net, images, target, method, head.name, name=name)
-            if result.warnings:
-                warnings.setdefault(name, f"{method_title(name)}, {head.name}: {result.warnings[0]}")
-            for kind, curves in insertion_deletion(net, head, result.maps, images, target).items():
-                area = torch.trapezoid(curves, dim=1) / (curves.shape[1] - 1)
-                scores.append(AuditRow(head.name, name, "none", kind, "all", *bootstrap_ci(area.cpu())))
-                panel = kind if len(heads) == 1 else f"{head.name}: {kind}"
-                drawn.setdefault(panel, {})[method_title(name)] = curves.mean(dim=0).cpu().numpy()
-    return AuditResult(scores, [head.name for head in heads], list(methods), drawn, warnings)
-
-
-def insertion_deletion(
-    net: nn.Module, head: Head, maps: Tensor, images: Tensor, target: Tensor, steps: int = 28
-) -> dict[str, Tensor]:
-    """Return {"insertion" and "deletion": float (N, steps + 1)}: the probability of the class `target` (N,) as pixels
-    are put onto black, or removed from the image, from the highest of the map (N, H, W) to the lowest (Petsiuk et al.
-    2018)."""
-    flat = maps.to(images.device).flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    places = torch.empty_like(order).scatter_(1, order, ranks)
-    places = places.view(len(maps), 1, *images.shape[2:])
-    wrapper = HeadWrapper(frozen_copy(net), head.name)
-    curves: dict[str, list[Tensor]] = {"insertion": [], "deletion": []}
-    for step in range(steps + 1):
-        first = places < round(step * flat.shape[1] / steps)
-        for name, kept in (("insertion", first), ("deletion", ~first)):
+    def _mosaics(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return mosaics (M, C, 2 H, 2 W) of four images, the cell (M,) that alone shows a class, and that class (M,);
+        None where the network takes no larger images, or answers one class only."""
+        sure, classes = self.probabilities.max(dim=1)
+        order = sure.argsort(descending=True)
+        by_class = [order[classes[order] == number] for number in classes.unique()]
+        if len(by_class) < 2:
+            return None
+        generator, built, asked = torch.Generator().manual_seed(0), [], []
+        for number in range(MOSAICS):
+            own = by_class[number % len(by_class)]
+            foreign = torch.cat([rows for rows in by_class if rows is not own])
+            rows = foreign[torch.randint(len(foreign), (4,), generator=generator)]
+            rows[number % 4] = own[number // len(by_class) % len(own)]
+            four = self.images[rows]
+            built.append(torch.cat([torch.cat([*four[:2]], dim=2), torch.cat([*four[2:]], dim=2)], dim=1))
+            asked.append(classes[own[0]])
+        mosaics = torch.stack(built)
+        try:
             with torch.no_grad():
-                logits = torch.cat([wrapper.logits(batch) for batch in (images * kept).split(BATCH)])
-            curves[name].append(head.probabilities(logits).gather(1, target[:, None])[:, 0])
-    return {name: torch.stack(values, dim=1) for name, values in curves.items()}
+                self.net(mosaics[:1])
+        except RuntimeError:  # PyTorch's: the network takes images of one size
+            return None
+        return mosaics, torch.arange(MOSAICS) % 4, torch.stack(asked)
+
+    def _grade_controls(self) -> None:
+        """Score the maps that need no network."""
+        for name, method in TRIVIAL_MAPS.items():
+            maps = method(self.net, self.images, self.targets)
+            assert isinstance(maps, Tensor)
+            scores = {CURVES: self.curves(maps), **self.truths(maps)}
+            if self.planted is not None:
+                marked = method(self.net, self.planted.images, self.targets)
+                assert isinstance(marked, Tensor)
+                scores[PLANTED] = contrast(*marker_and_lookalike(marked, self.planted))
+            self.scores[name] = scores
+        if self.others is not None:
+            self.scores[EXCHANGE] = {PAIRS: self.truths(self._exchange_gain())[PAIRS]}
+        for name, scores in self.scores.items():
+            self.controls += [_check(name, self.name, check, values) for check, values in scores.items()]
+
+    def best(self, check: str) -> Tensor:
+        """Return the scores of the best trivial map."""
+        known = [self.scores[name][check] for name in TRIVIAL_MAPS]
+        return max(known, key=lambda scores: float(scores.nanmean()))
+
+    def curves(self, maps: Tensor) -> Tensor:
+        """Return the area under the insertion curve minus that under the deletion curve, float64 (few,)."""
+        images, targets = self.images[: self.few], self.targets[: self.few]
+        both = insertion_deletion(self.net, maps[: self.few], images, targets, self.steps)
+        areas = {name: torch.trapezoid(curve, dim=1) / self.steps for name, curve in both.items()}
+        return (areas["insertion"] - areas["deletion"]).double().cpu()
+
+    def truths(self, maps: Tensor) -> dict[str, Tensor]:
+        """Return {check: scores} of the first maps (n, H, W) against what the caller knows."""
+        scores = {}
+        if self.masks is not None:
+            scores[PIXELS] = rank_accuracy(maps, self.masks[: len(maps)].bool().cpu())
+        if self.others is not None:
+            away = (self.images - self.others)[: len(maps)].abs().sum(dim=1).double().cpu()
+            evidence = maps.double().clamp(min=0)
+            weighted = (evidence * away / away.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)).sum(dim=(1, 2))
+            total = evidence.sum(dim=(1, 2))
+            share = weighted / total.where(total > 0, 1)
+            scores[PAIRS] = share.where(self.changed[: len(maps)].cpu(), torch.nan)
+        return scores
+
+    def _exchange_gain(self) -> Tensor:
+        """Return the drop of the class score when a square of the image is exchanged for the counterfactual's."""
+        window, channels = max(2, min(self.images.shape[2:]) // 8), self.images.shape[1]
+        step = max(1, window // 2)
+        settings = {"sliding_window_shapes": (channels, window, window), "strides": (channels, step, step)}
+        with torch.no_grad():
+            drops: Tensor = Occlusion(self.net).attribute(
+                self.images, target=self.targets, baselines=self.others, **settings
+            )
+        return drops.sum(dim=1).cpu()
+
+
+class _Grader:
+    """A method on a head: its checks and the verdict."""
+
+    def __init__(self, subject: _Subject, name: str, method: Method, progress: Callable[[str], None]) -> None:
+        progress(f"{method_title(name)}, {subject.net.title}")
+        self.subject, self.name, self.method, self.head = subject, name, method, subject.name
+        self.checks: list[Check] = []
+        self.warnings: tuple[str, ...] = ()
+        self.refusal = ""
+        self.example: Example | None = None
+        try:
+            self._grade()
+        except UserError as error:
+            self.refusal, self.checks = str(error), []
+
+    def _grade(self) -> None:
+        subject, few = self.subject, self.subject.few
+        result = self._attribute(subject.net, subject.images, subject.targets)
+        self.maps, self.warnings = result.maps, result.warnings
+        self.untrained = self._untrained(subject.images[:few], subject.targets[:few])
+        self.example = Example(subject.images[0].cpu(), self.maps[0], self.untrained[0])
+        if subject.planted is not None:
+            self._planted(subject.planted)
+        curves, untrained = subject.curves(self.maps), subject.curves(self.untrained)
+        self._add(CURVES, curves, _better(curves - subject.scores[RANDOM][CURVES]))
+        decides = subject.planted is None
+        self._add(CURVES_GAIN, curves - untrained, _better(curves - untrained) if decides else None)
+        alike = evidence_rank_correlation(self.maps[:few], self.untrained)
+        self._add(LIKENESS, alike, _small(alike, 0.5, 0.8))
+        for check, scores in subject.truths(self.maps).items():
+            self._add(check, scores, _better(scores - subject.scores[RANDOM][check]))
+            if check == PIXELS:
+                self._add(PIXELS_GAIN, scores[:few] - subject.truths(self.untrained)[PIXELS], None)
+        if subject.mosaics is not None:
+            self._mosaics(*subject.mosaics)
+        self._axioms(result)
+
+    def _attribute(self, net: HeadWrapper, images: Tensor, targets: Tensor) -> Attribution:
+        return attribute_head(net, images, targets, self.method, name=self.name)
+
+    def _untrained(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the maps of random weights: every copy gets its share of the images."""
+        shares = zip(
+            self.subject.untrained, images.tensor_split(UNTRAINED), targets.tensor_split(UNTRAINED), strict=True
+        )
+        return torch.cat([self._attribute(net, part, own).maps for net, part, own in shares if len(part)])
+
+    def _add(self, check: str, scores: Tensor, passed: bool | None) -> None:
+        if not scores.isnan().all():
+            self.checks.append(_check(self.name, self.head, check, scores, passed))
+
+    def _planted(self, planted: Planted) -> None:
+        ones = torch.ones(len(planted.images), dtype=torch.int64, device=planted.images.device)
+        maps = self._attribute(planted.net, planted.images, ones).maps
+        signed, positive = (contrast(*marker_and_lookalike(own, planted)) for own in (maps, maps.clamp(min=0)))
+        low = -torch.inf if signed.mean() >= positive.mean() else 0.0  # the sign of a plain gradient is no evidence
+        maps = maps.clamp(min=low)
+        marker, lookalike = marker_and_lookalike(maps, planted)
+        scores = contrast(marker, lookalike)
+        better = _better(scores - self.subject.best(PLANTED))
+        self._add(PLANTED, scores, better and _large(scores, *CONTRAST))
+        for_other = self._attribute(planted.net, planted.images, 0 * ones).maps.clamp(min=low)
+        other = marker_and_lookalike(for_other, planted)
+        apart = contrast(marker - lookalike, other[0] - other[1])
+        self._add(CLASS, apart, _better(apart))
+        untrained = marker_and_lookalike(self._untrained(planted.images, ones).clamp(min=low), planted)
+        gain = scores - contrast(*untrained)
+        self._add(GAIN, gain, _better(gain))
+        place = placement_share(maps, planted)
+        self.checks.append(Check(self.name, self.head, PLACE, *place, _large(torch.tensor(place[:1]), *SHARE)))
+        row, column = planted.corners[0, 0].tolist()
+        assert self.example is not None
+        marked = planted.images[0].cpu()
+        self.example = replace(self.example, marked=marked, marked_map=maps[0], marker=(row, column, planted.size))
+
+    def _mosaics(self, mosaics: Tensor, cells: Tensor, classes: Tensor) -> None:
+        maps = self._attribute(self.subject.net, mosaics, classes).maps
+        height, width = self.subject.images.shape[2:]
+        inside = torch.zeros_like(maps, dtype=torch.bool)
+        for mask, cell in zip(inside, cells.tolist(), strict=True):
+            mask[cell // 2 * height :, cell % 2 * width :][:height, :width] = True
+        scores = mass_accuracy(maps, inside)
+        self._add(GRID, scores, _better(scores - 0.25))
+
+    def _axioms(self, result: Attribution) -> None:
+        """Check what must hold whatever is right."""
+        subject = self.subject
+        images, targets = subject.images[:FEW], subject.targets[:FEW]
+        once, again = (self._attribute(subject.net, images, targets).maps for _ in range(2))
+        self._add(TWICE, _difference(once, again), _small(_difference(once, again), *SAME))
+        pairs = zip(images.split(1), targets.split(1), strict=True)
+        alone = torch.cat([self._attribute(subject.net, image, target).maps for image, target in pairs])
+        self._add(ALONE, _difference(alone, self.maps[:FEW]), _small(_difference(alone, self.maps[:FEW]), *SAME))
+        if result.gaps is not None:
+            share = (~(result.gaps <= MAX_GAP)).double()
+            self._add(SUM, share, _small(share, 0.05, 0.05))
+        if (self.maps < 0).any() and (self.maps > 0).any():
+            self._add(SIGN, self._signs(), _large(self._signs(), 0.75, 0.0))
+
+    def _signs(self) -> Tensor:
+        """Return the share of two classes, the most and the second most probable, of which removing the positive
+        evidence lowers the score more than removing the negative evidence, (n,)."""
+        subject = self.subject
+        images, right = subject.images[:SOME], []
+        for targets in (subject.targets[:SOME], subject.second[:SOME]):
+            maps = self._attribute(subject.net, images, targets).maps[:, None].to(images.device)
+            with torch.no_grad():
+                scores = [
+                    subject.net(images * kept).gather(1, targets[:, None])[:, 0] for kept in (maps <= 0, maps >= 0)
+                ]
+            right.append(scores[0] < scores[1])
+        return torch.stack(right).double().mean(dim=0).cpu()
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.refusal:
+            return AVOID, f"it cannot look into this network: {self.refusal}"
+        rows = {row.check: row for row in self.checks}
+        marker = self.subject.planted is not None
+        order = [*DECISIVE, *sorted(ADVISORY, key=lambda check: check not in WITHOUT_MARKER)]
+        for check in order:
+            reason = DECISIVE.get(check) or ADVISORY[check]
+            if check in rows and rows[check].passed is False:
+                decides = check in DECISIVE or (check in WITHOUT_MARKER and not marker)
+                return AVOID if decides else CARE, f"{reason} ({check}: {rows[check].value:.2f})"
+        if self.warnings:
+            return CARE, self.warnings[0]
+        if not marker:
+            return CARE, "no marker could be planted to test it"
+        for check in DECISIVE:
+            if check in rows and rows[check].passed is None:
+                return CARE, f"a check is undecided ({check}: {rows[check].value:.2f})"
+        return USE, "it passes every check"
+
+
+def _compare_heads(graded: Sequence[_Grader]) -> None:
+    """Check whether maps change more with the head than they do with random weights."""
+    graded = [grader for grader in graded if not grader.refusal]
+    for grader in graded:
+        likeness = []
+        for other in graded:
+            if other is not grader:
+                few = grader.subject.few
+                own = evidence_rank_correlation(grader.maps[:few], other.maps[:few])
+                likeness.append(evidence_rank_correlation(grader.untrained, other.untrained) - own)
+        if likeness:
+            scores = torch.stack(likeness).nanmean(dim=0)
+            grader._add(HEADS, scores, None)
+
+
+def _overall(by_head: Mapping[str, Verdict]) -> Verdict:
+    """Return the verdict on a method from those of its heads."""
+    words = {word for word, _ in by_head.values()}
+    if len(words) == 1:
+        return next(iter(by_head.values()))
+    heads = {word: ", ".join(head for head, own in by_head.items() if own[0] == word) for word in (USE, CARE, AVOID)}
+    reason = next(own[1] for word in (AVOID, CARE) for own in by_head.values() if own[0] == word)
+    parts = [f"{word}: {heads[word]}" for word in (USE, CARE, AVOID) if heads[word]]
+    return CARE, f"{'; '.join(parts)}. {reason[0].upper()}{reason[1:]}"
+
+
+def _check(method: str, head: str, check: str, scores: Tensor, passed: bool | None = None) -> Check:
+    return Check(method, head, check, *bootstrap_ci(scores)[:3], passed)
+
+
+def _better(differences: Tensor) -> bool:
+    """Return whether the mean is above 0 with 95 % confidence."""
+    return bootstrap_ci(differences)[1] > 0
+
+
+def _large(scores: Tensor, passes: float, fails: float) -> bool | None:
+    mean = float(scores.nanmean())
+    return True if mean >= passes else False if mean < fails else None
+
+
+def _small(scores: Tensor, passes: float, fails: float) -> bool | None:
+    mean = float(scores.nanmean())
+    return True if mean <= passes else None if mean <= fails else False
+
+
+def _difference(first: Tensor, second: Tensor) -> Tensor:
+    """Return the absolute difference of two maps of each image, relative to the larger, (N,)."""
+    size = torch.maximum(first.abs().sum(dim=(1, 2)), second.abs().sum(dim=(1, 2))).double()
+    return (first - second).abs().sum(dim=(1, 2)).double() / size.where(size > 0, 1)

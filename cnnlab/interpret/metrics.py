@@ -79,21 +79,6 @@ def sobel(images: Tensor) -> Tensor:
     return grads.view(count, channels, height, width).amax(dim=1)
 
 
-def layer_upper_bound(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the best map at a layer's resolution, float (N, H, W): the mask averaged over each of the layer's cells.
-    `rows` int64 (H,) and `columns` int64 (W,) are the cells of rows and columns."""
-    down, across = (F.one_hot(cells).to(masks.device, torch.float64) for cells in (rows, columns))  # (H, h), (W, w)
-    mean_down, mean_across = (member / member.sum(dim=0).clamp(min=1) for member in (down, across))
-    layer_map = mean_down.T @ masks.double() @ mean_across
-    return down @ layer_map @ across.T
-
-
-def head_contrast(first: Tensor, second: Tensor, first_masks: Tensor, second_masks: Tensor) -> Tensor:
-    """Return whether two heads' maps of an image differ like their right pixels: the AUC of the difference of the maps,
-    each divided by its sum, on the pixels that are right for only one head."""
-    return auc_within(_shares(first) - _shares(second), first_masks, first_masks != second_masks)
-
-
 def auc_within(maps: Tensor, masks: Tensor, domain: Tensor) -> Tensor:
     """Return the AUC on the pixels `domain` bool (N, H, W); NaN if all or none of them are right."""
     masks = masks & domain
@@ -103,12 +88,6 @@ def auc_within(maps: Tensor, masks: Tensor, domain: Tensor) -> Tensor:
     lost, total = inside - won, domain[0].numel()
     area = (low * (total - won) - (total - inside)) / lost
     return area.where((won > 0) & (lost > 0), torch.nan)
-
-
-def _shares(maps: Tensor) -> Tensor:
-    positive = maps.double().clamp(min=0)
-    total = positive.sum(dim=(1, 2), keepdim=True)
-    return positive / total.where(total > 0, 1)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:

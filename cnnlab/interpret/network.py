@@ -119,6 +119,12 @@ class HeadWrapper(nn.Module):
         both: Tensor = self.both_classes.to(logits.device, logits.dtype)(logits)
         return both
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return class probabilities (B, classes)."""
+        logits = self.logits(images)
+        scores = self.scores(logits)
+        return (scores / 2 if logits.shape[1] == 1 else scores).softmax(dim=1)  # of -z/2 and z/2: the sigmoid of z
+
     def classes(self, images: Tensor) -> int:
         """Return the number of classes, found with one of `images` (B, C, H, W)."""
         if not self._classes:
@@ -194,6 +200,13 @@ class HeadWrapper(nn.Module):
             for (run, output), grad in zip(runs, grads, strict=True)
             if grad is not None and _alive(grad, size)
         ]
+
+
+def head_keys(net: nn.Module, images: Tensor) -> list[Any]:
+    """Return the keys or indices of a network's heads, [None] for a network that answers one tensor."""
+    with torch.no_grad():
+        answers = net(images[:1])
+    return [None] if isinstance(answers, Tensor) else list(_parts(answers))
 
 
 def _parts(answers: Any) -> dict[Any, Tensor]:

@@ -4,13 +4,14 @@ from matplotlib.figure import Figure
 
 from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, seeds, shares
 from cnnlab.plots.style import Array, save
-from cnnlab.plots.tables import confusion
+from cnnlab.plots.tables import checks, confusion
 from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, small_images
 
 __all__ = [
     "Array",
     "Figure",
     "by_epoch",
+    "checks",
     "comparison",
     "confusion",
     "curves",

@@ -17,6 +17,7 @@ BLUE, ORANGE, GREEN, SKY, PINK, RUST = (
     "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00",
 )  # fmt: skip
 RIGHT, WRONG = "#4d6472", RUST  # answers, and nothing else
+PASSED, UNDECIDED, FAILED = "#9fd3c0", "#f5dc8c", "#eda07f"  # checks
 VIOLET = "#6b4c9a"
 CYCLE = (
     BLUE, ORANGE, GREEN, PINK, SKY, VIOLET, "#000000", "#8c564b", "#7f7f7f", "#a3a500", "#e7298a", "#1b9e9e", "#00429d",

@@ -1,17 +1,19 @@
-"""Confusion matrices, grouped for heads with many classes."""
+"""Confusion matrices, grouped for heads with many classes, and tables of checks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from cnnlab.plots.style import RIGHT, WRONG, Array, Part, rgb
+from cnnlab.plots.style import FAILED, PASSED, RIGHT, UNDECIDED, WRONG, Array, Part, rgb
 
 
 def confusion(counts: Array, classes: Sequence[str], title: str, parts: Sequence[Part] = ()) -> Figure:
@@ -91,3 +93,33 @@ def _grouping(parts: Sequence[Part]) -> tuple[Array, list[str], Part]:
     order = np.arange(math.prod(sizes)).reshape(sizes).transpose(*outer, inner).ravel()
     groups = [" ".join(names) for names in product(*(parts[axis][1] for axis in outer))]
     return order, groups, parts[inner]
+
+
+def checks(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, bool | None]]]],
+    columns: Sequence[str],
+    judged: Sequence[str],
+) -> Figure:
+    """Draw tables {title: {row: {column: (value, passed)}}}: green where passed, red where failed, yellow where
+    undecided in rows that are `judged`, white otherwise."""
+    rows = max(len(panel) for panel in panels.values())
+    size = (0.78 * len(columns) + 2.4, (0.34 * rows + 0.4) * len(panels) + 1.6)
+    figure = Figure(figsize=size, layout="constrained")
+    colours = {True: PASSED, False: FAILED, None: UNDECIDED}
+    for axes, (title, panel) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        for (y, (row, cells)), (x, column) in product(enumerate(panel.items()), enumerate(columns)):
+            if column in cells:
+                value, passed = cells[column]
+                colour = colours[passed] if row in judged else "white"
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(panel) - 0.5, -0.5))
+        axes.set_yticks(range(len(panel)), list(panel), fontsize=8)
+        axes.set_xticks([])
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    first = figure.axes[0]
+    first.xaxis.tick_top()
+    first.set_xticks(range(len(columns)), [fill(name, 14) for name in columns], rotation=40, ha="left", fontsize=8)
+    return figure

@@ -1,70 +1,107 @@
-"""The page of an audit: the scores of a run's heatmaps on a sample of its test split."""
+"""The page of an audit: which heatmaps can be trusted, and the maps behind each verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from torch import Tensor
 
 from cnnlab import plots
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.interpret.attribution import Method, bind_baselines
-from cnnlab.interpret.audit import AuditResult, Sample, audit
-from cnnlab.interpret.metrics import METRICS
+from cnnlab.interpret.attribution import Method, bind_baselines, displayable
+from cnnlab.interpret.audit import CHECKS, AuditResult, Example, audit
+from cnnlab.interpret.inputs import own_network, read_folder
+from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.registry import build_methods
 from cnnlab.reporting.html import render
 from cnnlab.run import RunFolder, find_run
-from cnnlab.utils.console import as_table, echo
-from cnnlab.utils.errors import user_errors
+from cnnlab.utils import console
+from cnnlab.utils.console import echo
+from cnnlab.utils.errors import UserError, user_errors
 from cnnlab.utils.hardware import disable_malloc_trim
 from cnnlab.utils.io import new_folder, to_csv, write_atomically, write_json
 from cnnlab.utils.versions import versions
 
-NO_TRUTH = "The right pixels of this data set are not known: heatmaps are scored by insertion and deletion curves."
+Progress = Callable[[str], None]
 
 
 def audit_run_folder(
-    run: RunFolder, methods: Mapping[str, Method], images: int = 1000, progress: Callable[[str], None] = lambda _: None
+    run: RunFolder, methods: Mapping[str, Method], images: int = 100, progress: Progress = lambda _: None
 ) -> AuditResult:
-    """Score the heatmaps of `methods` on `images` random test images of a run."""
-    split, heads = run.test_split, run.heads
+    """Audit `methods` on `images` random test images of a run."""
+    split = run.test_split
     rows = sample_indices(len(split), images)
-    truths = {head.name: split.truths(rows, head) for head in heads}
-    sample = Sample(split.inputs(rows), split.targets(rows), truths)
+    masks = {}
+    for head in run.heads:
+        truths = split.truths(rows, head)
+        if truths:
+            masks[head.name] = truths.get("counterfactual", next(iter(truths.values())))
     with user_errors("method"):
         bound = {name: bind_baselines(method, lambda: run.baseline_images) for name, method in methods.items()}
-        return audit(run.net, heads, bound, sample, progress)
+        heads = [head.name for head in run.heads]
+        return audit(run.net, split.inputs(rows), bound, heads, masks, None, progress)
 
 
 def audit_run(cfg: DictConfig) -> Path:
     """Run an audit with `conf/audit.yaml`; return the page's path. Raises `UserError` before anything is written."""
     disable_malloc_trim()
-    run = RunFolder(find_run(cfg.run))
     methods = build_methods(cfg.method)
-    with Console().status("") as status:
-        result = audit_run_folder(run, methods, cfg.images, status.update)
-    folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else run.path / "audit")
-    write_atomically(folder / "scores.csv", to_csv(result.rows()))
-    plots.save(result.plot(), folder / "scores.png")
-    if not result.curves:
-        plots.save(result.plot(tuple(METRICS)), folder / "scores_all.png")
+    if cfg.net._target_ is not None:
+        net, transform = own_network(cfg.net, cfg.weights)
+        images, _ = read_folder(str(cfg.images), transform, cfg.image_size)
+        source, title, parent = str(cfg.images), str(cfg.net._target_), Path("outputs/audit")
+        with user_errors("method"), console.working() as progress:
+            result = audit(net, images, methods, progress=progress)
+    elif not isinstance(count := 100 if cfg.images is None else cfg.images, int):
+        raise UserError(f"images={cfg.images} is no number; a folder of images goes with net=<function>")
+    else:
+        run = RunFolder(find_run(cfg.run))
+        source, title, parent = f"{count} test images of {run.path}", run.title, run.path / "audit"
+        with console.working() as progress:
+            result = audit_run_folder(run, methods, count, progress)
+    folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else parent)
+    write_atomically(folder / "checks.csv", to_csv(result.rows()))
+    plots.save(result.plot(), folder / "checks.png")
+    for number, name in enumerate(result.verdicts, start=1):
+        examples = {head: example for (method, head), example in result.examples.items() if method == name}
+        if examples:
+            plots.save(_maps_figure(examples), folder / f"maps_{number}.png")
     manifest = {
-        "run": str(run.path),
-        "title": run.title,
-        "images": cfg.images,
-        "test_images": len(run.test_split),
+        "title": title,
+        "images": source,
         "settings": OmegaConf.to_container(cfg),
-        "warnings": result.warnings,
+        "verdicts": result.verdicts,
+        "notes": result.notes,
         "versions": versions(),
     }
-    html = render("audit.html", manifest=manifest, result=result, folder=folder, no_truth=NO_TRUTH)
+    shown = [check for check in CHECKS if any(row.check == check for row in result.checks)]
+    html = render("audit.html", manifest=manifest, result=result, folder=folder, shown=shown, title_of=method_title)
     write_atomically(folder / "index.html", html)
     write_json(folder / "manifest.json", manifest)
-    echo(NO_TRUTH if result.curves else as_table(result.verdicts(), left=2))
-    echo(f"\n{result}")
-    for warning in result.warnings.values():
-        echo(f"! {warning}")
+    echo(str(result))
     echo(f"page  {folder / 'index.html'}")
     return folder / "index.html"
+
+
+def _maps_figure(examples: Mapping[str, Example]) -> plots.Figure:
+    """Draw a row per head: an image, its map, that of random weights; the image with a marker, and its map."""
+    tiles, captions = [], []
+    for head, example in examples.items():
+        pictures = [(example.image, "the image"), (example.maps, "its map"), (example.untrained, "random weights")]
+        if example.marked is not None and example.marked_map is not None:
+            pictures += [(example.marked, "with a marker"), (example.marked_map, "its map")]
+        for values, caption in pictures:
+            tiles.append(_picture(values) if values.ndim == 3 else plots.heat(values.numpy()))
+            captions.append(f"{head}: {caption}" if head else caption)
+    columns = len(tiles) // len(examples)
+    return plots.images(np.stack(tiles), captions, "", columns=columns, picture_width=1.5)
+
+
+def _picture(image: Tensor) -> plots.Array:
+    """Return uint8 (3, H, W)."""
+    shown = (displayable(image[None])[0][0] * 255).round().to(torch.uint8).numpy()
+    return np.broadcast_to(shown if len(shown) == 3 else shown[:1], (3, *shown.shape[1:]))

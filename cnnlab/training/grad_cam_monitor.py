@@ -8,7 +8,9 @@ import lightning.pytorch as L
 import torch
 
 from cnnlab.data.datamodule import ImageDataModule, sample_indices
-from cnnlab.interpret.audit import grad_cam_rank_accuracy, predict_classes
+from cnnlab.interpret.attribution import attribute
+from cnnlab.interpret.methods.cams import grad_cam
+from cnnlab.interpret.metrics import bootstrap_ci, rank_accuracy
 from cnnlab.utils.errors import UserError
 
 
@@ -35,10 +37,11 @@ class GradCamMonitor(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         net: Any = pl_module.net
-        predicted = predict_classes(net, list(self.truths), self.inputs.to(pl_module.device))
+        images = self.inputs.to(pl_module.device)
         for head, mask in self.truths.items():
             assert mask is not None
-            rank = grad_cam_rank_accuracy(net, head, self.inputs.to(pl_module.device), predicted[head.name], mask)
+            maps = attribute(net, images, "predicted", grad_cam, head.name).maps
+            rank = bootstrap_ci(rank_accuracy(maps, mask))[0]
             pl_module.log(
                 f"{self.stage}/{head.name}/grad_cam_rank_accuracy",
                 torch.tensor(rank, device=pl_module.device),

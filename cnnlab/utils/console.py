@@ -8,9 +8,11 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
 
 
 def is_main_process() -> bool:
@@ -49,6 +51,13 @@ def as_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str], None]]:
+    """Show one line about the present work while it goes on, in a terminal only; yield the function that sets it."""
+    with Console(stderr=True).status("") as status:
+        yield status.update
 
 
 class _ConsoleHandler(logging.Handler):

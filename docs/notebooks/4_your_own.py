@@ -170,9 +170,8 @@ def gradient_times_input(net, images, targets):
 run.attribute(run.examples(2), head="shape", method=gradient_times_input)
 
 # %% [markdown]
-# Without true pixels a method is graded by insertion and deletion: how the probability rises as the most important
-# pixels are put in, and falls as they are taken away. Give the data set `truths` (see `LineDataset.truths`), and it is
-# graded against them.
+# The audit says which method can be trusted for this network. Give the data set `truths` (see `LineDataset.truths`),
+# and heatmaps are also compared with them.
 
 # %%
 run.audit(["grad_cam", gradient_times_input], images=60)

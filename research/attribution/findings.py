@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cnnlab.interpret.audit import EDGES
+from cnnlab.interpret.controls import EDGES
 from cnnlab.interpret.method_names import method_title
 from cnnlab.reporting.html import join_words, pluralize
 from research.attribution.grades import ABSOLUTE

@@ -15,21 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cnnlab.data.ground_truth import LineTruths
 from cnnlab.interpret.attribution import Method, attribute_head
-from cnnlab.interpret.audit import (
-    BRIGHTNESS,
-    EDGES,
-    NETWORK_FREE,
-    RANDOM,
-    UPPER_BOUND,
-    brightness_map,
-    randomise,
-    upper_bound_maps,
-)
+from cnnlab.interpret.controls import BRIGHTNESS, EDGES, RANDOM, TRIVIAL_MAPS, randomise
 from cnnlab.interpret.metrics import METRICS, auc_within, rank_correlation, standard_ranks
-from cnnlab.interpret.network import HeadWrapper, frozen_copy
+from cnnlab.interpret.network import HeadWrapper, default_target_layer, frozen_copy, layers_up_to, receptive_fields
 from cnnlab.models.heads import Head
 from cnnlab.utils.errors import UserError
 from cnnlab.utils.io import write_atomically
@@ -37,6 +29,7 @@ from research.attribution.flipping_sets import flipping_set
 
 TRUTHS = ("line", "counterfactual", "own")
 BY_HAND = "by_hand"  # the scene and network with weights set by hand
+UPPER_BOUND = "upper bound of the layer"
 BASELINES = (RANDOM, EDGES, BRIGHTNESS, UPPER_BOUND)
 SHOWN = 6  # images with kept maps
 CASCADE = ("the last layer", "half of the layers", "all layers")  # that are given random weights
@@ -126,7 +119,7 @@ def grade(
     for head in data.heads if heads is None else heads:
         wrapper = HeadWrapper(frozen_copy(net).to(device), head.name)
         one = _Examined(head, wrapper, _predicted(head, wrapper, images), {}, {}, {})
-        for name, method in {**NETWORK_FREE, BRIGHTNESS: brightness_map, **methods}.items():
+        for name, method in {**{name: TRIVIAL_MAPS[name] for name in BASELINES[:3]}, **methods}.items():
             progress(f"{head.name}: {name}")
             _attribute(one, name, method, images, refusals)
         one.maps |= {name: maps[head.name] for name, maps in (given or {}).items()}
@@ -234,3 +227,22 @@ def _agreement(maps: Sequence[Tensor], size: int) -> Tensor:
     ranks = torch.stack([standard_ranks(one) for one in maps])  # (M, N, pixels)
     found[: len(maps), : len(maps)] = torch.einsum("anp,bnp->nab", ranks, ranks).nanmean(dim=0)
     return found
+
+
+def upper_bound_maps(net: HeadWrapper, images: Tensor, masks: Tensor) -> Tensor:
+    """Return the right pixels `masks` bool (N, H, W) at the resolution of Grad-CAM's default layer, float (N, H, W)."""
+    layer = default_target_layer(net, images)
+    fields = receptive_fields(net, layer, images)
+    places = layers_up_to(net, images, layer)[-1].size_out
+    sizes = zip(fields, places, images.shape[2:], strict=True)
+    rows, columns = (field.nearest(count, pixels) for field, count, pixels in sizes)
+    return layer_upper_bound(masks, rows, columns)
+
+
+def layer_upper_bound(masks: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the best map at a layer's resolution, float (N, H, W): the mask averaged over each of the layer's cells.
+    `rows` int64 (H,) and `columns` int64 (W,) are the cells of rows and columns."""
+    down, across = (F.one_hot(cells).to(masks.device, torch.float64) for cells in (rows, columns))  # (H, h), (W, w)
+    mean_down, mean_across = (member / member.sum(dim=0).clamp(min=1) for member in (down, across))
+    layer_map = mean_down.T @ masks.double() @ mean_across
+    return down @ layer_map @ across.T

@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnlab import plots
 from cnnlab.data.ground_truth import LineTruths
-from cnnlab.interpret.audit import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
+from cnnlab.interpret.controls import BRIGHTNESS, EDGES, RANDOM
 from cnnlab.interpret.method_names import method_title
 from cnnlab.reporting import html
 from cnnlab.utils.console import echo, percent
@@ -19,7 +19,7 @@ from cnnlab.utils.versions import versions
 from research import TEMPLATES
 from research.attribution import figures
 from research.attribution.findings import answers, heads_of, lead, mean, scene_words, without_doubles
-from research.attribution.grades import ABSOLUTE, BY_HAND, CASCADE, SHOWN, Grades
+from research.attribution.grades import ABSOLUTE, BY_HAND, CASCADE, SHOWN, UPPER_BOUND, Grades
 from research.attribution.table import Table, interval, known_mean
 
 Rows = list[list[str]]

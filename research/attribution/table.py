@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnlab.interpret.audit import EDGES
+from cnnlab.interpret.controls import EDGES
 from cnnlab.interpret.metrics import METRICS
 from research.attribution.grades import ABSOLUTE, BASELINES, TRUTHS, Grades
 

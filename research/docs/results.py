@@ -292,21 +292,24 @@ def collect_readers(root: Path) -> None:
 
 
 def collect_grad_cam(root: Path) -> None:
-    """Keep how Grad-CAM was graded at two layers: of a head's score its mean, a network, seed, layer and head a row."""
+    """Keep Grad-CAM's scores at two layers on 200 test images: a network, seed, layer and head a row."""
+    from cnnlab.api import load
+    from cnnlab.data.datamodule import sample_indices
+    from cnnlab.interpret import metrics
+
     rows: list[Row] = []
     for network in GRADED:
-        for file in sorted((root / "grad_cam" / network).glob("*/*/1/scores.csv")):
-            seed, layer = file.parts[-4:-2]
-            if layer not in PLACES:
-                continue
-            with file.open(encoding="utf-8") as lines:
-                found = {
-                    (row["head"], row["metric"]): row["mean"]
-                    for row in csv.DictReader(lines)
-                    if (row["method"], row["truth"], row["predictions"]) == ("grad_cam", "counterfactual", "all")
-                }
-            names = {"network": network, "seed": seed, "layer": layer}
-            rows += [{**names, "head": head, **{metric: found[head, metric] for metric in METRICS}} for head in HEADS]
+        for folder in sorted((root / network).glob("[0-9]*")):
+            run = load(folder)
+            indices = sample_indices(len(run.test_split), 200)
+            images = run.test_split.inputs(indices)
+            for layer in PLACES:
+                for head in run.heads:
+                    masks = run.test_split.truths(indices, head)["counterfactual"]
+                    target = None if layer == "null" else layer
+                    maps = run.attribute(images, head.name, "grad_cam", target_layer=target).maps
+                    scores = {name: str(metrics.METRICS[name](maps, masks).nanmean().item()) for name in METRICS}
+                    rows.append({"network": network, "seed": folder.name, "layer": layer, "head": head.name, **scores})
     write_rows("grad_cam_layer", rows)
 
 

@@ -58,13 +58,6 @@ for seed in 0 1 2; do
   train figure5_briefly $seed experiment=multihead_report_b net=shared_figure5 optimizer.lr=0.003 trainer.max_epochs=6 \
     bn_momentum=0.01
   train resnet $seed experiment=multihead_report_b net=resnet optimizer.lr=0.003
-  for name in multihead_seeds figure5_briefly resnet multihead_anywhere multihead_07 multihead_report_b; do
-    for layer in last_convolution null; do
-      out=$root/grad_cam/$name/$seed/$layer
-      [ -e "$out" ] || "$python" -m cnnlab.audit run="$root/$name/$seed" images=200 method=[grad_cam] \
-        method.grad_cam.target_layer=$layer out="$out"
-    done
-  done
 done
 for name in filters pooling depth decay regularisation weighting holdout; do
   [ -e "$root/sweep_$name" ] || "$python" -m cnnlab.train experiment=sweep_$name hydra.sweep.dir="$root/sweep_$name"

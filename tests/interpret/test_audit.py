@@ -1,4 +1,4 @@
-"""The score command end to end, and its sanity checks on networks where the answer is known."""
+"""The audit end to end, and its checks where the answer is known."""
 
 from __future__ import annotations
 
@@ -8,17 +8,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
+import cnnlab
 from cnnlab.api import Run
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.interpret.audit import AuditResult, AuditRow, Sample, audit, insertion_deletion, randomise
+from cnnlab.interpret.attribution import attribute
+from cnnlab.interpret.audit import AVOID, CARE, EXCHANGE, USE, AuditResult, audit
+from cnnlab.interpret.audit import HEADS as BETWEEN_HEADS
+from cnnlab.interpret.controls import TRIVIAL_MAPS, insertion_deletion, randomise
 from cnnlab.interpret.methods.cams import grad_cam
-from cnnlab.interpret.metrics import METRICS, bootstrap_ci, evidence_rank_correlation, head_contrast, rank_correlation
+from cnnlab.interpret.metrics import bootstrap_ci, evidence_rank_correlation, rank_accuracy, rank_correlation
+from cnnlab.interpret.network import HeadWrapper
+from cnnlab.interpret.planted import (
+    Planted,
+    contrast,
+    draw_corners,
+    marker_and_lookalike,
+    paint,
+    placement_share,
+    plant,
+    squares,
+)
 from cnnlab.models.networks import Branched
 from cnnlab.utils.checkpoints import load_checkpoint
+from cnnlab.utils.errors import UserError
+from research.attribution.broken import BROKEN, SOUND, toy_network
 from tests.conftest import HEADS, TINY_LINES, in_process, run_train
-from tests.interpret.test_methods import SIDE, _by_hand
+from tests.interpret.test_methods import _by_hand
 from tests.models.test_networks import MULTI
 
 pytestmark = pytest.mark.slow
@@ -27,69 +45,6 @@ pytestmark = pytest.mark.slow
 def run_audit(*words: str) -> None:
     """`python -m cnnlab.audit <words>` in this process."""
     in_process("audit", *words)
-
-
-def test_lines_are_graded_head_by_head(lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_audit(f"run={lines_run}", "images=24", "method=[grad_cam,saliency]", f"out={tmp_path}")
-    folder = tmp_path / "1"
-    assert {path.name for path in folder.iterdir()} == {
-        "scores.csv", "scores.png", "scores_all.png", "index.html", "manifest.json",
-    }  # fmt: skip
-    with (folder / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    every = [row for row in rows if row["metric"] == "rank" and row["predictions"] == "all"]
-    assert {row["head"] for row in every} == {"length", "width", "angle", "colour"}
-    methods = {"grad_cam", "saliency", "chance", "random map", "edges (Sobel)", "upper bound of the layer"}
-    assert {row["method"] for row in every} == methods
-    assert {row["truth"] for row in every} == {"line", "counterfactual"}
-    for row in every:
-        assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
-        assert row["n"] == "24"
-    angle = [row for row in rows if (row["head"], row["method"]) == ("angle", "grad_cam")]
-    counts = {row["predictions"]: int(row["n"]) for row in angle if (row["metric"], row["truth"]) == ("mass", "line")}
-    assert counts["correct"] + counts["wrong"] == 24
-    assert len([row for row in rows if row["truth"] == "randomised weights"]) == 8
-    assert len([row for row in rows if row["truth"] == "head contrast"]) == 12
-    assert "Truth: counterfactual; all predictions" in capsys.readouterr().out
-    assert json.loads((folder / "manifest.json").read_text())["images"] == 24
-
-
-def test_mnist_has_no_truth_and_says_so(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_audit(f"run={digits_run}", "images=20", "method=[grad_cam,occlusion]", f"out={tmp_path}")
-    assert "right pixels of this data set are not known" in capsys.readouterr().out
-    with (tmp_path / "1" / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    methods = ("grad_cam", "occlusion", "random map", "edges (Sobel)")
-    curves = [(method, kind) for method in methods for kind in ("insertion", "deletion")]
-    assert [(row["method"], row["metric"]) for row in rows] == curves
-
-
-def test_a_method_is_better_than_the_edge_detector_if_the_intervals_lie_apart() -> None:
-    def rank(head: str, method: str, mean: float) -> AuditRow:
-        return AuditRow(head, method, "counterfactual", "rank", "all", mean, mean - 0.05, mean + 0.05, 100)
-
-    numbers = {"a": (0.5, 0.8, 0.3), "b": (0.5, 0.59, 0.3)}  # edges, grad_cam, saliency
-    scores = [
-        rank(head, method, mean)
-        for head, means in numbers.items()
-        for method, mean in zip(("edges (Sobel)", "grad_cam", "saliency"), means, strict=True)
-    ]
-    result = AuditResult(scores, list(numbers), ["grad_cam", "saliency"], warnings={"saliency": "why"})
-    assert result.verdicts() == [
-        ["head", "method", "right pixels", "edge detector", "better?"],
-        ["a", "Grad-CAM", "0.80", "0.50", "yes"],
-        ["a", "saliency", "0.30", "0.50", "warning"],
-        ["b", "Grad-CAM", "0.59", "0.50", "no"],
-        ["b", "saliency", "0.30", "0.50", "warning"],
-    ]
-
-
-def test_the_verdict_is_about_whatever_truth_a_data_set_has() -> None:
-    pairs = (("grad_cam", 0.95), ("edges (Sobel)", 0.3))
-    scores = [AuditRow("shape", name, "object", "rank", "all", x, x - 0.01, x + 0.01, 9) for name, x in pairs]
-    assert AuditResult(scores, ["shape", "other"], ["grad_cam"]).verdicts()[1:] == [
-        ["shape", "Grad-CAM", "0.95", "0.30", "yes"]
-    ]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +63,215 @@ def test_a_mistake_is_one_line(words: list[str], message: str, lines_run: Path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 40)])
+def test_broken_methods_are_not_believed_and_sound_ones_are(channels: int, side: int) -> None:
+    net, images = toy_network(channels, side)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    result = cnnlab.audit(net, images, methods={**SOUND, **BROKEN})
+    verdicts = {name: verdict for name, (verdict, _) in result.verdicts.items()}
+    assert {name for name in BROKEN if verdicts[name] != AVOID} == set()
+    assert {name for name in SOUND if verdicts[name] == AVOID} == set()
+    assert USE in [verdicts[name] for name in SOUND]
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+    table = result.to_pandas()
+    assert list(table) == ["method", "head", "check", "value", "low", "high", "passed", "verdict"]
+    assert set(table.verdict) - {CARE} == {USE, AVOID, ""}  # "" of the controls
+    assert (table.low <= table.value + 1e-9).all()
+    assert (table.value <= table.high + 1e-9).all()
+    assert {row.method for row in result.checks if row.check == "planted marker"} >= set(TRIVIAL_MAPS)
+
+
+def test_lines_are_audited_head_by_head(lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_audit(f"run={lines_run}", "images=24", "method=[grad_cam,saliency]", f"out={tmp_path}")
+    folder = tmp_path / "1"
+    files = {"checks.csv", "checks.png", "maps_1.png", "maps_2.png", "index.html", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    with (folder / "checks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["head"] for row in rows} == {"length", "width", "angle", "colour"}
+    assert {row["method"] for row in rows} == {"grad_cam", "saliency", *TRIVIAL_MAPS}
+    assert {row["check"] for row in rows} >= {"right pixels", "insertion - deletion", BETWEEN_HEADS}
+    printed = capsys.readouterr().out
+    assert "Grad-CAM" in printed
+    assert "verdict" in printed
+    assert json.loads((folder / "manifest.json").read_text())["images"].startswith("24 test images of ")
+
+
+def test_right_pixels_are_scored_by_rank_accuracy(lines_run: Path) -> None:
+    run = Run(lines_run)
+    result = run.audit("grad_cam", images=20)
+    rows = sample_indices(len(run.test_split), 20)
+    masks = run.test_split.truths(rows, HEADS[1])["counterfactual"]
+    maps = attribute(run.net, run.test_split.inputs(rows), "predicted", grad_cam, "width").maps
+    (row,) = (c for c in result.checks if (c.method, c.head, c.check) == ("grad_cam", "width", "right pixels"))
+    assert row.value == pytest.approx(rank_accuracy(maps, masks).mean().item())
+
+
+def test_pairs_are_scored_where_they_differ() -> None:
+    """The network answers by the sum of the left half; the right half of a counterfactual differs without effect."""
+
+    def left(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        maps = torch.zeros_like(images[:, 0])
+        maps[:, :, 1] = 1
+        return maps
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(400, 2))
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].weight.view(2, 20, 20)[:, :, :10] = torch.tensor([-1.0, 1.0])[:, None, None]
+        net[1].bias.copy_(torch.tensor([20.0, 0]))
+    images, others = torch.zeros(8, 1, 20, 20), torch.zeros(8, 1, 20, 20)
+    others[:, :, :, 1], others[:, :, :, 15] = 2.0, 1.0  # 40 > 20 - 40: class 1
+    result = audit(net, images, {"left": left}, counterfactuals=others)
+    values = {row.method: row.value for row in result.checks if row.check == "pairs"}
+    assert values["left"] == 1  # all evidence lies where they differ most
+    assert values["image centre"] < 0.1
+    assert values[EXCHANGE] > 0.3
+    assert any("no marker could be planted" in note for note in result.notes)  # there is no convolution
+    assert result.verdicts["left"][0] != USE
+
+
+def test_mosaics_ask_for_one_of_four_images() -> None:
+    net, images = toy_network(1, 28)
+    result = cnnlab.audit(net, images, methods={"grad_cam": "grad_cam", "edges": BROKEN["edge detector"]})
+    values = {row.method: row for row in result.checks if row.check == "grid pointing game"}
+    assert values["grad_cam"].value > values["edges"].value
+    assert not values["edges"].passed
+
+
+def test_a_marker_and_its_lookalike_have_the_same_pixels() -> None:
+    images = torch.rand(40, 3, 30, 20)
+    corners = draw_corners(40, images, 5, torch.Generator().manual_seed(0))
+    assert ((corners >= 0) & (corners <= torch.tensor([25, 15]))).all()
+    assert ((corners[:, 0] - corners[:, 1]).abs().amax(dim=1) >= 7).all()
+    painted = paint(images, corners, 5, torch.ones(40, dtype=torch.bool))
+    planted = Planted(HeadWrapper(nn.Identity()), painted, corners, 5, 1.0)
+    for image, both in zip(painted, corners.tolist(), strict=True):
+        marker, lookalike = (image[:, y : y + 5, x : x + 5] for y, x in both)
+        assert torch.equal(marker, lookalike.transpose(1, 2))
+        assert set(marker.unique().tolist()) == {images.min().item(), images.max().item()} or len(marker.unique()) <= 6
+    for name in ("image brightness", "image saturation"):
+        maps = TRIVIAL_MAPS[name](planted.net, painted, corners)
+        assert isinstance(maps, Tensor)
+        assert contrast(*marker_and_lookalike(maps, planted)).abs().max() < 1e-6
+    alone = paint(images, corners, 5, torch.zeros(40, dtype=torch.bool))
+    assert ((alone != painted).any(dim=1) <= squares(planted, 0)).all()  # only the marker differs
+
+
+def test_contrast_and_placement_by_hand() -> None:
+    corners = torch.tensor([[[2, 3], [12, 13]]]).expand(6, -1, -1)
+    planted = Planted(HeadWrapper(nn.Identity()), torch.zeros(6, 1, 24, 24), corners, 5, 1.0)
+    marker, lookalike = squares(planted, 0).float(), squares(planted, 1).float()
+    both = marker_and_lookalike(3 * marker + lookalike, planted)
+    assert [values.tolist() for values in both] == [[75.0] * 6, [25.0] * 6]
+    assert contrast(*both).tolist() == [0.5] * 6
+    assert contrast(*marker_and_lookalike(-marker, planted)).tolist() == [-1.0] * 6
+    assert contrast(*marker_and_lookalike(0 * marker, planted)).tolist() == [0.0] * 6
+    assert placement_share(marker, planted) == (1.0, 1.0, 1.0)
+    assert placement_share(marker.roll((0, 2), (1, 2)), planted)[0] == pytest.approx(3 / 5)  # 15 of 25 pixels
+    assert placement_share(marker.roll(5, 2), planted)[0] == 0
+    assert placement_share(-marker, planted)[0] < 0
+
+
+def test_a_network_learns_the_marker_and_the_original_is_kept() -> None:
+    net, images = toy_network(3, 28)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    planted = plant(HeadWrapper(net), images, 30)
+    assert planted.accuracy >= 0.98
+    with torch.no_grad():
+        assert (planted.net(planted.images).argmax(dim=1) == 1).all()
+    assert not torch.equal(planted.net.net[3].weight, net[3].weight)
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+    with pytest.raises(UserError, match="too small for a marker"):
+        plant(HeadWrapper(net), torch.rand(9, 3, 12, 12), 9)
+
+
+def test_an_interrupted_audit_keeps_what_is_ready() -> None:
+    net, images = toy_network(1, 20)
+
+    def stop(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    result = cnnlab.audit(net, images, methods={"edges": BROKEN["edge detector"], "stop": stop, "never": stop})
+    assert list(result.verdicts) == ["edges"]
+    assert "interrupted: 1 of 3 methods are audited" in result.notes
+    with pytest.raises(KeyboardInterrupt):
+        cnnlab.audit(net, images, methods={"stop": stop})
+
+
+def test_a_refusing_method_is_not_for_use() -> None:
+    def refuse(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        raise UserError("not for you")
+
+    net, images = toy_network(1, 20)
+    result = cnnlab.audit(net, images, methods={"refuse": refuse})
+    assert result.verdicts["refuse"] == (AVOID, "it cannot look into this network: not for you")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"images": torch.rand(7, 1, 20, 20)}, "at least eight images"),
+        ({"images": torch.rand(1, 20, 20)}, "at least eight images"),
+        ({"images": [1]}, "takes an nn.Module and a float tensor"),
+        ({"masks": torch.zeros(3, 20, 20)}, "do not fit images"),
+        ({"counterfactuals": torch.zeros(48, 1, 9, 9)}, "do not fit images"),
+        ({"head": "shape"}, "there is no head 'shape'"),
+        ({"methods": ["grad_cm"]}, "did you mean 'grad_cam'"),
+        ({"images": torch.full((9, 1, 20, 20), torch.nan)}, "not finite"),
+    ],
+)
+def test_what_a_user_can_get_wrong_in_python(settings: dict[str, object], message: str) -> None:
+    net, images = toy_network(1, 20)
+    two_heads = _TwoHeads(net)
+    with pytest.raises(UserError, match=message):
+        cnnlab.audit(two_heads, **{"images": images, "methods": ["saliency"], **settings})  # type: ignore[arg-type]
+
+
+class _TwoHeads(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"size": self.net(images), "other": -self.net(images)}
+
+
+def test_heads_are_named_as_the_network_names_them() -> None:
+    net, images = toy_network(1, 20)
+    result = cnnlab.audit(_TwoHeads(net), images, methods="grad_cam")
+    assert isinstance(result, AuditResult)
+    assert result.heads == ["size", "other"]
+    assert cnnlab.audit(_TwoHeads(net), images, head="other", methods="grad_cam").heads == ["other"]
+
+
+def tiny() -> nn.Module:
+    """The network of the test below."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+
+
+def test_an_own_network_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(9):
+        pixels = torch.randint(0, 256, (30, 40 + number, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    torch.save(tiny().state_dict(), tmp_path / "weights.pt")
+    words = [f"net={__name__}.tiny", f"images={tmp_path / 'images'}", "image_size=32", "method=[grad_cam]"]
+    run_audit(*words, f"weights={tmp_path / 'weights.pt'}", f"out={tmp_path / 'out'}")
+    assert "Grad-CAM" in capsys.readouterr().out
+    assert (tmp_path / "out" / "1" / "index.html").is_file()
+    for wrong, message in (
+        (["weights=none.pt"], "weights=none.pt cannot be read"),
+        ([f"images={tmp_path}"], "there is no image in"),
+        (["net=no.such.function"], "net=no.such.function"),
+        (["net=null"], "is no number; a folder of images goes with net"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run_audit(*words, *wrong)
+        assert message in str(stop.value)
+        assert "\n" not in str(stop.value).strip()
+
+
 def test_looking_at_heatmaps_after_each_epoch(tmp_path: Path, digits: tuple[str, ...]) -> None:
     monitor = ("callbacks=[default,grad_cam_monitor]", "callbacks.grad_cam_monitor.images=24")
     folder = run_train(tmp_path / "run", "experiment=multihead", *TINY_LINES, *monitor)
@@ -124,14 +288,9 @@ def test_looking_at_heatmaps_after_each_epoch(tmp_path: Path, digits: tuple[str,
     state = load_checkpoint(run.checkpoint("last"))["state_dict"]  # the network of the last row
     net.load_state_dict({key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")})
     split, indices = datamodule.splits["val"], sample_indices(192, 24)
-    truths = {head.name: split.truths(indices, head) for head in HEADS}
-    sample = Sample(split.inputs(indices), split.targets(indices), truths)
-    (own,) = (
-        score for score in audit(net, HEADS, {"grad_cam": grad_cam}, sample).scores
-        if (score.head, score.method, score.truth, score.metric, score.predictions)
-        == ("angle", "grad_cam", "counterfactual", "rank", "all")
-    )  # fmt: skip
-    assert rows[-1][key] == pytest.approx(own.mean, abs=1e-6)
+    maps = attribute(net, split.inputs(indices), "predicted", grad_cam, "angle").maps
+    own = rank_accuracy(maps, split.truths(indices, HEADS[2])["counterfactual"]).mean().item()
+    assert rows[-1][key] == pytest.approx(own, abs=1e-6)
     with pytest.raises(SystemExit, match="no true pixels"):
         run_train(tmp_path / "mnist", "experiment=mnist", *digits, *monitor)
 
@@ -177,21 +336,6 @@ def test_rank_correlation() -> None:
     assert rank_correlation(first, torch.ones(1, 2, 2)).isnan().all()
 
 
-def test_head_contrast() -> None:
-    one = torch.zeros(1, 4, 4, dtype=torch.bool)
-    two = one.clone()
-    one[0, 0, :2], two[0, 0, 1:3] = True, True  # each has one pixel of its own, and they share one
-    assert head_contrast(one.float(), two.float(), one, two).tolist() == [1.0]
-    assert head_contrast(two.float(), one.float(), one, two).tolist() == [0.0]
-    assert head_contrast(one.float(), 7 * one.float(), one, two).tolist() == [0.5]  # the same map up to its size
-    assert head_contrast(one.float(), two.float(), one, one).isnan().all()
-    three = two.clone()
-    three[0, 3, :2] = True  # 0 against 1 and 0, 0: one pair of three won, two ties for a map of `two` alone
-    first = torch.zeros(1, 4, 4)
-    second = two.float()
-    assert head_contrast(first, second, one, three).tolist() == [pytest.approx((1 + 0.5 + 0.5) / 3)]
-
-
 def test_the_interval_holds_the_mean_and_skips_what_is_undefined() -> None:
     scores = torch.tensor([0.0, 1.0] * 50 + [torch.nan] * 7, dtype=torch.float64)
     mean, low, high, n = bootstrap_ci(scores)
@@ -206,18 +350,12 @@ def test_insertion_and_deletion_begin_and_end_where_they_must() -> None:
     images = torch.zeros(1, 1, 28, 28)
     images[0, 0, 10, 10] = 1  # z = 2 - 1 = 1
     maps = images[:, 0]
-    curves = insertion_deletion(net, SIDE, maps, images, torch.tensor([1]), steps=784)
+    curves = insertion_deletion(HeadWrapper(net, "side"), maps, images, torch.tensor([1]), steps=784)
     full, empty = torch.tensor(1.0).sigmoid().item(), 0.5
     assert curves["insertion"][0, [0, -1]].tolist() == pytest.approx([empty, full])
     assert curves["deletion"][0, [0, -1]].tolist() == pytest.approx([full, empty])
     assert curves["insertion"][0, 1] == pytest.approx(full)  # the first pixel put is the one
     assert curves["deletion"][0, 1] == pytest.approx(empty)
-
-
-def test_any_truth_has_its_table() -> None:
-    rows = [AuditRow("a", "own", "object", metric, "all", 0.5, 0.4, 0.6, 9) for metric in METRICS]
-    (title, *_) = AuditResult(rows, ["a"], ["own"]).tables()
-    assert title == "Truth: object; all predictions"
 
 
 def test_pixels_without_evidence_in_both_maps_do_not_make_them_alike() -> None:
@@ -227,11 +365,3 @@ def test_pixels_without_evidence_in_both_maps_do_not_make_them_alike() -> None:
     assert rank_correlation(first, second).item() > 0.9
     assert evidence_rank_correlation(first, second).item() == pytest.approx(-1)
     assert evidence_rank_correlation(0 * first, 0 * second).isnan().all()
-
-
-def test_methods_with_warnings_are_not_called_better(lines_run: Path, tmp_path: Path) -> None:
-    result = Run(lines_run).audit(["lrp", "saliency"], images=6)
-    assert list(result.warnings) == ["lrp"]
-    assert {row[-1] for row in result.verdicts() if row[1] == "LRP"} == {"warning"}
-    in_process("audit", f"run={lines_run}", "images=6", "method=[lrp]", f"out={tmp_path}")
-    assert "LRP, length: do not trust it: on " in (tmp_path / "1" / "index.html").read_text()

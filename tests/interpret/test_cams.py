@@ -13,7 +13,6 @@ from torchvision.models import ResNet as TorchvisionResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from cnnlab.interpret.attribution import attribute
-from cnnlab.interpret.audit import upper_bound_maps
 from cnnlab.interpret.methods.cams import grad_cam
 from cnnlab.interpret.network import HeadWrapper, ReceptiveField, default_target_layer, receptive_fields
 from cnnlab.interpret.registry import named_method
@@ -21,6 +20,7 @@ from cnnlab.models.heads import Head
 from cnnlab.models.layers import BatchNorm
 from cnnlab.models.networks import Blocks, Branched, Classifier1, Deep, MultiHeadNet, ResNet
 from cnnlab.utils.errors import UserError
+from research.attribution.grades import upper_bound_maps
 from tests.conftest import DIGIT, HEADS
 from tests.models.test_networks import MNIST, MULTI, build
 

@@ -15,16 +15,8 @@ from torch import Tensor
 from cnnlab.data.lines import LineDataset, class_head
 from cnnlab.data.rendering import NUM_CLASSES, attributes_of, class_id_of, counterfactual_mask, line_mask
 from cnnlab.data.sampling import LineSampler
-from cnnlab.interpret.metrics import (
-    METRICS,
-    auc,
-    auc_within,
-    layer_upper_bound,
-    mass_accuracy,
-    pointing_game,
-    rank_accuracy,
-    sobel,
-)
+from cnnlab.interpret.metrics import METRICS, auc, auc_within, mass_accuracy, pointing_game, rank_accuracy, sobel
+from research.attribution.grades import layer_upper_bound
 from tests.conftest import HEADS
 
 # True are the four pixels of the upper left corner.

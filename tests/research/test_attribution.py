@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cnnlab.data.ground_truth import LineTruths
-from cnnlab.interpret.audit import BRIGHTNESS, EDGES, RANDOM, UPPER_BOUND
+from cnnlab.interpret.controls import BRIGHTNESS, EDGES, RANDOM
 from cnnlab.interpret.methods.cams import grad_cam, hires_cam
 from cnnlab.interpret.methods.gradients import input_x_gradient
 from cnnlab.interpret.metrics import METRICS, auc, auc_within
@@ -24,7 +24,7 @@ from cnnlab.interpret.network import HeadWrapper
 from cnnlab.utils.errors import UserError
 from research.attribution import page
 from research.attribution.findings import answers
-from research.attribution.grades import CASCADE, TRUTHS, Grades, grade
+from research.attribution.grades import CASCADE, TRUTHS, UPPER_BOUND, Grades, grade
 from research.attribution.hand_built import left_half_evidence, left_half_net
 from research.attribution.table import Cell, Table
 from tests.conftest import in_process

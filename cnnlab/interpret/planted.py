@@ -1,0 +1,200 @@
+"""Planted evidence: a copy of a network that decides by a marker, so that the right pixels are known.
+
+Every image holds two squares: the marker with upright stripes and its lookalike with level stripes, or the lookalike
+twice. The last layers of the copy learn to answer class 1 for the first and class 0 for the second. A map that looks
+only at the image cannot tell marker and lookalike apart: they have the same pixels, turned by 90°.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnnlab.interpret.network import (
+    HeadWrapper,
+    batch_size,
+    default_target_layer,
+    frozen_copy,
+    last_convolution,
+    layer_named,
+    path_to_head,
+)
+from cnnlab.utils.errors import UserError
+
+BATCH, STEPS, CHECK_EVERY, TEST = 32, 600, 20, 64
+PATIENCE = 60  # steps until more layers learn
+LEARNED, GOAL = 0.75, 0.98  # shares of new images that change their answer with the marker
+SECONDS = 150  # of training at most
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A copy of a head that decides by the marker; `images` (N, C, H, W), each with marker and lookalike;
+    their top left `corners` int64 (N, 2, 2) as (row, column); their `size` in pixels; and the share of new images of
+    which the answer changes with the marker."""
+
+    net: HeadWrapper
+    images: Tensor
+    corners: Tensor
+    size: int
+    accuracy: float
+
+
+def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str], None] = lambda _: None) -> Planted:
+    """Return a copy of a head whose last layers learned to decide by the marker, and up to `count` of `images` with
+    marker and lookalike, on which it does.
+
+    The layers are those from the last convolution on; of a vision transformer, from the last LayerNorm with patches.
+    If they do not learn it, more layers do: the second half, or all. Raises `UserError` for images that are too small.
+    """
+    size = max(5, min(images.shape[2:]) // 4)
+    if min(images.shape[2:]) < 3 * size:
+        raise UserError("the images are too small for a marker")
+    own = HeadWrapper(frozen_copy(net.net), net.head)
+    optimizer = _optimizer(own, path_from_last_convolution(own, images), 2e-3)
+    generator, start = torch.Generator().manual_seed(0), time.monotonic()
+    accuracy, batch = 0.0, BATCH if batch_size(images) >= 100 else BATCH // 2
+
+    def draw(rows: Tensor, marked: Tensor) -> Tensor:
+        return paint(images[rows], draw_corners(len(rows), images, size, generator), size, marked)
+
+    for step in range(1, STEPS + 1):
+        marked = torch.arange(batch) % 2 == 0
+        drawn = draw(torch.randint(len(images), (batch,), generator=generator), marked)
+        with torch.enable_grad():
+            scores = own(drawn)
+            # One class against the rest, so that the score of class 1 itself depends on the marker.
+            wanted = F.one_hot(marked.long(), scores.shape[1]).to(scores)
+            loss = F.binary_cross_entropy_with_logits(scores, wanted)
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        late = time.monotonic() - start > SECONDS
+        if step % CHECK_EVERY == 0 or late:
+            rows = torch.randint(len(images), (TEST,), generator=generator)
+            corners = draw_corners(TEST, images, size, generator)
+            before, accuracy = accuracy, follows(own, images[rows], corners, size).double().mean().item()
+            progress(f"planting a marker: {accuracy:.0%} after {step} steps")
+            if min(before, accuracy) >= GOAL or late:
+                break
+        if step == PATIENCE and accuracy < LEARNED:
+            path = path_to_head(own, images)
+            tried, half = len(path_from_last_convolution(own, images)), (len(path) + 1) // 2
+            optimizer = _optimizer(own, path[-half:] if tried < half else path, 2e-3)
+    for parameter in own.net.parameters():
+        parameter.requires_grad_(False)
+    corners = draw_corners(count, images, size, torch.Generator().manual_seed(1))
+    kept = follows(own, images[:count], corners, size)
+    painted = paint(images[:count], corners, size, torch.ones(count, dtype=torch.bool))
+    return Planted(own, painted[kept], corners[kept], size, accuracy)
+
+
+def follows(net: HeadWrapper, images: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Return whether the answer for each image is class 1 with the marker and class 0 without it, bool (N,)."""
+    answers = []
+    for on in (False, True):
+        painted = paint(images, corners, size, torch.full((len(images),), on))
+        with torch.no_grad():
+            answers.append(torch.cat([net(part).argmax(dim=1) for part in painted.split(batch_size(images))]))
+    return (answers[0] == 0) & (answers[1] == 1)
+
+
+def path_from_last_convolution(net: HeadWrapper, images: Tensor) -> list[str]:
+    """Return the names of the last layers, which learn the marker first."""
+    target = default_target_layer(net, images)
+    transformer = isinstance(layer_named(net.net, target), nn.LayerNorm)
+    path = path_to_head(net, images)
+    return path[path.index(target if transformer else last_convolution(net, images)) :]
+
+
+def _optimizer(net: HeadWrapper, layers: Sequence[str], lr: float) -> torch.optim.Optimizer:
+    parameters = list(dict.fromkeys(p for name in layers for p in layer_named(net.net, name).parameters()))
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return torch.optim.Adam(parameters, lr=lr)
+
+
+def draw_corners(count: int, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Return top left corners int64 (count, 2, 2) of two squares per image that are half a square apart."""
+    limits = torch.tensor([length - size + 1 for length in images.shape[2:]])
+    corners = torch.empty(0, 2, 2, dtype=torch.int64)
+    while len(corners) < count:
+        drawn = (torch.rand(4 * count, 2, 2, generator=generator) * limits).long()
+        apart = (drawn[:, 0] - drawn[:, 1]).abs().amax(dim=1) >= size + size // 2
+        corners = torch.cat([corners, drawn[apart]])
+    return corners[:count]
+
+
+def paint(images: Tensor, corners: Tensor, size: int, marked: Tensor) -> Tensor:
+    """Return images (N, C, H, W) with the lookalike in both squares, or the marker in the first where `marked` bool
+    (N,). Stripes have the lowest and the highest value of each channel."""
+    low, high = images.amin(dim=(0, 2, 3), keepdim=True)[0], images.amax(dim=(0, 2, 3), keepdim=True)[0]
+    upright = ((torch.arange(size) // round(size / 4)) % 2 == 0).to(images).expand(size, size)
+    painted = images.clone()
+    for image, own, on in zip(painted, corners.tolist(), marked.tolist(), strict=True):
+        for place, (y, x) in enumerate(own):
+            stripes = upright if on and place == 0 else upright.T
+            image[:, y : y + size, x : x + size] = low + (high - low) * stripes
+    return painted
+
+
+def marker_and_lookalike(maps: Tensor, planted: Planted) -> tuple[Tensor, Tensor]:
+    """Return the sums of maps (N, H, W) on the marker and on the lookalike, float64 (N,) each."""
+    marker, lookalike = (maps.double().masked_fill(~squares(planted, place), 0).sum(dim=(1, 2)) for place in (0, 1))
+    return marker, lookalike
+
+
+def contrast(first: Tensor, second: Tensor) -> Tensor:
+    """Return (a - b) / (|a| + |b|) in [-1, 1], 0 where both are 0."""
+    total = first.abs() + second.abs()
+    return (first - second) / total.where(total > 0, 1)
+
+
+def squares(planted: Planted, place: int) -> Tensor:
+    """Return the pixels bool (N, H, W) of the marker (0) or of the lookalike (1)."""
+    inside = []
+    for axis in (0, 1):
+        first = planted.corners[:, place, axis][:, None]
+        pixels = torch.arange(planted.images.shape[2 + axis])[None]
+        inside.append((pixels >= first) & (pixels < first + planted.size))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def evidence_around(maps: Tensor, planted: Planted) -> Tensor:
+    """Return how much more evidence a square at every distance from the marker gets than one at that distance from the
+    lookalike, float64 (N, D, D); the middle is no distance. Distances reach a third of the image."""
+    evidence = maps.double()
+    total = evidence.abs().sum(dim=(1, 2), keepdim=True)
+    reach = min(maps.shape[1:]) // 3
+    padded = F.pad((evidence / total.where(total > 0, 1))[:, None], (reach,) * 4)
+    box = F.avg_pool2d(padded, planted.size, 1)[:, 0]
+    steps = torch.arange(2 * reach + 1)
+    around = []
+    for place in (0, 1):
+        rows, columns = (planted.corners[:, place, axis][:, None] + steps for axis in (0, 1))
+        around.append(box[torch.arange(len(maps))[:, None, None], rows[:, :, None], columns[:, None, :]])
+    return around[0] - around[1]
+
+
+def placement_share(maps: Tensor, planted: Planted, resamples: int = 200) -> tuple[float, float, float]:
+    """Return the mean of `evidence_around` at the marker as a share of its highest mean at any distance, with its 95 %
+    bootstrap interval. 1: the maps are in the right place."""
+    around = evidence_around(maps, planted).flatten(1)
+    middle = around.shape[1] // 2
+
+    def share(means: Tensor) -> Tensor:
+        highest = means.amax(dim=-1)
+        return (means[..., middle] / highest.where(highest > 0, math.inf)).clamp(min=-1)
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(around), (resamples, len(around)), generator=generator)
+    weights = F.one_hot(rows, len(around)).double().mean(dim=1)
+    shares = share(weights @ around).sort().values
+    value, low, high = share(around.mean(dim=0)), shares[int(0.025 * resamples)], shares[int(0.975 * resamples)]
+    return value.item(), min(low, value).item(), max(high, value).item()  # the highest of all favours a high value

@@ -1,0 +1,111 @@
+"""How often the audit errs: deliberately broken methods, sound ones, and networks to try them on.
+
+python -m research.attribution.broken              # 20 small networks of seeds 0 to 19
+python -m research.attribution.broken <run> ...    # or trained runs
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnnlab.api import load
+from cnnlab.interpret.attribution import Method, to_image
+from cnnlab.interpret.audit import AVOID, AuditResult, audit
+from cnnlab.interpret.controls import randomise
+from cnnlab.interpret.methods.cams import grad_cam
+from cnnlab.interpret.metrics import sobel
+from cnnlab.interpret.network import HeadWrapper
+from cnnlab.interpret.registry import named_method, named_methods
+
+
+def full_size(method: Method) -> Callable[[HeadWrapper, Tensor, Tensor], Tensor]:
+    """Return a method with maps of the image's size."""
+
+    def maps(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        result = method(net, images, targets)
+        return result if isinstance(result, Tensor) else to_image(result, net, images)
+
+    return maps
+
+
+CAM = full_size(grad_cam)
+GRADIENT = full_size(named_method("input_x_gradient")[1])
+
+
+def noise(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Return random maps (N, H, W), the same for the same image."""
+    drawn = [torch.Generator().manual_seed(int(1e4 * image.sum().item()) % 2**31) for image in images]
+    return torch.stack([torch.rand(images.shape[2:], generator=generator) for generator in drawn])
+
+
+BROKEN: dict[str, Method] = {
+    "shifted": lambda net, images, targets: torch.roll(CAM(net, images, targets), images.shape[3] // 4, dims=2),
+    "mirrored": lambda net, images, targets: CAM(net, images, targets).flip(2),
+    "sign flipped": lambda net, images, targets: -GRADIENT(net, images, targets),
+    "edge detector": lambda net, images, targets: sobel(images),
+    "blurred edges": lambda net, images, targets: F.avg_pool2d(sobel(images)[:, None], 5, 1, 2)[:, 0],
+    "noise": noise,
+    "constant": lambda net, images, targets: torch.ones_like(images[:, 0]),
+    "one channel": lambda net, images, targets: images[:, 0],
+    "another class": lambda net, images, targets: CAM(net, images, (targets + 1) % net.classes(images)),
+    "random weights": lambda net, images, targets: CAM(HeadWrapper(randomise(net.net), net.head), images, targets),
+    "another image": lambda net, images, targets: CAM(net, images, targets).roll(1, dims=0),
+    "new noise": lambda net, images, targets: torch.rand_like(images[:, 0]),
+}  # fmt: skip
+SOUND = named_methods(["grad_cam", "input_x_gradient", "deep_lift"])
+
+
+def toy_network(channels: int, side: int, seed: int = 0, classes: int = 3) -> tuple[nn.Module, Tensor]:
+    """Return a small network that tells the size of a bright square on noise, and 48 images (N, C, side, side)."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(channels, 12, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, classes),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1000 + seed)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        images = 0.3 * torch.rand(count, channels, side, side, generator=generator)
+        kinds = torch.randint(classes, (count,), generator=generator)
+        for image, kind in zip(images, kinds.tolist(), strict=True):
+            size = 3 + 3 * kind
+            y, x = torch.randint(side - size, (2,), generator=generator).tolist()
+            image[:, y : y + size, x : x + size] += 0.6
+        return images, kinds
+
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(60):
+        images, kinds = draw(64)
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), kinds).backward()
+        optimizer.step()
+    return net.eval(), draw(48)[0]
+
+
+def audits(runs: list[str]) -> list[AuditResult]:
+    """Audit all methods on the small networks, or on 50 test images of each run."""
+    methods = {**SOUND, **BROKEN}
+    if not runs:
+        return [audit(*toy_network(3, 32, seed), methods) for seed in range(20)]
+    return [audit(run.net, run.examples(50).images, methods) for run in map(load, runs)]
+
+
+def main() -> None:
+    """Print, for each method, how often it is called what, over networks and heads."""
+    results = audits(sys.argv[1:])
+    rows = [(name, verdict) for result in results for (name, _), (verdict, _) in result.by_head.items()]
+    for name in (*SOUND, *BROKEN):
+        print(f"{name:16}", dict(Counter(verdict for method, verdict in rows if method == name)))
+    for title, names, wrong in (("broken, not refused", BROKEN, False), ("sound, refused", SOUND, True)):
+        words = [verdict for method, verdict in rows if method in names]
+        print(f"{title}: {sum((word == AVOID) is wrong for word in words)} of {len(words)}")
+
+
+if __name__ == "__main__":
+    main()
