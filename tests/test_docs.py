@@ -43,7 +43,7 @@ def test_the_page_on_python_runs_from_top_to_bottom(
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL):
         exec(compile(block.replace("images=50", "images=20"), "python.md", "exec"), names)
     assert names["said"].probabilities["angle"].shape == (1, 12)
-    assert set(names["scores"].methods) == {"grad_cam", "saliency"}
+    assert set(names["result"].verdicts) == {"Grad-CAM", "brightness"}
 
 
 def test_the_readme_runs_too(lines_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_the_readme_runs_too(lines_run: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cnnlab, "train", lambda *_, **__: cnnlab.load(lines_run), raising=False)
     (tmp_path / "my.png").write_bytes((lines_run / "figures" / "samples.png").read_bytes())
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(block, "README.md", "exec"), {"net": TwoHeads(tuple), "images": torch.rand(2, 3, 28, 28)})
+    exec(compile(block, "README.md", "exec"), {"net": TwoHeads(tuple), "images": torch.rand(8, 3, 28, 28)})
     assert (tmp_path / "why" / "manifest.json").is_file()
 
 

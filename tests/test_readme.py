@@ -27,7 +27,7 @@ def _commands(module: str) -> list[str]:
         for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL):
             joined = block.replace("\\\n", " ")
             lines += [line.partition("#")[0].strip() for line in joined.splitlines()]
-    return sorted({line for line in lines if f"-m {module}" in line})
+    return sorted({line for line in lines if f"-m {module}" in line and " net=torchvision" not in line})
 
 
 def _words(line: str, module: str, run: Path) -> list[str]:

@@ -30,6 +30,7 @@ PLACE, GAIN = "planted marker: place", "planted marker: gain"
 CURVES, CURVES_GAIN, LIKENESS = "insertion - deletion", "insertion - deletion: gain", "likeness to random weights"
 PIXELS, PIXELS_GAIN, PAIRS, GRID = "right pixels", "right pixels: gain", "pairs", "grid pointing game"
 SUM, SIGN, ALONE, TWICE, HEADS = "completeness", "sign", "alone or in a batch", "the same twice", "heads"
+INSIDE, OUTSIDE = "likeness on right pixels", "likeness on other pixels"
 EXCHANGE = "exchange gain"  # the reference of pairs
 CONTRAST = 0.6, 0.4  # passes with four times the evidence on the marker, fails below 2.3 times
 SHARE = 0.7, 0.6  # of the highest evidence that lies at the marker
@@ -58,7 +59,7 @@ ADVISORY = {
     CURVES_GAIN: "the pixels it marks with random weights matter as much",
 }
 WITHOUT_MARKER = (CURVES, CURVES_GAIN)  # decide where no marker could be planted
-CHECKS = (*DECISIVE, *ADVISORY, PIXELS_GAIN, HEADS)  # the last two are for information
+CHECKS = (*DECISIVE, *ADVISORY, PIXELS_GAIN, INSIDE, OUTSIDE, HEADS)  # the last four are for information
 
 
 Verdict = tuple[str, str]  # and the reason
@@ -356,7 +357,10 @@ class _Grader:
         self._add(LIKENESS, alike, _small(alike, 0.5, 0.8))
         for check, scores in subject.truths(self.maps).items():
             self._add(check, scores, _better(scores - subject.scores[RANDOM][check]))
-            if check == PIXELS:
+            if subject.masks is not None and check == PIXELS:
+                inside = subject.masks[:few].bool().cpu()
+                for where, kept in ((INSIDE, inside), (OUTSIDE, ~inside)):
+                    self._add(where, evidence_rank_correlation(self.maps[:few] * kept, self.untrained * kept), None)
                 self._add(PIXELS_GAIN, scores[:few] - subject.truths(self.untrained)[PIXELS], None)
         if subject.mosaics is not None:
             self._mosaics(*subject.mosaics)
