@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning.pytorch as L
+from filelock import FileLock, Timeout
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 
@@ -90,7 +90,7 @@ def _check_processes(trainer: L.Trainer, strategy: str, batch_size: int, several
             "themselves"
         )
     if trainer.strategy.launcher is not None:
-        atexit.register(trainer.strategy.launcher.kill, signal.SIGKILL)
+        atexit.register(trainer.strategy.launcher.kill, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _as_user_error(error: Exception, folder: Path) -> Exception:
@@ -106,18 +106,22 @@ def _as_user_error(error: Exception, folder: Path) -> Exception:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let no other process train in `folder`; the kernel releases the lock when this one dies. An empty log is removed.
+    """Let no other process train in `folder`; the system releases the lock when this one dies. An empty log is removed.
     Raises `UserError` where another process trains there."""
     if not console.is_main_process():
         yield
         return
-    with (folder / "log.txt").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {folder}; wait for it, or end it") from None
-        try:
-            yield
-        finally:
-            if [path.name for path in folder.glob("*")] == ["log.txt"] and not (folder / "log.txt").stat().st_size:
-                (folder / "log.txt").unlink()
+    file = folder / ".lock"
+    lock = FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process is training in {folder}; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):  # another process may open it at this moment
+            file.unlink()
+        if [path.name for path in folder.glob("*")] == ["log.txt"] and not (folder / "log.txt").stat().st_size:
+            (folder / "log.txt").unlink()

@@ -35,9 +35,9 @@ EXCHANGE = "exchange gain"  # the reference of pairs
 CONTRAST = 0.6, 0.4  # passes with four times the evidence on the marker, fails below 2.3 times
 SHARE = 0.7, 0.6  # of the highest evidence that lies at the marker
 SAME = 0.01, 0.05  # relative differences
-MOSAICS = 8
+TRIALS = 8  # mosaics, and images for the sign
 UNTRAINED = 5  # copies with random weights
-FEW, SOME = 4, 16  # images for the axioms
+FEW, SOME = 4, 16  # images for the axioms, and for controls
 
 # What is wrong with a method that fails a check. The first group leads to "do not use", the second to "with care".
 DECISIVE = {
@@ -220,8 +220,9 @@ class _Subject:
         self.probabilities = torch.cat(parts)
         order = self.probabilities.argsort(dim=1, descending=True)
         self.targets, self.second = order[:, 0], order[:, 1]
-        self.few = min(len(images), max(SOME, len(images) // 2))
-        self.steps = 14 if batch_size(images) >= 100 else 10
+        small = batch_size(images) >= 100  # large images take long: fewer are used
+        self.few = min(len(images), max(SOME, len(images) // 2) if small else SOME)
+        self.steps, self.trials = (14, TRIALS) if small else (7, TRIALS // 2)
         self.mosaics = self._mosaics()
         self.notes: list[str] = []
         self.planted = self._plant(progress)
@@ -256,7 +257,7 @@ class _Subject:
         if len(by_class) < 2:
             return None
         generator, built, asked = torch.Generator().manual_seed(0), [], []
-        for number in range(MOSAICS):
+        for number in range(self.trials):
             own = by_class[number % len(by_class)]
             foreign = torch.cat([rows for rows in by_class if rows is not own])
             rows = foreign[torch.randint(len(foreign), (4,), generator=generator)]
@@ -270,7 +271,7 @@ class _Subject:
                 self.net(mosaics[:1])
         except RuntimeError:  # PyTorch's: the network takes images of one size
             return None
-        return mosaics, torch.arange(MOSAICS) % 4, torch.stack(asked)
+        return mosaics, torch.arange(self.trials) % 4, torch.stack(asked)
 
     def _grade_controls(self) -> None:
         """Score the maps that need no network."""
@@ -343,7 +344,9 @@ class _Grader:
 
     def _grade(self) -> None:
         subject, few = self.subject, self.subject.few
-        result = self._attribute(subject.net, subject.images, subject.targets)
+        known = subject.masks is not None or subject.others is not None
+        all_of_them = slice(None if known else few)
+        result = self._attribute(subject.net, subject.images[all_of_them], subject.targets[all_of_them])
         self.maps, self.warnings = result.maps, result.warnings
         self.untrained = self._untrained(subject.images[:few], subject.targets[:few])
         self.example = Example(subject.images[0].cpu(), self.maps[0], self.untrained[0])
@@ -417,23 +420,25 @@ class _Grader:
         """Check what must hold whatever is right."""
         subject = self.subject
         images, targets = subject.images[:FEW], subject.targets[:FEW]
-        once, again = (self._attribute(subject.net, images, targets).maps for _ in range(2))
-        self._add(TWICE, _difference(once, again), _small(_difference(once, again), *SAME))
-        pairs = zip(images.split(1), targets.split(1), strict=True)
+        pairs = list(zip(images.split(1), targets.split(1), strict=True))
         alone = torch.cat([self._attribute(subject.net, image, target).maps for image, target in pairs])
-        self._add(ALONE, _difference(alone, self.maps[:FEW]), _small(_difference(alone, self.maps[:FEW]), *SAME))
+        again = torch.cat([self._attribute(subject.net, image, target).maps for image, target in pairs[:2]])
+        for check, first, second in ((TWICE, again, alone[:2]), (ALONE, alone, self.maps[:FEW])):
+            apart = _difference(first, second)
+            self._add(check, apart, _small(apart, *SAME))
         if result.gaps is not None:
             share = (~(result.gaps <= MAX_GAP)).double()
             self._add(SUM, share, _small(share, 0.05, 0.05))
         if (self.maps < 0).any() and (self.maps > 0).any():
-            self._add(SIGN, self._signs(), _large(self._signs(), 0.75, 0.0))
+            right = self._signs()
+            self._add(SIGN, right, _large(right, 0.75, 0.0))
 
     def _signs(self) -> Tensor:
         """Return the share of two classes, the most and the second most probable, of which removing the positive
         evidence lowers the score more than removing the negative evidence, (n,)."""
-        subject = self.subject
-        images, right = subject.images[:SOME], []
-        for targets in (subject.targets[:SOME], subject.second[:SOME]):
+        subject, count = self.subject, self.subject.trials
+        images, right = subject.images[:count], []
+        for targets in (subject.targets[:count], subject.second[:count]):
             maps = self._attribute(subject.net, images, targets).maps[:, None].to(images.device)
             with torch.no_grad():
                 scores = [

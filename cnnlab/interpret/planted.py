@@ -30,7 +30,7 @@ from cnnlab.utils.errors import UserError
 BATCH, STEPS, CHECK_EVERY, TEST = 32, 600, 20, 64
 PATIENCE = 60  # steps until more layers learn
 LEARNED, GOAL = 0.75, 0.98  # shares of new images that change their answer with the marker
-SECONDS = 150  # of training at most
+SECONDS = 120  # of training at most
 
 
 @dataclass(frozen=True, eq=False)
