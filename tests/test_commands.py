@@ -50,7 +50,7 @@ def test_it_trains(several: tuple[str, ...], tmp_path: Path) -> None:
         ("cnnlab exp", "explain export"),
         ("cnnlab train experiment=mnist_d", "experiment=mnist_deep experiment=mnist_dropout"),
         ("cnnlab train experiment=multihead net.fil", "net.filters="),
-        ("cnnlab audit ima", "images="),
+        ("cnnlab audit ima", "image_size= images="),
     ],
 )
 def test_completion_by_tab(line: str, offered: str) -> None:
