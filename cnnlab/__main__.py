@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train and test a network, and write a run folder",
     "play": "look inside a trained network in the browser",
     "explain": "show what a trained network learned",
-    "audit": "check its heatmaps against the ground truth",
+    "audit": "say which of its heatmaps can be trusted",
     "predict": "answer images of your own",
     "export": "write it as ONNX or as a torch.export program",
     "compare": "many runs in one table",

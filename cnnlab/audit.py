@@ -1,4 +1,4 @@
-"""python -m cnnlab.audit: check the heatmaps of a trained network against the ground truth."""
+"""python -m cnnlab.audit: which heatmaps of a network can be trusted?."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from cnnlab.plots.result import Result
 from cnnlab.utils.errors import UserError, one_line
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DISTRUST = "do not trust it"  # begins a warning about a sum
 MAX_GAP = 0.05  # between a map's sum and the score difference, relative
 
 
@@ -205,9 +206,10 @@ def attribute_head(
 
 
 def _plain(values: Tensor) -> Tensor:
-    """Return values on the CPU, those of 16 bits in float32, which numpy knows."""
+    """Return values on the CPU, whole numbers and those of 16 bits in float32."""
     values = values.detach().cpu()
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    small = values.dtype in (torch.bfloat16, torch.float16) or not values.is_floating_point()
+    return values.float() if small else values
 
 
 def _gap_warnings(gaps: Tensor) -> tuple[str, ...]:
@@ -216,9 +218,9 @@ def _gap_warnings(gaps: Tensor) -> tuple[str, ...]:
     if not len(wrong):
         return ()
     if len(gaps) == 1:
-        return (f"do not trust it: the map's sum misses the score difference by {_share(wrong[0].item())}",)
+        return (f"{DISTRUST}: the map's sum misses the score difference by {_share(wrong[0].item())}",)
     return (
-        f"do not trust it: on {len(wrong)} of {len(gaps)} images the map's sum misses the score difference by more "
+        f"{DISTRUST}: on {len(wrong)} of {len(gaps)} images the map's sum misses the score difference by more "
         f"than {MAX_GAP:.0%} (median {_share(wrong.median().item())})",
     )
 

@@ -6,6 +6,7 @@ Every method passes the same checks, beside maps that need no network and beside
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from cnnlab import plots
-from cnnlab.interpret.attribution import MAX_GAP, Attribution, Method, attribute_head
+from cnnlab.interpret.attribution import DISTRUST, MAX_GAP, Attribution, Method, attribute_head
 from cnnlab.interpret.controls import RANDOM, TRIVIAL_MAPS, insertion_deletion, randomise
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.metrics import bootstrap_ci, evidence_rank_correlation, mass_accuracy, rank_accuracy
@@ -22,7 +23,7 @@ from cnnlab.interpret.network import HeadWrapper, batch_size, frozen_copy, head_
 from cnnlab.interpret.planted import LEARNED, Planted, contrast, marker_and_lookalike, placement_share, plant
 from cnnlab.plots.result import Result
 from cnnlab.utils.console import as_table
-from cnnlab.utils.errors import UserError
+from cnnlab.utils.errors import UserError, one_line
 
 USE, CARE, AVOID = "use", "with care", "do not use"
 PLANTED, CLASS = "planted marker", "planted marker: class"
@@ -165,15 +166,23 @@ def audit(
         raise UserError("an audit needs at least eight images (N, C, H, W)")
     if not torch.isfinite(images).all():
         raise UserError("images hold values that are not finite")
+    if not methods:
+        raise UserError("name at least one method")
+    images = images.detach().clone()
     net, checks, notes = frozen_copy(net), list[Check](), list[str]()
     verdicts, by_head = dict[str, Verdict](), dict[tuple[str, str], Verdict]()
     examples: dict[tuple[str, str], Example] = {}
     with torch.inference_mode(False):
+        keys = head_keys(net, images) if heads is None else list(heads)
+        unknown = {key for given in (masks, counterfactuals) if isinstance(given, Mapping) for key in given} - {*keys}
+        if unknown or not keys:
+            raise UserError(f"masks or counterfactuals of {sorted(map(str, unknown))}: the heads are {keys}")
         try:
             untrained = [randomise(net, seed=seed) for seed in range(UNTRAINED)]
             subjects = []
-            for key in head_keys(net, images) if heads is None else heads:
-                own, others = (_of_head(given, key, images) for given in (masks, counterfactuals))
+            for key in keys:
+                own = _of_head(masks, key, "masks", [len(images), *images.shape[2:]])
+                others = _of_head(counterfactuals, key, "counterfactuals", images.shape)
                 subjects.append(_Subject(net, key, images, untrained, own, others, progress))
                 checks += subjects[-1].controls
                 notes += subjects[-1].notes
@@ -193,10 +202,14 @@ def audit(
     return AuditResult(checks, verdicts, by_head, tuple(dict.fromkeys(notes)), examples)
 
 
-def _of_head(given: Any, key: Any, images: Tensor) -> Tensor | None:
-    value: Tensor | None = given.get(key) if isinstance(given, Mapping) else given
-    if value is not None and (len(value) != len(images) or value.shape[-2:] != images.shape[-2:]):
-        raise UserError(f"masks or counterfactuals of {tuple(value.shape)} do not fit images of {tuple(images.shape)}")
+def _of_head(given: Any, key: Any, what: str, shape: Sequence[int]) -> Tensor | None:
+    """Return the masks or counterfactuals of a head, of the shape of `images` with channels or without."""
+    value: Any = given.get(key) if isinstance(given, Mapping) else given
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or value.shape != shape:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"{what} of {found} do not fit: give a tensor of {tuple(shape)}")
     return value
 
 
@@ -227,7 +240,10 @@ class _Subject:
         self.notes: list[str] = []
         self.planted = self._plant(progress)
         if others is not None:
-            self.changed = self.net(others).argmax(dim=1) != self.targets
+            self.others = others = others.to(images)
+            with torch.no_grad():
+                answers = [self.net(batch).argmax(dim=1) for batch in others.split(batch_size(images))]
+            self.changed = torch.cat(answers) != self.targets
         self.scores: dict[str, dict[str, Tensor]] = {}  # of the trivial maps
         self.controls: list[Check] = []
         progress(f"{self.net.title}: controls")
@@ -240,7 +256,10 @@ class _Subject:
         except UserError as error:
             self.notes.append(f"{title}: no marker could be planted ({error}), so no method is cleared")
             return None
-        if planted.accuracy < LEARNED or len(planted.images) < 8:
+        if planted.accuracy >= LEARNED and len(planted.images) < 8:
+            self.notes.append(f"{title}: too few images for a planted marker, so no method is cleared; give more")
+            return None
+        if planted.accuracy < LEARNED:
             self.notes.append(
                 f"{title}: the network did not learn the planted marker ({planted.accuracy:.0%} of its answers follow "
                 "it), so no method is cleared"
@@ -269,7 +288,7 @@ class _Subject:
         try:
             with torch.no_grad():
                 self.net(mosaics[:1])
-        except RuntimeError:  # PyTorch's: the network takes images of one size
+        except (RuntimeError, AssertionError, ValueError):  # the network takes images of one size
             return None
         return mosaics, torch.arange(self.trials) % 4, torch.stack(asked)
 
@@ -278,16 +297,17 @@ class _Subject:
         for name, method in TRIVIAL_MAPS.items():
             maps = method(self.net, self.images, self.targets)
             assert isinstance(maps, Tensor)
-            scores = {CURVES: self.curves(maps), **self.truths(maps)}
+            scores = {CURVES: self.curves(maps), **self.truths(maps.cpu())}
             if self.planted is not None:
                 marked = method(self.net, self.planted.images, self.targets)
                 assert isinstance(marked, Tensor)
-                scores[PLANTED] = contrast(*marker_and_lookalike(marked, self.planted))
+                scores[PLANTED] = contrast(*marker_and_lookalike(marked.cpu(), self.planted))
             self.scores[name] = scores
         if self.others is not None:
             self.scores[EXCHANGE] = {PAIRS: self.truths(self._exchange_gain())[PAIRS]}
         for name, scores in self.scores.items():
-            self.controls += [_check(name, self.name, check, values) for check, values in scores.items()]
+            known = {check: values for check, values in scores.items() if not values.isnan().all()}
+            self.controls += [_check(name, self.name, check, values) for check, values in known.items()]
 
     def best(self, check: str) -> Tensor:
         """Return the scores of the best trivial map."""
@@ -366,11 +386,17 @@ class _Grader:
                     self._add(where, evidence_rank_correlation(self.maps[:few] * kept, self.untrained * kept), None)
                 self._add(PIXELS_GAIN, scores[:few] - subject.truths(self.untrained)[PIXELS], None)
         if subject.mosaics is not None:
-            self._mosaics(*subject.mosaics)
+            with suppress(UserError):  # as for baselines of another size
+                self._mosaics(*subject.mosaics)
         self._axioms(result)
 
     def _attribute(self, net: HeadWrapper, images: Tensor, targets: Tensor) -> Attribution:
-        return attribute_head(net, images, targets, self.method, name=self.name)
+        try:
+            return attribute_head(net, images.clone(), targets, self.method, name=self.name)
+        except UserError:
+            raise
+        except Exception as error:  # of a method of the user's
+            raise UserError(f"{self.name} ends with {type(error).__name__}: {one_line(error)}") from error
 
     def _untrained(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the maps of random weights: every copy gets its share of the images."""
@@ -459,14 +485,15 @@ class _Grader:
             if check in rows and rows[check].passed is False:
                 decides = check in DECISIVE or (check in WITHOUT_MARKER and not marker)
                 return AVOID if decides else CARE, f"{reason} ({check}: {rows[check].value:.2f})"
-        if self.warnings:
-            return CARE, self.warnings[0]
+        warnings = [text for text in self.warnings if not text.startswith(DISTRUST)]  # the sum has its own check
+        if warnings:
+            return CARE, warnings[0]
         if not marker:
             return CARE, "no marker could be planted to test it"
         for check in DECISIVE:
             if check in rows and rows[check].passed is None:
                 return CARE, f"a check is undecided ({check}: {rows[check].value:.2f})"
-        return USE, "it passes every check"
+        return USE, "it fails no check"
 
 
 def _compare_heads(graded: Sequence[_Grader]) -> None:

@@ -61,7 +61,7 @@ def randomise(net: nn.Module, layers: Sequence[str] | None = None, seed: int = 0
         for name, module in other.named_modules():
             if layers is not None and name not in layers:
                 continue
-            if hasattr(module, "reset_parameters"):
+            if hasattr(module, "reset_parameters") and not module._forward_pre_hooks:  # as of weight_norm
                 module.reset_parameters()
             else:  # no constructor's distribution is known: one with the same mean and deviation
                 for parameter in module.parameters(recurse=False):

@@ -19,7 +19,7 @@ from cnnlab.data.datamodule import BatchedDataset, sample_indices
 from cnnlab.data.image_io import WRONG_RANGE, image_files, images_of, is_on_light, read_image
 from cnnlab.interpret.network import frozen_copy
 from cnnlab.models.heads import Head
-from cnnlab.utils.errors import UserError, user_errors
+from cnnlab.utils.errors import UserError, one_line, user_errors
 
 CANDIDATES = 2000  # random test images to choose from
 
@@ -163,9 +163,8 @@ def own_network(
 ) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | None]:
     """Return a network, and the transform from a PIL image to its input (C, H, W) or None.
 
-    The `_target_` of `node` is a function in an importable module, as "torchvision.models.resnet18"; other values are
-    its arguments. It returns the network, or (network, transform). `weights` is a file with its `state_dict`. Raises
-    `UserError` for anything else.
+    The `_target_` of `node` is a function in an importable module, as "torchvision.models.resnet18". It returns the
+    network, or (network, transform). `weights` is a file with its `state_dict`. Raises `UserError` for anything else.
     """
     with user_errors(f"net={node._target_}"):
         made = instantiate(node, _convert_="all")
@@ -182,15 +181,21 @@ def own_network(
     return net.eval(), transform
 
 
-def read_folder(folder: str, transform: Callable[[Image.Image], Tensor] | None, size: int) -> tuple[Tensor, list[str]]:
-    """Return images float32 (N, C, H, W) and their names. Without `transform` they are resized and cropped to `size` x
+def read_folder(folder: str, transform: Callable[[Image.Image], Tensor] | None, size: int) -> Tensor:
+    """Return images float32 (N, C, H, W). Without `transform` they are resized and cropped to `size` x
     `size` with values in [0, 1]. Raises `UserError` for an unreadable image."""
     change = transform or Compose([Resize(size), CenterCrop(size), ToTensor()])
-    images, files = [], image_files([folder])
-    for file in files:
+    images = []
+    for file in image_files([folder]):
         try:
             with Image.open(file) as image:
-                images.append(change(ImageOps.exif_transpose(image).convert("RGB")))
+                picture = ImageOps.exif_transpose(image).convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{file} cannot be read as an image ({type(error).__name__})") from error
-    return torch.stack(images), [file.name for file in files]
+        try:
+            images.append(change(picture))
+            if images[-1].shape != images[0].shape:
+                raise ValueError(f"shapes {tuple(images[0].shape)} and {tuple(images[-1].shape)}")
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"the transform of net gives no tensors of one shape: {one_line(error)}") from error
+    return torch.stack(images)

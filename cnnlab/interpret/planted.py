@@ -31,6 +31,7 @@ BATCH, STEPS, CHECK_EVERY, TEST = 32, 600, 20, 64
 PATIENCE = 60  # steps until more layers learn
 LEARNED, GOAL = 0.75, 0.98  # shares of new images that change their answer with the marker
 SECONDS = 120  # of training at most
+RESAMPLES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
     if min(images.shape[2:]) < 3 * size:
         raise UserError("the images are too small for a marker")
     own = HeadWrapper(frozen_copy(net.net), net.head)
-    optimizer = _optimizer(own, path_from_last_convolution(own, images), 2e-3)
+    optimizer = _optimizer(own, path_from_last_convolution(own, images))
     generator, start = torch.Generator().manual_seed(0), time.monotonic()
     accuracy, batch = 0.0, BATCH if batch_size(images) >= 100 else BATCH // 2
 
@@ -86,13 +87,13 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
         if step == PATIENCE and accuracy < LEARNED:
             path = path_to_head(own, images)
             tried, half = len(path_from_last_convolution(own, images)), (len(path) + 1) // 2
-            optimizer = _optimizer(own, path[-half:] if tried < half else path, 2e-3)
+            optimizer = _optimizer(own, path[-half:] if tried < half else path)
     for parameter in own.net.parameters():
         parameter.requires_grad_(False)
     corners = draw_corners(count, images, size, torch.Generator().manual_seed(1))
     kept = follows(own, images[:count], corners, size)
     painted = paint(images[:count], corners, size, torch.ones(count, dtype=torch.bool))
-    return Planted(own, painted[kept], corners[kept], size, accuracy)
+    return Planted(own, painted[kept], corners[kept.cpu()], size, accuracy)
 
 
 def follows(net: HeadWrapper, images: Tensor, corners: Tensor, size: int) -> Tensor:
@@ -113,11 +114,11 @@ def path_from_last_convolution(net: HeadWrapper, images: Tensor) -> list[str]:
     return path[path.index(target if transformer else last_convolution(net, images)) :]
 
 
-def _optimizer(net: HeadWrapper, layers: Sequence[str], lr: float) -> torch.optim.Optimizer:
+def _optimizer(net: HeadWrapper, layers: Sequence[str]) -> torch.optim.Optimizer:
     parameters = list(dict.fromkeys(p for name in layers for p in layer_named(net.net, name).parameters()))
     for parameter in parameters:
         parameter.requires_grad_(True)
-    return torch.optim.Adam(parameters, lr=lr)
+    return torch.optim.Adam(parameters, lr=2e-3)
 
 
 def draw_corners(count: int, images: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -182,7 +183,7 @@ def evidence_around(maps: Tensor, planted: Planted) -> Tensor:
     return around[0] - around[1]
 
 
-def placement_share(maps: Tensor, planted: Planted, resamples: int = 200) -> tuple[float, float, float]:
+def placement_share(maps: Tensor, planted: Planted) -> tuple[float, float, float]:
     """Return the mean of `evidence_around` at the marker as a share of its highest mean at any distance, with its 95 %
     bootstrap interval. 1: the maps are in the right place."""
     around = evidence_around(maps, planted).flatten(1)
@@ -193,8 +194,7 @@ def placement_share(maps: Tensor, planted: Planted, resamples: int = 200) -> tup
         return (means[..., middle] / highest.where(highest > 0, math.inf)).clamp(min=-1)
 
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(around), (resamples, len(around)), generator=generator)
-    weights = F.one_hot(rows, len(around)).double().mean(dim=1)
-    shares = share(weights @ around).sort().values
-    value, low, high = share(around.mean(dim=0)), shares[int(0.025 * resamples)], shares[int(0.975 * resamples)]
+    rows = torch.randint(len(around), (RESAMPLES, len(around)), generator=generator)
+    shares = torch.stack([share(around[drawn].mean(dim=0)) for drawn in rows]).sort().values
+    value, low, high = share(around.mean(dim=0)), shares[int(0.025 * RESAMPLES)], shares[int(0.975 * RESAMPLES)]
     return value.item(), min(low, value).item(), max(high, value).item()  # the highest of all favours a high value

@@ -52,7 +52,9 @@ def audit_run(cfg: DictConfig) -> Path:
     methods = build_methods(cfg.method)
     if cfg.net._target_ is not None:
         net, transform = own_network(cfg.net, cfg.weights)
-        images, _ = read_folder(str(cfg.images), transform, cfg.image_size)
+        if not isinstance(cfg.images, str):
+            raise UserError("images=<folder> is needed with net=<function>")
+        images = read_folder(cfg.images, transform, cfg.image_size)
         source, title, parent = str(cfg.images), str(cfg.net._target_), Path("outputs/audit")
         with user_errors("method"), console.working() as progress:
             result = audit(net, images, methods, progress=progress)
@@ -91,8 +93,9 @@ def _maps_figure(examples: Mapping[str, Example]) -> plots.Figure:
     """Draw a row per head: an image, its map, that of random weights; the image with a marker, and its map."""
     tiles, captions = [], []
     for head, example in examples.items():
+        marker = all(own.marked is not None for own in examples.values())
         pictures = [(example.image, "the image"), (example.maps, "its map"), (example.untrained, "random weights")]
-        if example.marked is not None and example.marked_map is not None:
+        if marker and example.marked is not None and example.marked_map is not None:
             pictures += [(example.marked, "with a marker"), (example.marked_map, "its map")]
         for values, caption in pictures:
             tiles.append(_picture(values) if values.ndim == 3 else plots.heat(values.numpy()))

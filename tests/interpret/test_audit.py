@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 import cnnlab
 from cnnlab.api import Run
@@ -34,7 +36,7 @@ from cnnlab.interpret.planted import (
 from cnnlab.models.networks import Branched
 from cnnlab.utils.checkpoints import load_checkpoint
 from cnnlab.utils.errors import UserError
-from research.attribution.broken import BROKEN, SOUND, toy_network
+from research.attribution.broken import BROKEN, CAM, SOUND, toy_network
 from tests.conftest import HEADS, TINY_LINES, in_process, run_train
 from tests.interpret.test_methods import _by_hand
 from tests.models.test_networks import MULTI
@@ -199,6 +201,53 @@ def test_an_interrupted_audit_keeps_what_is_ready() -> None:
         cnnlab.audit(net, images, methods={"stop": stop})
 
 
+def test_a_method_that_fails_does_not_end_the_audit() -> None:
+    def fail(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        raise IndexError("tuple index\nout of range")
+
+    def inside(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        return images.amax(dim=1) > 0.5
+
+    def overwrite(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        return images.zero_().sum(dim=1)
+
+    def small(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        """Works on images of 20 pixels only."""
+        return CAM(net, images, targets) * torch.ones(20, 20)
+
+    net, images = toy_network(1, 20)
+    kept = images.clone()
+    result = cnnlab.audit(net, images, methods={"fail": fail, "inside": inside, "overwrite": overwrite, "small": small})
+    assert "fail ends with IndexError: tuple index out of range" in result.verdicts["fail"][1]
+    assert result.verdicts["inside"][0] == AVOID
+    assert result.verdicts["overwrite"][0] == AVOID
+    assert result.verdicts["small"][0] != AVOID  # a mosaic is larger: that check is left out
+    assert torch.equal(images, kept)
+
+
+def test_a_vision_transformer_of_one_size_is_audited() -> None:
+    torch.manual_seed(0)
+    net = VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=3).eval()
+    with torch.no_grad():
+        net.heads.head.weight.normal_()  # torchvision starts with zeros
+    result = cnnlab.audit(net, torch.rand(12, 3, 32, 32), methods=["saliency"])
+    assert list(result.verdicts) == ["saliency"]
+    assert "grid pointing game" not in {row.check for row in result.checks}
+
+
+def test_weight_norm_gets_random_weights_too() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older of two weight norms
+        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 4, 3)), nn.Flatten(), nn.Linear(4, 2))
+    images = torch.rand(2, 1, 3, 3)
+    with torch.no_grad():
+        net(images)
+        weight = net[0].weight.clone()
+        other = randomise(net)
+        other(images)
+        assert not torch.allclose(other[0].weight, weight)
+
+
 def test_a_refusing_method_is_not_for_use() -> None:
     def refuse(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
         raise UserError("not for you")
@@ -214,8 +263,11 @@ def test_a_refusing_method_is_not_for_use() -> None:
         ({"images": torch.rand(7, 1, 20, 20)}, "at least eight images"),
         ({"images": torch.rand(1, 20, 20)}, "at least eight images"),
         ({"images": [1]}, "takes an nn.Module and a float tensor"),
-        ({"masks": torch.zeros(3, 20, 20)}, "do not fit images"),
-        ({"counterfactuals": torch.zeros(48, 1, 9, 9)}, "do not fit images"),
+        ({"masks": torch.zeros(3, 20, 20)}, r"masks of \(3, 20, 20\) do not fit: give a tensor of \(48, 20, 20\)"),
+        ({"counterfactuals": torch.zeros(48, 1, 9, 9)}, "counterfactuals of .* do not fit"),
+        ({"masks": {"siez": torch.zeros(48, 20, 20)}}, "the heads are"),
+        ({"head": []}, "the heads are"),
+        ({"methods": []}, "name at least one method"),
         ({"head": "shape"}, "there is no head 'shape'"),
         ({"methods": ["grad_cm"]}, "did you mean 'grad_cam'"),
         ({"images": torch.full((9, 1, 20, 20), torch.nan)}, "not finite"),
@@ -265,6 +317,7 @@ def test_an_own_network_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
         ([f"images={tmp_path}"], "there is no image in"),
         (["net=no.such.function"], "net=no.such.function"),
         (["net=null"], "is no number; a folder of images goes with net"),
+        (["images=50"], "images=<folder> is needed with net=<function>"),
     ):
         with pytest.raises(SystemExit) as stop:
             run_audit(*words, *wrong)
