@@ -207,7 +207,7 @@ def _of_head(given: Any, key: Any, what: str, shape: Sequence[int]) -> Tensor | 
     value: Any = given.get(key) if isinstance(given, Mapping) else given
     if value is None:
         return None
-    if not isinstance(value, Tensor) or value.shape != shape:
+    if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape):
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"{what} of {found} do not fit: give a tensor of {tuple(shape)}")
     return value
