@@ -55,7 +55,7 @@ def score_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: s
             low, high = mask.amin(dim=1, keepdim=True), mask.amax(dim=1, keepdim=True)
             mask = (mask - low) / (high - low).where(high > low, 1)
             masked = images * mask.view(len(images), 1, *images.shape[2:])
-            weights.append(net(masked).softmax(dim=1).gather(1, targets[:, None])[:, 0])
+            weights.append(net.probabilities(masked).gather(1, targets[:, None])[:, 0])
     combined = (torch.stack(weights, dim=1)[..., None, None] * maps).sum(dim=1)
     return _layer_map(net, images, name, combined.clamp(min=0), target_layer)
 

@@ -95,7 +95,7 @@ def rise(
         for part in masks.split(_at_once(images)):
             masked = (images[:, None] * part[None, :, None]).flatten(0, 1)  # (N M, C, H, W)
             repeated = targets.repeat_interleave(len(part))[:, None]
-            weights = net(masked).softmax(dim=1).gather(1, repeated).view(len(images), len(part))
+            weights = net.probabilities(masked).gather(1, repeated).view(len(images), len(part))
             total += torch.einsum("nm,mhw->nhw", weights, part)
     return total / masks.sum(dim=0).clamp(min=1e-6)
 
