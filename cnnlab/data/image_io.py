@@ -138,7 +138,7 @@ def read_image(source: Any, image_shape: Sequence[int], input_type: str = "image
     elif isinstance(source, Image.Image):
         image, notes = _upright(source, "the PIL image"), [f"{source.width} x {source.height}, mode {source.mode}"]
     elif isinstance(source, str | Path):
-        image, notes = _opened(Path(source))
+        image, notes = open_image(Path(source))
     else:
         raise UserError(f"{type(source).__name__} is no image: give a path, a PIL image, an array or a tensor")
     image = _on_background(_eight_bit(image, notes), notes)
@@ -295,7 +295,8 @@ def _on_black(image: Image.Image, notes: list[str]) -> Image.Image:
     return Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
 
 
-def _opened(path: Path) -> tuple[Image.Image, list[str]]:
+def open_image(path: Path) -> tuple[Image.Image, list[str]]:
+    """Return the image in its EXIF orientation, and notes. Raises `UserError` for an unreadable or huge one."""
     if not path.is_file():  # a pipe would wait for ever
         raise UserError(f"there is no image {path}" if not path.exists() else f"{path} cannot be read: it is no file")
     try:

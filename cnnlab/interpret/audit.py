@@ -34,8 +34,8 @@ SUM, SIGN, ALONE, TWICE, HEADS = "completeness", "sign", "alone or in a batch", 
 INSIDE, OUTSIDE = "likeness on right pixels", "likeness on other pixels"
 EXCHANGE = "exchange gain"  # the reference of pairs
 CONTRAST = 0.6, 0.4  # passes with four times the evidence on the marker, fails below 2.3 times
-SHARE = 0.7, 0.6  # of the highest evidence that lies at the marker
-SAME = 0.01, 0.05  # relative differences
+PLACEMENT = 0.7, 0.6  # of the highest evidence that lies at the marker
+MAX_DIFFERENCE = 0.01, 0.05  # relative differences
 TRIALS = 8  # mosaics, and images for the sign
 UNTRAINED = 5  # copies with random weights
 FEW, SOME = 4, 16  # images for the axioms, and for controls
@@ -82,29 +82,29 @@ class Check:
 
 @dataclass(frozen=True)
 class Example:
-    """An image (C, H, W), its map (H, W) and that of random weights; the same with a planted marker, if there is one,
-    and the marker's (row, column, size)."""
+    """An image (C, H, W), its heatmap (H, W) and that of random weights; image and heatmap with a planted marker, if
+    there is one."""
 
     image: Tensor
-    maps: Tensor
+    heatmap: Tensor
     untrained: Tensor
     marked: Tensor | None = None
-    marked_map: Tensor | None = None
-    marker: tuple[int, int, int] | None = None
+    marked_heatmap: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditResult(Result):
     """The verdict on each method, and the checks behind it.
 
-    `verdicts` is {method: (verdict, reason)}, `by_head` {(method, head): (verdict, reason)}; `notes` say what could not
-    be checked.
+    `verdicts` is {method: (verdict, reason)}, `by_head` {(method, head): (verdict, reason)}; `planted` {head: how well
+    its copy learned the marker}; `notes` say what could not be checked.
     """
 
     checks: Sequence[Check]
     verdicts: dict[str, Verdict]
     by_head: dict[tuple[str, str], Verdict]
     notes: tuple[str, ...] = ()
+    planted: dict[str, str] = field(default_factory=dict)
     examples: dict[tuple[str, str], Example] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -136,7 +136,8 @@ class AuditResult(Result):
     def __repr__(self) -> str:
         rows = [["method", "verdict", "why"]]
         rows += [[method_title(name), *verdict] for name, verdict in self.verdicts.items()]
-        return "\n".join([as_table(rows, left=3), *(f"! {note}" for note in self.notes)])
+        planted = [f"planted marker{head and f', {head}'}: {text}" for head, text in self.planted.items()]
+        return "\n".join([as_table(rows, left=3), *planted, *(f"! {note}" for note in self.notes)])
 
 
 def audit(
@@ -175,7 +176,9 @@ def audit(
     with torch.inference_mode(False):
         keys = head_keys(net, images) if heads is None else list(heads)
         unknown = {key for given in (masks, counterfactuals) if isinstance(given, Mapping) for key in given} - {*keys}
-        if unknown or not keys:
+        if not keys:
+            raise UserError("name at least one head")
+        if unknown:
             raise UserError(f"masks or counterfactuals of {sorted(map(str, unknown))}: the heads are {keys}")
         try:
             untrained = [randomise(net, seed=seed) for seed in range(UNTRAINED)]
@@ -199,7 +202,8 @@ def audit(
             if not verdicts:
                 raise
             notes.append(f"interrupted: {len(verdicts)} of {len(methods)} methods are audited")
-    return AuditResult(checks, verdicts, by_head, tuple(dict.fromkeys(notes)), examples)
+    planted = {subject.name: subject.planted.summary for subject in subjects if subject.planted is not None}
+    return AuditResult(checks, verdicts, by_head, tuple(dict.fromkeys(notes)), planted, examples)
 
 
 def _of_head(given: Any, key: Any, what: str, shape: Sequence[int]) -> Tensor | None:
@@ -365,8 +369,8 @@ class _Grader:
     def _grade(self) -> None:
         subject, few = self.subject, self.subject.few
         known = subject.masks is not None or subject.others is not None
-        all_of_them = slice(None if known else few)
-        result = self._attribute(subject.net, subject.images[all_of_them], subject.targets[all_of_them])
+        used = slice(None if known else few)
+        result = self._attribute(subject.net, subject.images[used], subject.targets[used])
         self.maps, self.warnings = result.maps, result.warnings
         self.untrained = self._untrained(subject.images[:few], subject.targets[:few])
         self.example = Example(subject.images[0].cpu(), self.maps[0], self.untrained[0])
@@ -377,7 +381,7 @@ class _Grader:
         decides = subject.planted is None
         self._add(CURVES_GAIN, curves - untrained, _better(curves - untrained) if decides else None)
         alike = evidence_rank_correlation(self.maps[:few], self.untrained)
-        self._add(LIKENESS, alike, _small(alike, 0.5, 0.8))
+        self._add(LIKENESS, alike, _at_most(alike, 0.5, 0.8))
         for check, scores in subject.truths(self.maps).items():
             self._add(check, scores, _better(scores - subject.scores[RANDOM][check]))
             if subject.masks is not None and check == PIXELS:
@@ -418,7 +422,7 @@ class _Grader:
         marker, lookalike = marker_and_lookalike(maps, planted)
         scores = contrast(marker, lookalike)
         better = _better(scores - self.subject.best(PLANTED))
-        self._add(PLANTED, scores, better and _large(scores, *CONTRAST))
+        self._add(PLANTED, scores, better and _at_least(scores, *CONTRAST))
         for_other = self._attribute(planted.net, planted.images, 0 * ones).maps.clamp(min=low)
         other = marker_and_lookalike(for_other, planted)
         apart = contrast(marker - lookalike, other[0] - other[1])
@@ -427,11 +431,9 @@ class _Grader:
         gain = scores - contrast(*untrained)
         self._add(GAIN, gain, _better(gain))
         place = placement_share(maps, planted)
-        self.checks.append(Check(self.name, self.head, PLACE, *place, _large(torch.tensor(place[:1]), *SHARE)))
-        row, column = planted.corners[0, 0].tolist()
+        self.checks.append(Check(self.name, self.head, PLACE, *place, _at_least(torch.tensor(place[:1]), *PLACEMENT)))
         assert self.example is not None
-        marked = planted.images[0].cpu()
-        self.example = replace(self.example, marked=marked, marked_map=maps[0], marker=(row, column, planted.size))
+        self.example = replace(self.example, marked=planted.images[0].cpu(), marked_heatmap=maps[0])
 
     def _mosaics(self, mosaics: Tensor, cells: Tensor, classes: Tensor) -> None:
         maps = self._attribute(self.subject.net, mosaics, classes).maps
@@ -451,13 +453,13 @@ class _Grader:
         again = torch.cat([self._attribute(subject.net, image, target).maps for image, target in pairs[:2]])
         for check, first, second in ((TWICE, again, alone[:2]), (ALONE, alone, self.maps[:FEW])):
             apart = _difference(first, second)
-            self._add(check, apart, _small(apart, *SAME))
+            self._add(check, apart, _at_most(apart, *MAX_DIFFERENCE))
         if result.gaps is not None:
             share = (~(result.gaps <= MAX_GAP)).double()
-            self._add(SUM, share, _small(share, 0.05, 0.05))
+            self._add(SUM, share, _at_most(share, 0.05, 0.05))
         if (self.maps < 0).any() and (self.maps > 0).any():
             right = self._signs()
-            self._add(SIGN, right, _large(right, 0.75, 0.0))
+            self._add(SIGN, right, _at_least(right, 0.75, 0.0))
 
     def _signs(self) -> Tensor:
         """Return the share of two classes, the most and the second most probable, of which removing the positive
@@ -531,12 +533,12 @@ def _better(differences: Tensor) -> bool:
     return bootstrap_ci(differences)[1] > 0
 
 
-def _large(scores: Tensor, passes: float, fails: float) -> bool | None:
+def _at_least(scores: Tensor, passes: float, fails: float) -> bool | None:
     mean = float(scores.nanmean())
     return True if mean >= passes else False if mean < fails else None
 
 
-def _small(scores: Tensor, passes: float, fails: float) -> bool | None:
+def _at_most(scores: Tensor, passes: float, fails: float) -> bool | None:
     mean = float(scores.nanmean())
     return True if mean <= passes else None if mean <= fails else False
 

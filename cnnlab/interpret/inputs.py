@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from cnnlab.data.datamodule import BatchedDataset, sample_indices
-from cnnlab.data.image_io import WRONG_RANGE, image_files, images_of, is_on_light, read_image
+from cnnlab.data.image_io import WRONG_RANGE, image_files, images_of, is_on_light, open_image, read_image
 from cnnlab.interpret.network import frozen_copy
 from cnnlab.models.heads import Head
 from cnnlab.utils.errors import UserError, one_line, user_errors
@@ -187,13 +187,9 @@ def read_folder(folder: str, transform: Callable[[Image.Image], Tensor] | None, 
     change = transform or Compose([Resize(size), CenterCrop(size), ToTensor()])
     images = []
     for file in image_files([folder]):
+        picture, _ = open_image(file)
         try:
-            with Image.open(file) as image:
-                picture = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file} cannot be read as an image ({type(error).__name__})") from error
-        try:
-            images.append(change(picture))
+            images.append(change(picture.convert("RGB")))
             if images[-1].shape != images[0].shape:
                 raise ValueError(f"shapes {tuple(images[0].shape)} and {tuple(images[-1].shape)}")
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:

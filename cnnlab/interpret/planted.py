@@ -37,14 +37,20 @@ RESAMPLES = 200
 @dataclass(frozen=True, eq=False)
 class Planted:
     """A copy of a head that decides by the marker; `images` (N, C, H, W), each with marker and lookalike;
-    their top left `corners` int64 (N, 2, 2) as (row, column); their `size` in pixels; and the share of new images of
-    which the answer changes with the marker."""
+    their top left `corners` int64 (N, 2, 2) as (row, column); their `size` in pixels; the share of new images of which
+    the answer changes with the marker; and the first layer that learned."""
 
     net: HeadWrapper
     images: Tensor
     corners: Tensor
     size: int
     accuracy: float
+    first_layer: str
+
+    @property
+    def summary(self) -> str:
+        """How well the copy learned, and which layers."""
+        return f"{self.accuracy:.0%} of new images follow it; layers from {self.first_layer} on learned it"
 
 
 def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str], None] = lambda _: None) -> Planted:
@@ -58,7 +64,8 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
     if min(images.shape[2:]) < 3 * size:
         raise UserError("the images are too small for a marker")
     own = HeadWrapper(frozen_copy(net.net), net.head)
-    optimizer = _optimizer(own, path_from_last_convolution(own, images))
+    path, layers = path_to_head(own, images), path_from_last_convolution(own, images)
+    optimizer = _optimizer(own, layers)
     generator, start = torch.Generator().manual_seed(0), time.monotonic()
     accuracy, batch = 0.0, BATCH if batch_size(images) >= 100 else BATCH // 2
 
@@ -85,15 +92,15 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
             if min(before, accuracy) >= GOAL or late:
                 break
         if step == PATIENCE and accuracy < LEARNED:
-            path = path_to_head(own, images)
-            tried, half = len(path_from_last_convolution(own, images)), (len(path) + 1) // 2
-            optimizer = _optimizer(own, path[-half:] if tried < half else path)
+            half = path[len(path) // 2 :]
+            layers = half if len(layers) < len(half) else path
+            optimizer = _optimizer(own, layers)
     for parameter in own.net.parameters():
         parameter.requires_grad_(False)
     corners = draw_corners(count, images, size, torch.Generator().manual_seed(1))
     kept = follows(own, images[:count], corners, size)
     painted = paint(images[:count], corners, size, torch.ones(count, dtype=torch.bool))
-    return Planted(own, painted[kept], corners[kept.cpu()], size, accuracy)
+    return Planted(own, painted[kept], corners[kept.cpu()], size, accuracy, layers[0])
 
 
 def follows(net: HeadWrapper, images: Tensor, corners: Tensor, size: int) -> Tensor:

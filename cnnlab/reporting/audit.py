@@ -50,7 +50,11 @@ def audit_run(cfg: DictConfig) -> Path:
     """Run an audit with `conf/audit.yaml`; return the page's path. Raises `UserError` before anything is written."""
     disable_malloc_trim()
     methods = build_methods(cfg.method)
+    if cfg.net._target_ is None and cfg.weights is not None:
+        raise UserError("weights=<file> goes with net=<function>")
     if cfg.net._target_ is not None:
+        if cfg.run is not None:
+            raise UserError("give run or net, not both")
         net, transform = own_network(cfg.net, cfg.weights)
         if not isinstance(cfg.images, str):
             raise UserError("images=<folder> is needed with net=<function>")
@@ -78,6 +82,7 @@ def audit_run(cfg: DictConfig) -> Path:
         "settings": OmegaConf.to_container(cfg),
         "verdicts": result.verdicts,
         "notes": result.notes,
+        "planted": result.planted,
         "versions": versions(),
     }
     shown = [check for check in CHECKS if any(row.check == check for row in result.checks)]
@@ -92,11 +97,11 @@ def audit_run(cfg: DictConfig) -> Path:
 def _maps_figure(examples: Mapping[str, Example]) -> plots.Figure:
     """Draw a row per head: an image, its map, that of random weights; the image with a marker, and its map."""
     tiles, captions = [], []
+    marker = all(example.marked is not None for example in examples.values())
     for head, example in examples.items():
-        marker = all(own.marked is not None for own in examples.values())
-        pictures = [(example.image, "the image"), (example.maps, "its map"), (example.untrained, "random weights")]
-        if marker and example.marked is not None and example.marked_map is not None:
-            pictures += [(example.marked, "with a marker"), (example.marked_map, "its map")]
+        pictures = [(example.image, "the image"), (example.heatmap, "its map"), (example.untrained, "random weights")]
+        if marker and example.marked is not None and example.marked_heatmap is not None:
+            pictures += [(example.marked, "with a marker"), (example.marked_heatmap, "its map")]
         for values, caption in pictures:
             tiles.append(_picture(values) if values.ndim == 3 else plots.heat(values.numpy()))
             captions.append(f"{head}: {caption}" if head else caption)

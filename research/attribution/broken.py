@@ -44,6 +44,11 @@ def noise(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([torch.rand(images.shape[2:], generator=generator) for generator in drawn])
 
 
+def untrained_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the maps of random weights that are not among the audit's own."""
+    return CAM(HeadWrapper(randomise(net.net, seed=77), net.head), images, targets)
+
+
 BROKEN: dict[str, Method] = {
     "shifted": lambda net, images, targets: torch.roll(CAM(net, images, targets), images.shape[3] // 4, dims=2),
     "mirrored": lambda net, images, targets: CAM(net, images, targets).flip(2),
@@ -54,7 +59,7 @@ BROKEN: dict[str, Method] = {
     "constant": lambda net, images, targets: torch.ones_like(images[:, 0]),
     "one channel": lambda net, images, targets: images[:, 0],
     "another class": lambda net, images, targets: CAM(net, images, (targets + 1) % net.classes(images)),
-    "random weights": lambda net, images, targets: CAM(HeadWrapper(randomise(net.net), net.head), images, targets),
+    "random weights": untrained_cam,
     "another image": lambda net, images, targets: CAM(net, images, targets).roll(1, dims=0),
     "new noise": lambda net, images, targets: torch.rand_like(images[:, 0]),
 }  # fmt: skip
