@@ -387,7 +387,9 @@ def cam(net: Odd, images: Tensor, method: str) -> Tensor:
             low, high = mask.amin(dim=(1, 2), keepdim=True), mask.amax(dim=(1, 2), keepdim=True)
             mask = ((mask - low) / (high - low).where(high > low, 1)).view(-1, 1, *size).to(images)
             with torch.no_grad():
-                weights.append(scores(net, images * mask).softmax(dim=1)[:, 1].float())
+                found = scores(net, images * mask)
+                share = found[:, 1].sigmoid() if answer.shape[1] == 1 else found.softmax(dim=1)[:, 1]
+                weights.append(share.float())
         return (torch.stack(weights, dim=1)[..., None, None] * maps).sum(dim=1).clamp(min=0)
     if method == "grad_cam":
         return (grads.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1).clamp(min=0)
