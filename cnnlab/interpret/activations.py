@@ -14,7 +14,7 @@ from cnnlab import plots
 from cnnlab.interpret.network import BATCH, frozen_copy, layer_named
 from cnnlab.plots.result import Result
 
-SHOWN = 64  # channels that are drawn
+SHOWN = 32  # channels that are drawn
 SAMPLE = 500  # test images on which dead and saturated channels are judged
 
 
@@ -40,7 +40,7 @@ class Activations(Result):
 
     @property
     def shown(self) -> Tensor:
-        """The channels that are drawn, int64 (<= 64,): those with the highest mean activation, in rising order."""
+        """The channels that are drawn, int64 (<= 32,): those with the highest mean activation, in rising order."""
         means = self.maps.mean(dim=(0, 2, 3))
         return means.argsort(descending=True, stable=True)[:SHOWN].sort().values
 

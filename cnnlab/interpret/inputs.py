@@ -66,16 +66,14 @@ def target_classes(head: Head, word: str, inputs: Inputs, predicted: Tensor | No
     return None if number is None else torch.full((len(inputs),), number)
 
 
-def pick(
-    net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int, searched: int | None = None
-) -> list[int]:
-    """Return the indices of `count` images with the most different classes. The first is the mistake that the network
-    is most confident about, among `searched` random images (None: all), if it makes one."""
+def pick(net: nn.Module, heads: tuple[Head, ...], split: BatchedDataset, count: int) -> list[int]:
+    """Return the indices of `count` images with the most different classes among CANDIDATES random ones. The first is
+    the mistake that the network is most confident about, if it makes one."""
     if not 1 <= count <= CANDIDATES:
         raise UserError(f"{count} images: ask for 1 to {CANDIDATES:,}")
-    mistake = _surest_mistake(net, heads, split, sample_indices(len(split), min(searched or len(split), len(split))))
-    chosen = [] if mistake is None else [mistake]
     rows = sample_indices(len(split), min(len(split), CANDIDATES))
+    mistake = _surest_mistake(net, heads, split, rows)
+    chosen = [] if mistake is None else [mistake]
     classes = _classes(heads, split, rows)  # (rows, parts)
     taken = _classes(heads, split, torch.tensor(chosen, dtype=torch.int64))
     while len(chosen) < min(count, len(split)):

@@ -131,7 +131,7 @@ class LiveRun:
             split = self.run.test_split
         except UserError:
             return
-        indices = pick(self.net, self.run.heads, split, min(EXAMPLES, len(split)), SEARCHED)
+        indices = pick(self.net, self.run.heads, split, min(EXAMPLES, len(split)))
         examples = from_split(split, indices)
         pixels = in_colour((examples.images * 255).round().to(torch.uint8)).permute(0, 2, 3, 1)
         for place, index in enumerate(indices):

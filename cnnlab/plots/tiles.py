@@ -110,7 +110,7 @@ def mosaics(
     pictures: Array, maps: Array, numbers: Sequence[int], marks: Mapping[int, str], names: Sequence[str], title: str
 ) -> Figure:
     """Draw a row per image: the picture uint8 (N, C, H, W) and its maps float (N, K, h, w), map k of channel
-    `numbers[k]`. Brightness goes from the lowest to the highest value of the row; `marks` are written on channels by
+    `numbers[k]`, which stands in the first row. Brightness goes from the lowest to the highest value of the row; `marks` are written on channels by
     number."""
     count, channels, height, width = maps.shape
     columns = min(channels, 16 if width > 1 else 64)
@@ -135,9 +135,9 @@ def mosaics(
         bottom = top + rows * cell * height / width
         axes.imshow(canvas, cmap="viridis", extent=(1.4, 1.4 + wide, bottom, top), interpolation="nearest")
         for k, number in enumerate(numbers):
-            if width > 1:  # a tile of a dense layer is too small for a number
+            if width > 1 and place == 0:  # a tile of a dense layer is too small for a number
                 left, upper = 1.4 + (k % columns) * cell, top + (k // columns) * cell * height / width
-                axes.text(left + 0.02, upper + 0.02, str(number), color="white", fontsize=4.5, va="top",
+                axes.text(left + 0.02, upper + 0.02, str(number), color="white", fontsize=6, va="top",
                           path_effects=[withStroke(linewidth=0.8, foreground="black")])  # fmt: skip
             if number in marks:
                 x = 1.4 + (k % columns + 0.5) * cell

@@ -45,5 +45,5 @@ def _embed(picture: Path) -> str:
     """Return a PNG as a data URI, in 256 colours, which halves the page."""
     small = io.BytesIO()
     with Image.open(picture) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+        image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(small, "png")
     return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()
