@@ -52,7 +52,7 @@ def test_the_run_folder_holds_what_it_promises(lines_run: Path) -> None:
     heads = ("length", "width", "angle", "colour")
     names = {str(path.relative_to(lines_run)) for path in lines_run.rglob("*") if path.is_file()}
     names = {name for name in names if not name.startswith("explain/")}  # of other tests
-    figures = {"samples", "curves", "f_scores", "mistakes", *(f"confusion_{head}" for head in heads)}
+    figures = {"architecture", "samples", "curves", "f_scores", "mistakes", *(f"confusion_{head}" for head in heads)}
     assert names == {
         "config.yaml", "summary.json", "metrics.csv", "model.txt", "log.txt", "classes.csv", "report.html",
         "checkpoints/best.ckpt", "checkpoints/ood.ckpt", "checkpoints/last.ckpt",
@@ -91,6 +91,9 @@ def test_tables_agree_with_each_other(lines_run: Path) -> None:
         angle = [row for row in csv.DictReader(file) if row["head"] == "angle"]
     assert [float(row["recall"]) for row in angle] == pytest.approx([counts[i][i] / 24 for i in range(12)])
     rows = _rows(lines_run)
+    best = rows[summary["best_epoch"] - 1]
+    assert summary["accuracy"]["train"]["joint"] == float(best["train/acc"])
+    assert summary["accuracy"]["val"]["angle"] == float(best["val/angle/acc"])
     assert [row["epoch"] for row in rows] == ["1", "2"]
     parts = sum(float(rows[0][f"train/{head}/loss"]) for head in ("length", "width", "angle", "colour"))
     assert float(rows[0]["train/loss"]) == pytest.approx(parts, rel=1e-5)
@@ -98,7 +101,7 @@ def test_tables_agree_with_each_other(lines_run: Path) -> None:
 
 def test_the_page_carries_everything_and_asks_for_nothing(lines_run: Path) -> None:
     page = (lines_run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 9
     assert not re.search(r"""(src|href)=["']?(?!["']?data:)""", page)
     assert "http://" not in page
     assert 'name="viewport"' in page

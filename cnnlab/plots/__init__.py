@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from cnnlab.plots.architecture import architecture
 from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, seeds, shares
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import checks, confusion
@@ -10,6 +11,7 @@ from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, smal
 __all__ = [
     "Array",
     "Figure",
+    "architecture",
     "by_epoch",
     "checks",
     "comparison",

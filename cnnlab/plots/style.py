@@ -34,7 +34,7 @@ Part = tuple[str, Sequence[str]]  # a name and its classes
 def save(figure: Figure, path: Path | BinaryIO) -> None:
     """Write a PNG."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    figure.savefig(path, dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 1})
 
 
 def line_styles() -> Iterator[tuple[str, str]]:

@@ -110,8 +110,8 @@ def mosaics(
     pictures: Array, maps: Array, numbers: Sequence[int], marks: Mapping[int, str], names: Sequence[str], title: str
 ) -> Figure:
     """Draw a row per image: the picture uint8 (N, C, H, W) and its maps float (N, K, h, w), map k of channel
-    `numbers[k]`, which stands in the first row. Brightness goes from the lowest to the highest value of the row; `marks` are written on channels by
-    number."""
+    `numbers[k]`, which stands in the first row. Brightness goes from the lowest to the highest value of the row;
+    `marks` are written on channels by number."""
     count, channels, height, width = maps.shape
     columns = min(channels, 16 if width > 1 else 64)
     rows = math.ceil(channels / columns)

@@ -22,6 +22,7 @@ from cnnlab.interpret.activations import SAMPLE, activations
 from cnnlab.interpret.attribution import Attribution, attribute, bind_baselines
 from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
 from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, target_classes
+from cnnlab.interpret.layer_table import layer_table, layer_text
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.metrics import rank_accuracy, sobel
 from cnnlab.interpret.network import HeadWrapper, layer_named, leaf_modules, path_to_head, predict_logits
@@ -40,7 +41,6 @@ from cnnlab.utils.io import new_folder, write_atomically, write_json
 from cnnlab.utils.versions import versions
 
 PICKED = 6  # images that are explained if none are named
-LIKELY = 4  # classes per head with a bar
 SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
 EDGES = "edge detector"
 Maps = Mapping[tuple[str, str], Mapping[str, Attribution]]  # {(method, target's word): {head: its evidence}}
@@ -135,6 +135,8 @@ class Explanation:
             bar.update(task, description="feature visualisation")
             filters = self._write_filters(folder)
             bar.update(task, description="page")
+            rows = layer_table(self.net, self.run.image_shape)
+            plots.save(plots.architecture(rows, self.run.title), folder / "architecture.png")
             warnings = []
             for (name, word), by_head in maps.items():
                 warned = {head: result.warnings[0] for head, result in by_head.items() if result.warnings}
@@ -161,10 +163,13 @@ class Explanation:
                 manifest=manifest,
                 mistakes=mistakes_sentence(self.run.heads, self.probabilities, self.inputs),
                 ranks=rank_table(maps, self.images, truths),
+                heads=[head.name for head in self.run.heads],
                 inputs=self._answers(),
                 viewer=viewer(self.inputs, self.heads, self.probabilities, maps, truths),
                 layers=layers,
                 filters=filters,
+                architecture=folder / "architecture.png",
+                model=layer_text(self.net, rows),
                 warnings=warnings,
                 audit=command_line("audit", "run", self.run.path),
             )
@@ -201,11 +206,12 @@ class Explanation:
 
     def _answers(self) -> list[dict[str, Any]]:
         """Return each image's name, notes and answers."""
+        notes, truth = self.inputs.notes, self.inputs.truth
         return [
             {
                 "name": name,
-                "notes": self.inputs.notes[i] if self.inputs.notes else [],
-                "answers": answers(self.run.heads, i, self.probabilities, self.inputs.truth),
+                "notes": notes[i] if notes else [],
+                "cells": [answer(head, self.probabilities, i, truth) for head in self.run.heads],
             }
             for i, name in enumerate(self.inputs.names)
         ]
@@ -223,12 +229,12 @@ class Explanation:
             shown.append({"name": result.layer, "text": result.text, "picture": picture})
         return shown
 
-    def _write_filters(self, folder: Path) -> list[Path]:
-        """Write the first layer's kernels, and the feature visualisations of layers and classes; return the
-        pictures."""
+    def _write_filters(self, folder: Path) -> dict[str, Path]:
+        """Write the first layer's kernels, and the feature visualisations of layers and classes; return {title:
+        picture}."""
         name, kernels = self.first_layer
-        pictures = [folder / f"kernels_{name}.png"]
-        plots.save(kernels_figure(name, kernels), pictures[0])
+        pictures = {f"{name}: learned kernels": folder / f"kernels_{name}.png"}
+        plots.save(kernels_figure(name, kernels), folder / f"kernels_{name}.png")
         results, shape = [], self.run.image_shape
         for layer in self.layers:
             if isinstance(layer_named(self.net, layer), nn.Conv2d | nn.Linear):
@@ -237,8 +243,9 @@ class Explanation:
         results += [visualize_classes(self.net, head, shape, self.ascent) for head in self.heads]
         for result in results:
             self.arrays[f"filters/{result.name}"] = result.images
-            pictures.append(folder / f"filters_{result.name}.png")
-            plots.save(result.plot(), pictures[-1])
+            what = "classes" if result.name in [head.name for head in self.heads] else "channels"
+            pictures[f"{result.name}: {what}"] = path = folder / f"filters_{result.name}.png"
+            plots.save(result.plot(), path)
         return pictures
 
 
@@ -250,25 +257,13 @@ def first_convolution(net: nn.Module) -> tuple[str, Tensor]:
     raise UserError("the network has no convolution")
 
 
-def answers(heads: Sequence[Head], i: int, shares: Shares, truth: Mapping[str, Tensor] | None) -> list[dict[str, Any]]:
-    """Return for each head its answer to image `i`, the true class (None if unknown), and bars of the likeliest
-    classes: (name, probability, text)."""
-    found = []
-    for head in heads:
-        own = shares[head.name][i].double()
-        likely = own.argsort(descending=True, stable=True)[:LIKELY]
-        bars = [(head.classes[k], own[k].item()) for k in likely.tolist()]
-        if len(head.classes) > LIKELY:
-            bars.append((f"{len(head.classes) - LIKELY} others", 1 - float(own[likely].sum().clamp(max=1))))
-        found.append(
-            {
-                "head": head.name,
-                "answer": head.classes[int(own.argmax())],
-                "truth": None if truth is None else head.classes[truth[head.name][i]],
-                "bars": [(name, share, percent(share)) for name, share in bars],
-            }
-        )
-    return found
+def answer(head: Head, shares: Shares, i: int, truth: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """Return a head's answer to image `i`, the class in second place, both with probability, and the true class (None
+    if unknown)."""
+    ranked = shares[head.name][i].argsort(descending=True, stable=True)[:2].tolist()
+    first, second = (f"{head.classes[k]} {percent(shares[head.name][i, k].item())}" for k in ranked)
+    true = None if truth is None else int(truth[head.name][i])
+    return {"first": first, "second": second, "wrong": "" if true in (None, ranked[0]) else head.classes[true]}
 
 
 def mistakes_sentence(heads: Sequence[Head], probabilities: Shares, inputs: Inputs) -> str:
@@ -358,26 +353,24 @@ def _or_none(values: Tensor) -> list[float | None]:
 
 
 def heatmap_figure(image: plots.Array, i: int, heads: Sequence[Head], shares: Shares, maps: Maps) -> plots.Figure:
-    """Draw the maps of image `i`, uint8 (C, H, W): for each method and target a row of heatmaps and one of overlays (in
-    one row for one or two heads), a column per head."""
+    """Draw the maps of image `i`, uint8 (C, H, W): a row per method and target, a column per head, and another one with
+    the map over the image for one or two heads."""
     blank = np.full((3, *image.shape[1:]), 255, np.uint8)
-    rows = [("heatmap", "overlay")] if len(heads) < 3 else [("heatmap",), ("overlay",)]
+    kinds = ("heatmap", "overlay") if len(heads) < 3 else ("heatmap",)
     tiles, captions = [], []
     for (method, word), by_head in maps.items():
-        for row in rows:
-            first = "heatmap" in row
-            tiles.append(np.broadcast_to(image, blank.shape) if first else blank)
-            captions.append(f"{method_title(method)}:\nevidence for {word}" if first else "")
-            for head in heads:
-                for kind in row:
-                    result = by_head.get(head.name)  # None: this head has no such target
-                    tile, caption = (blank, "") if result is None else _tile(kind, image, result, i, head, shares)
-                    tiles.append(tile)
-                    captions.append(caption)
+        tiles.append(np.broadcast_to(image, blank.shape))
+        captions.append(f"{method_title(method)}:\nevidence for {word}")
+        for head in heads:
+            for kind in kinds:
+                result = by_head.get(head.name)  # None: this head has no such target
+                tile, caption = (blank, "") if result is None else _tile(kind, image, result, i, head, shares)
+                tiles.append(tile)
+                captions.append(caption)
     warned = dict.fromkeys(name for (name, _), by_head in maps.items() if any(r.warnings for r in by_head.values()))
     title = ["Colours are relative to the largest value of each map, which stands above it"]
     title += [f"Do not trust {method_title(name)}: its sum misses the score difference" for name in warned]
-    columns = 1 + len(heads) * len(rows[0])
+    columns = 1 + len(heads) * len(kinds)
     return plots.images(np.stack(tiles), captions, "\n".join(title), columns=columns, picture_width=1.7)
 
 

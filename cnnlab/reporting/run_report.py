@@ -15,14 +15,14 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.model_summary.model_summary import ModelSummary
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from cnnlab import plots
 from cnnlab.data.datamodule import ImageDataModule, sample_indices
+from cnnlab.interpret.layer_table import layer_table, layer_text
 from cnnlab.interpret.ood import CALIBRATION, OOD, REFERENCE, fit_ood_detector
 from cnnlab.models.heads import Head, heads_to_json
 from cnnlab.models.layers import parameter_counts
@@ -95,7 +95,8 @@ class RunReport:
         machine = f"{hardware.description(self.trainer.strategy.root_device)}{several}, {self.trainer.precision}"
         tests = self._tests_before()
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
-        write_atomically(self.folder / "model.txt", model_text(self.classifier, self.datamodule.image_shape))
+        net = self.classifier.net
+        write_atomically(self.folder / "model.txt", layer_text(net, layer_table(net, self.datamodule.image_shape)))
         checkpoint_path(self.folder, OOD).unlink(missing_ok=True)  # it is of other weights
         self.summary = {
             "status": "unfinished",
@@ -144,6 +145,7 @@ class RunReport:
         predictions, scores = self.classifier.predictions, self.classifier.scores
         steps = sum(row["seconds"] for row in rows)
         images = sum(row.get("train/images", 0) for row in rows)
+        best = min(load_checkpoint(self.best)["epoch"] + 1, self.epochs) if self.best else self.epochs
         self.summary |= {
             "status": "trial" if self.is_trial else "finished",
             "test_evaluations": self.summary["test_evaluations"] + 1,
@@ -151,7 +153,8 @@ class RunReport:
             "epochs": self.epochs,
             "train_seconds": round(sum(row["seconds"] + row["val_seconds"] for row in rows), 1),
             "images_per_second": round(images / steps) if steps else None,
-            "best_epoch": min(load_checkpoint(self.best)["epoch"] + 1, self.epochs) if self.best else self.epochs,
+            "best_epoch": best,
+            "accuracy": learned_accuracies(rows, best, heads),
             "test": summarize_test(heads, metrics["loss"].item(), predictions, scores),
         }
         classes = class_rows(heads, scores)
@@ -160,7 +163,7 @@ class RunReport:
             counts = zip(head.classes, scores[head.name]["confusion"].tolist(), strict=True)
             table = [{"true": name, **dict(zip(head.classes, row, strict=True))} for name, row in counts]
             write_atomically(folder / f"confusion_{head.name}.csv", to_csv(table))
-        write_figures(folder / "figures", self.datamodule, rows, predictions, scores)
+        write_figures(folder / "figures", self.classifier.net, self.datamodule, rows, predictions, scores)
         if self.best:
             self._keep_training_features()
         page = render(
@@ -205,17 +208,15 @@ class RunReport:
         return int(RunFolder(self.folder).summary.get("test_evaluations", 0))
 
 
-def model_text(classifier: Classifier, image_shape: Iterable[int]) -> str:
-    """Return Lightning's table of layers, and the totals as Keras counts them."""
-    classifier.example_input_array = torch.zeros(1, *image_shape, device=classifier.device)
-    table = str(ModelSummary(classifier, max_depth=-1)).partition("\n\n")[0]
-    classifier.example_input_array = None
-    lines = [
-        line.replace("| net.", "| ", 1).rstrip() for line in table.splitlines() if "| net." in line or "| Name" in line
-    ]
-    counts = parameter_counts(classifier.net)
-    totals = f"{counts['total']:,} parameters: {counts['trainable']:,} trainable, {counts['non_trainable']:,} not"
-    return "\n".join([*lines, "", totals]) + "\n"
+def learned_accuracies(rows: Sequence[Row], epoch: int, heads: Sequence[Head]) -> dict[str, dict[str, float]]:
+    """Return {"train" and "val": {"joint" and each head's name: accuracy}} of an epoch, from `metrics.csv`. Training
+    accuracy is measured while the weights still change."""
+    row = next((row for row in rows if row["epoch"] == epoch), Row())
+    keys = {"joint": "acc", **{head.name: f"{head.name}/acc" for head in heads}}
+    return {
+        stage: {name: row[f"{stage}/{key}"] for name, key in keys.items() if f"{stage}/{key}" in row}
+        for stage in ("train", "val")
+    }
 
 
 def summarize_test(heads: Sequence[Head], loss: float, predictions: Predictions, scores: Scores) -> Summary:
@@ -306,6 +307,11 @@ def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = (
     rate = summary["images_per_second"]
     right = "all heads right" if len(table) > 2 else "right"
     lines = {right: f"{percent(test['joint_accuracy'])} of {test['images']:,.0f} test images"}
+    learned = {stage: values["joint"] for stage, values in summary["accuracy"].items() if values}
+    if learned:
+        words = {"train": "right in training", "val": "on validation"}
+        shares = ", ".join(f"{percent(share)} {words[stage]}" for stage, share in learned.items())
+        lines[f"epoch {summary['best_epoch']}"] = shares
     for name, absent in absent_classes(test).items():
         lines[f"! {name}"] = f"{absent}; their scores are not counted"
     for head in train_heads if "by_class" in test else ():
@@ -350,22 +356,24 @@ def close_loggers(loggers: Iterable[Logger]) -> None:
 
 
 def write_figures(
-    folder: Path, data: ImageDataModule, rows: list[Row], predictions: Predictions, scores: Scores
+    folder: Path, net: nn.Module, data: ImageDataModule, rows: list[Row], predictions: Predictions, scores: Scores
 ) -> None:
-    """Write the figures of a tested network as PNGs; `rows` come from `metrics.csv`. Heads without mistakes have no
-    confusion matrix."""
+    """Write the figures of a tested network as PNGs; `rows` come from `metrics.csv`."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):  # of a run that went on
         old.unlink()
     heads = data.heads
-    figures = {"samples": _samples(data), "mistakes": _mistakes(data, predictions)}
+    layers = layer_table(net, data.image_shape)
+    figures = {
+        "samples": _samples(data),
+        "mistakes": _mistakes(data, predictions),
+        "architecture": plots.architecture(layers, f"{parameter_counts(net)['total']:,} parameters"),
+    }
     if rows:
         figures |= _by_epoch(rows, heads)
-    erring = [head for head in heads if (scores[head.name]["class_recall"] < 1).any()]
-    if erring:
-        f1 = {head.name: scores[head.name]["class_f1"].cpu().numpy() for head in heads}
-        figures["f_scores"] = plots.f_scores(f1, {head.name: head.classes for head in heads})
-    for head in erring:
+    f1 = {head.name: scores[head.name]["class_f1"].cpu().numpy() for head in heads}
+    figures["f_scores"] = plots.f_scores(f1, {head.name: head.classes for head in heads})
+    for head in heads:
         parts = [(part.name, part.classes) for part in head.parts]
         counts = scores[head.name]["confusion"].numpy()
         figures[f"confusion_{head.name}"] = plots.confusion(counts, head.classes, head.name, parts)

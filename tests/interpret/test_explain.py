@@ -36,7 +36,7 @@ def test_the_newest_run_is_explained_with_everything(
     html = page.read_text()
     assert not re.search(r"""(src)=["']?(?!["']?data:)""", html)
     assert "http://" not in html
-    assert html.count("<h3>test image") == 6
+    assert html.count("<tr><th>test image") == 6
     assert re.search(r"\d+ of 24 answers to these 6 images are wrong\.", html)
     names = {path.name for path in page.parent.iterdir()}
     assert {"index.html", "manifest.json", "maps.npz", "kernels_stem.conv.png", "filters_angle.png"} <= names
