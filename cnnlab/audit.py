@@ -1,14 +1,13 @@
-"""python -m cnnlab.audit: which heatmaps of a network can be trusted?."""
+"""python -m cnnlab.audit: which heatmaps of a network can be trusted?"""
 
 from __future__ import annotations
 
-import re
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from cnnlab.utils.cli import CONF, checked, run_command
+from cnnlab.utils.cli import CONF, checked, net_as_target, run_command
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="audit")
@@ -21,5 +20,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = [re.sub("^net=", "net._target_=", word) for word in sys.argv[1:]]  # `net` alone names a config group
+    sys.argv[1:] = net_as_target(sys.argv[1:])
     run_command(main, "audit")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
-from cnnlab.utils.cli import CONF, checked, run_command
+from cnnlab.utils.cli import CONF, checked, net_as_target, run_command
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="explain")
@@ -18,4 +20,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = net_as_target(sys.argv[1:])
     run_command(main, "explain")

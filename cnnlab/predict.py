@@ -31,10 +31,10 @@ def predict(cfg: DictConfig) -> None:
     from cnnlab.utils.versions import versions
 
     run = Run(find_run(cfg.run))
-    if cfg.image is None:
-        raise UserError("name the images: image=<file, folder or pattern>, or a list of these")
+    if cfg.images is None:
+        raise UserError("name the images: images=<file, folder or pattern>, or a list of these")
     unreadable: dict[str, str] = {}
-    inputs = read_inputs(image_files(as_list(cfg.image)), run.image_shape, run.input_type, unreadable)
+    inputs = read_inputs(image_files(as_list(cfg.images)), run.image_shape, run.input_type, unreadable)
     prediction = run.predict(inputs)
     folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else run.path / "predict")
     write_atomically(folder / "predictions.csv", to_csv(prediction.rows()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -126,14 +126,7 @@ class RunFolder:
 
     def head(self, name: str | None = None) -> Head:
         """Return the head `name`; the only head needs no name."""
-        heads = {head.name: head for head in self.heads}
-        if name is None and len(heads) == 1:
-            return self.heads[0]
-        if name is None:
-            raise UserError(f"name a head: {', '.join(heads)}")
-        if name not in heads:
-            raise UserError(f"there is no head '{name}'{did_you_mean(name, heads)}")
-        return heads[name]
+        return head_named(self.heads, name)
 
     def datamodule(self, stage: str | None = None) -> ImageDataModule:
         """Return the data module with the splits of a stage ("fit", "test") or all."""
@@ -188,6 +181,18 @@ class RunFolder:
 
 
 GROUPS = ("data", "net", "trainer")
+
+
+def head_named(heads: Sequence[Head], name: str | None = None) -> Head:
+    """Return the head `name`; the only head needs no name. Raises `UserError` for an unknown name."""
+    by_name = {head.name: head for head in heads}
+    if name is None and len(heads) == 1:
+        return heads[0]
+    if name is None:
+        raise UserError(f"name a head: {', '.join(by_name)}")
+    if name not in by_name:
+        raise UserError(f"there is no head '{name}'{did_you_mean(name, by_name)}")
+    return by_name[name]
 
 
 def _text(file: Path) -> str:

@@ -43,7 +43,7 @@ def test_a_folder_with_an_unreadable_file_among_others(
     lines_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = _drawings(tmp_path / "drawings")
-    in_process("predict", f"run={lines_run}", f"image={folder}", f"out={tmp_path}/out")
+    in_process("predict", f"run={lines_run}", f"images={folder}", f"out={tmp_path}/out")
     said = capsys.readouterr().out
     names = ["line_3.png", "line_90.png", "noise.png", "white.gif"]
     assert [line.split()[0] for line in said.splitlines()[:5]] == ["image", *names]
@@ -58,7 +58,7 @@ def test_a_folder_with_an_unreadable_file_among_others(
     angle = content["images"][0]["heads"]["angle"]
     assert sum(angle["probabilities"].values()) == pytest.approx(1)
     assert max(angle["probabilities"], key=angle["probabilities"].get) == angle["answer"] == rows[0]["angle"]
-    in_process("predict", f"run={lines_run}", f"image='{folder}/line_*.png'", f"out={tmp_path}/out")
+    in_process("predict", f"run={lines_run}", f"images='{folder}/line_*.png'", f"out={tmp_path}/out")
     with (tmp_path / "out" / "2" / "predictions.csv").open() as file:
         for again, row in zip(csv.DictReader(file), rows, strict=False):
             numbers = [name for name in row if name.endswith("_probability")]
@@ -71,11 +71,11 @@ def test_a_folder_with_an_unreadable_file_among_others(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "name the images: image="),
-        (("image=nothing.png",), "there is no image nothing.png"),
-        (("image=broken.png",), "broken.png cannot be read as an image"),
-        (("image='x/*.png'",), "no file matches x/"),
-        (("imag=a.png",), "did you mean 'image'"),
+        ((), "name the images: images="),
+        (("images=nothing.png",), "there is no image nothing.png"),
+        (("images=broken.png",), "broken.png cannot be read as an image"),
+        (("images='x/*.png'",), "no file matches x/"),
+        (("imag=a.png",), "did you mean 'images'"),
     ],
 )
 def test_nothing_to_read_is_one_line(

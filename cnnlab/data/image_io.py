@@ -68,7 +68,7 @@ def image_files(words: Sequence[str]) -> list[Path]:
         else:
             found.append(path)
     if not found:
-        raise UserError("image=[]: name at least one image file")
+        raise UserError("images=[]: name at least one image file")
     return found
 
 

@@ -11,6 +11,7 @@ from captum.attr import LayerActivation
 from torch import Tensor, nn
 
 from cnnlab import plots
+from cnnlab.interpret.attribution import displayable
 from cnnlab.interpret.network import BATCH, frozen_copy, layer_named
 from cnnlab.plots.result import Result
 
@@ -59,7 +60,7 @@ class Activations(Result):
         """Draw a row per image, with a small map per channel."""
         marks = {int(k): "dead" for k in self.dead.nonzero()} | {int(k): "on" for k in self.saturated.nonzero()}
         return plots.mosaics(
-            (self.images * 255).round().to(torch.uint8).numpy(),
+            (displayable(self.images)[0] * 255).round().to(torch.uint8).numpy(),
             self.maps[:, self.shown].numpy(),
             self.shown.tolist(),
             marks,

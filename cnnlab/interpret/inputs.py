@@ -1,25 +1,20 @@
-"""What to look at: image files and arrays from outside, a varied choice of a test split, or a network of your own."""
+"""What to look at: image files and arrays from outside, or a varied choice of a test split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from cnnlab.data.datamodule import BatchedDataset, sample_indices
-from cnnlab.data.image_io import WRONG_RANGE, image_files, images_of, is_on_light, open_image, read_image
+from cnnlab.data.image_io import WRONG_RANGE, images_of, is_on_light, read_image
 from cnnlab.interpret.network import frozen_copy
 from cnnlab.models.heads import Head
-from cnnlab.utils.errors import UserError, one_line, user_errors
+from cnnlab.utils.errors import UserError
 
 CANDIDATES = 2000  # random test images to choose from
 
@@ -154,42 +149,3 @@ def _read(source: Any, image_shape: Sequence[int], input_type: str) -> tuple[Ten
             return pixels, []
     image, notes = read_image(source, image_shape, input_type)
     return image.float() / 255, notes
-
-
-def own_network(
-    node: DictConfig, weights: str | None = None
-) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | None]:
-    """Return a network, and the transform from a PIL image to its input (C, H, W) or None.
-
-    The `_target_` of `node` is a function in an importable module, as "torchvision.models.resnet18". It returns the
-    network, or (network, transform). `weights` is a file with its `state_dict`. Raises `UserError` for anything else.
-    """
-    with user_errors(f"net={node._target_}"):
-        made = instantiate(node, _convert_="all")
-        net, transform = made if isinstance(made, tuple) else (made, None)
-        if not isinstance(net, nn.Module):
-            raise UserError(f"it returns a {type(net).__name__}, not an nn.Module")
-    if weights is not None:
-        try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
-            raise UserError(f"weights={weights} cannot be read as a state_dict ({type(error).__name__})") from error
-        with user_errors(f"weights={weights}"):
-            net.load_state_dict(state.get("state_dict", state))
-    return net.eval(), transform
-
-
-def read_folder(folder: str, transform: Callable[[Image.Image], Tensor] | None, size: int) -> Tensor:
-    """Return images float32 (N, C, H, W). Without `transform` they are resized and cropped to `size` x
-    `size` with values in [0, 1]. Raises `UserError` for an unreadable image."""
-    change = transform or Compose([Resize(size), CenterCrop(size), ToTensor()])
-    images = []
-    for file in image_files([folder]):
-        picture, _ = open_image(file)
-        try:
-            images.append(change(picture.convert("RGB")))
-            if images[-1].shape != images[0].shape:
-                raise ValueError(f"shapes {tuple(images[0].shape)} and {tuple(images[-1].shape)}")
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"the transform of net gives no tensors of one shape: {one_line(error)}") from error
-    return torch.stack(images)

@@ -95,7 +95,7 @@ class HeadWrapper(nn.Module):
         answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
             return answers
-        parts = _parts(answers)
+        parts = parts_of(answers)
         head = len(parts) + self.head if isinstance(self.head, int) and self.head < 0 else self.head
         if head is None and len(parts) == 1:
             head = next(iter(parts))
@@ -206,10 +206,10 @@ def head_keys(net: nn.Module, images: Tensor) -> list[Any]:
     """Return the keys or indices of a network's heads, [None] for a network that answers one tensor."""
     with torch.no_grad():
         answers = net(images[:1])
-    return [None] if isinstance(answers, Tensor) else list(_parts(answers))
+    return [None] if isinstance(answers, Tensor) else list(parts_of(answers))
 
 
-def _parts(answers: Any) -> dict[Any, Tensor]:
+def parts_of(answers: Any) -> dict[Any, Tensor]:
     """Return the tensors in a dict, dataclass or tuple by key; those in nested dicts by "outer.inner"."""
     if dataclasses.is_dataclass(answers):
         answers = {field.name: getattr(answers, field.name) for field in dataclasses.fields(answers)}
@@ -218,7 +218,7 @@ def _parts(answers: Any) -> dict[Any, Tensor]:
     parts: dict[Any, Tensor] = {}
     for key, value in (answers if isinstance(answers, Mapping) else dict(enumerate(answers))).items():
         if isinstance(value, Mapping):
-            parts |= {f"{key}.{inner}": part for inner, part in _parts(value).items()}
+            parts |= {f"{key}.{inner}": part for inner, part in parts_of(value).items()}
         elif isinstance(value, Tensor):
             parts[key] = value
     return parts

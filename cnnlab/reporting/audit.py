@@ -14,8 +14,8 @@ from cnnlab import plots
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.interpret.attribution import Method, bind_baselines, displayable
 from cnnlab.interpret.audit import CHECKS, AuditResult, Example, audit
-from cnnlab.interpret.inputs import own_network, read_folder
 from cnnlab.interpret.method_names import method_title
+from cnnlab.interpret.own_network import own_network
 from cnnlab.interpret.registry import build_methods
 from cnnlab.reporting.html import render
 from cnnlab.run import RunFolder, find_run
@@ -50,18 +50,11 @@ def audit_run(cfg: DictConfig) -> Path:
     """Run an audit with `conf/audit.yaml`; return the page's path. Raises `UserError` before anything is written."""
     disable_malloc_trim()
     methods = build_methods(cfg.method)
-    if cfg.net._target_ is None and cfg.weights is not None:
-        raise UserError("weights=<file> goes with net=<function>")
-    if cfg.net._target_ is not None:
-        if cfg.run is not None:
-            raise UserError("give run or net, not both")
-        net, transform = own_network(cfg.net, cfg.weights)
-        if not isinstance(cfg.images, str):
-            raise UserError("images=<folder> is needed with net=<function>")
-        images = read_folder(cfg.images, transform, cfg.image_size)
-        source, title, parent = str(cfg.images), str(cfg.net._target_), Path("outputs/audit")
+    own = own_network(cfg)
+    if own is not None:
+        source, title, parent = str(cfg.images), own.title, Path("outputs/audit")
         with user_errors("method"), console.working() as progress:
-            result = audit(net, images, methods, progress=progress)
+            result = audit(own.net, own.inputs.images, methods, progress=progress)
     elif not isinstance(count := 100 if cfg.images is None else cfg.images, int):
         raise UserError(f"images={cfg.images} is no number; a folder of images goes with net=<function>")
     else:

@@ -19,20 +19,28 @@ from cnnlab import plots
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.image_io import image_files
 from cnnlab.interpret.activations import SAMPLE, activations
-from cnnlab.interpret.attribution import Attribution, attribute, bind_baselines
+from cnnlab.interpret.attribution import Attribution, attribute, bind_baselines, displayable
 from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
 from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, target_classes
 from cnnlab.interpret.layer_table import layer_table, layer_text
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.metrics import rank_accuracy, sobel
-from cnnlab.interpret.network import HeadWrapper, layer_named, leaf_modules, path_to_head, predict_logits
+from cnnlab.interpret.network import (
+    HeadWrapper,
+    default_target_layer,
+    layer_named,
+    leaf_modules,
+    path_to_head,
+    predict_logits,
+)
 from cnnlab.interpret.ood import load_ood_detector
+from cnnlab.interpret.own_network import OwnNetwork, own_network
 from cnnlab.interpret.prediction import image_warnings
 from cnnlab.interpret.registry import build_methods
 from cnnlab.models.heads import Head
 from cnnlab.reporting.encode import as_base64, colour_tables, in_colour, levels
 from cnnlab.reporting.html import render
-from cnnlab.run import RunFolder, find_run
+from cnnlab.run import RunFolder, find_run, head_named
 from cnnlab.utils.cli import as_list
 from cnnlab.utils.console import command_line, echo, percent
 from cnnlab.utils.errors import UserError, did_you_mean, user_errors
@@ -41,6 +49,7 @@ from cnnlab.utils.io import new_folder, write_atomically, write_json
 from cnnlab.utils.versions import versions
 
 PICKED = 6  # images that are explained if none are named
+MOST_ROWS = 12  # images with activations
 SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
 EDGES = "edge detector"
 Maps = Mapping[tuple[str, str], Mapping[str, Attribution]]  # {(method, target's word): {head: its evidence}}
@@ -51,35 +60,43 @@ def explain_run(cfg: DictConfig) -> Path:
     """Write an explanation with `conf/explain.yaml`; return the page's path. Raises `UserError` before anything is
     written."""
     disable_malloc_trim()
-    return Explanation(cfg, RunFolder(find_run(cfg.run))).write()
+    return Explanation(cfg, own_network(cfg) or RunFolder(find_run(cfg.run))).write()
 
 
 class Explanation:
     """An explanation while it is made: the settings are checked here, `write` computes and writes."""
 
-    def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
+    def __init__(self, cfg: DictConfig, run: RunFolder | OwnNetwork) -> None:
         self.cfg, self.run, self.net = cfg, run, run.net
-        self.heads = [run.head(name) for name in as_list(cfg.heads)] or list(run.heads)
+        self.all_heads = run.named_heads() if isinstance(run, OwnNetwork) else run.heads
+        self.heads = [head_named(self.all_heads, name) for name in as_list(cfg.heads)] or list(self.all_heads)
         self.methods = build_methods(cfg.method)
         with user_errors("ascent"):
             self.ascent = AscentConfig(**OmegaConf.to_container(cfg.ascent))  # type: ignore[arg-type]
         self.inputs = self._inputs()
         self.images = self.inputs.images
-        self.pixels = (self.images * 255).round().to(torch.uint8)
+        self.pixels = (displayable(self.images)[0] * 255).round().to(torch.uint8)
         self.layers = self._layers()
         self.first_layer = first_convolution(self.net)
-        logits = predict_logits(self.net, [head.name for head in run.heads], self.images)
-        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in run.heads}
+        logits = predict_logits(self.net, [head.name for head in self.all_heads], self.images)
+        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in self.all_heads}
         self.predicted = {name: shares.argmax(dim=1) for name, shares in self.probabilities.items()}
         self.targets = self._targets()
         self.arrays: dict[str, Tensor] = {"images": self.pixels}
+        if isinstance(run, OwnNetwork):
+            self.folder, self.audit = Path("outputs/explain"), f"python -m cnnlab.audit net={run.title} images=<folder>"
+        else:
+            self.folder, self.audit = run.path / "explain", command_line("audit", "run", run.path)
 
     def _inputs(self) -> Inputs:
-        run, cfg, split = self.run, self.cfg, self.run.test_split
-        if cfg.image is not None:
-            if cfg.indices is not None:
-                raise UserError("give image or indices, not both")
-            inputs = read_inputs(image_files(as_list(cfg.image)), run.image_shape, run.input_type)
+        run, cfg = self.run, self.cfg
+        if cfg.images is not None and cfg.indices is not None:
+            raise UserError("give images or indices, not both")
+        if isinstance(run, OwnNetwork):
+            return run.inputs
+        split = run.test_split
+        if cfg.images is not None:
+            inputs = read_inputs(image_files(as_list(cfg.images)), run.image_shape, run.input_type)
             detector = load_ood_detector(run.path)
             scores = None if detector is None else detector.scores(self.net, inputs.images)
             warnings = image_warnings(inputs.images, scores, inputs.notes)
@@ -99,6 +116,9 @@ class Explanation:
             layer_named(self.net, name)
         if asked:
             return asked
+        if isinstance(self.run, OwnNetwork):  # which may have hundreds of layers
+            wrapper = HeadWrapper(self.net, self.heads[0].name)
+            return list(dict.fromkeys([first_convolution(self.net)[0], default_target_layer(wrapper, self.images)]))
         used = {name for head in self.heads for name in path_to_head(HeadWrapper(self.net, head.name), self.images)}
         layers = leaf_modules(self.net).items()
         return [name for name, layer in layers if isinstance(layer, SHOWN_TYPES) and name in used]
@@ -126,7 +146,7 @@ class Explanation:
         with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
             task = bar.add_task("heatmaps")
             maps, truths = self._heatmaps(), self._truths()
-            folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.run.path / "explain")
+            folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.folder)
             for i in range(len(self.images)):
                 figure = heatmap_figure(self.pixels[i].numpy(), i, self.heads, self.probabilities, maps)
                 plots.save(figure, folder / f"heatmaps_{i + 1}.png")
@@ -161,17 +181,17 @@ class Explanation:
             html = render(
                 "explanation.html",
                 manifest=manifest,
-                mistakes=mistakes_sentence(self.run.heads, self.probabilities, self.inputs),
+                mistakes=mistakes_sentence(self.all_heads, self.probabilities, self.inputs),
                 ranks=rank_table(maps, self.images, truths),
-                heads=[head.name for head in self.run.heads],
+                heads=[head.name for head in self.all_heads],
                 inputs=self._answers(),
-                viewer=viewer(self.inputs, self.heads, self.probabilities, maps, truths),
+                viewer=viewer(self.inputs, self.pixels, self.heads, self.probabilities, maps, truths),
                 layers=layers,
                 filters=filters,
                 architecture=folder / "architecture.png",
                 model=layer_text(self.net, rows),
                 warnings=warnings,
-                audit=command_line("audit", "run", self.run.path),
+                audit=self.audit,
             )
             write_atomically(folder / "index.html", html)
             write_json(folder / "manifest.json", manifest)
@@ -198,7 +218,7 @@ class Explanation:
 
     def _truths(self) -> dict[str, Tensor]:
         """Return {head: the right pixels bool (N, H, W)} of test images, where they are known."""
-        if self.inputs.indices is None:
+        if self.inputs.indices is None or isinstance(self.run, OwnNetwork):
             return {}
         rows = torch.tensor(self.inputs.indices)
         known = {head.name: self.run.test_split.truths(rows, head) for head in self.heads}
@@ -211,17 +231,19 @@ class Explanation:
             {
                 "name": name,
                 "notes": notes[i] if notes else [],
-                "cells": [answer(head, self.probabilities, i, truth) for head in self.run.heads],
+                "cells": [answer(head, self.probabilities, i, truth) for head in self.all_heads],
             }
             for i, name in enumerate(self.inputs.names)
         ]
 
     def _write_activations(self, folder: Path) -> list[dict[str, Any]]:
         """Write a picture per layer; return name, text and picture of each."""
-        split = self.run.test_split
-        sample = split.inputs(sample_indices(len(split), min(SAMPLE, len(split))))
-        shown = []
-        for result in activations(self.net, self.layers, self.images, sample, self.inputs.names):
+        sample = self.images
+        if isinstance(self.run, RunFolder):
+            split = self.run.test_split
+            sample = split.inputs(sample_indices(len(split), min(SAMPLE, len(split))))
+        shown, few = [], self.images[:MOST_ROWS]
+        for result in activations(self.net, self.layers, few, sample, self.inputs.names[:MOST_ROWS]):
             self.arrays[f"activations/{result.layer}"] = result.maps[:, result.shown]
             self.arrays[f"activations/{result.layer}/channels"] = result.shown
             picture = folder / f"activations_{result.layer}.png"
@@ -235,6 +257,8 @@ class Explanation:
         name, kernels = self.first_layer
         pictures = {f"{name}: learned kernels": folder / f"kernels_{name}.png"}
         plots.save(kernels_figure(name, kernels), folder / f"kernels_{name}.png")
+        if isinstance(self.run, OwnNetwork):  # ascent needs pixels in [0, 1] and small images
+            return pictures
         results, shape = [], self.run.image_shape
         for layer in self.layers:
             if isinstance(layer_named(self.net, layer), nn.Conv2d | nn.Linear):
@@ -305,10 +329,10 @@ def rank_table(maps: Maps, images: Tensor, truths: Mapping[str, Tensor]) -> list
 
 
 def viewer(
-    inputs: Inputs, heads: Sequence[Head], probabilities: Shares, maps: Maps, truths: Mapping[str, Tensor]
+    inputs: Inputs, images: Tensor, heads: Sequence[Head], shares: Shares, maps: Maps, truths: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Return the data of the page's heatmap viewer, for JSON."""
-    pixels = in_colour((inputs.images * 255).round().to(torch.uint8))
+    pixels = in_colour(images)
     placed = ranks(maps, inputs.images, truths)
     shown = []
     for (method, word), by_head in maps.items():
@@ -320,14 +344,14 @@ def viewer(
                     "target": word,
                     "head": head,
                     "classes": [(result.classes or [])[k] for k in result.targets.tolist()],
-                    "shares": probabilities[head].gather(1, result.targets[:, None])[:, 0].tolist(),
+                    "shares": shares[head].gather(1, result.targets[:, None])[:, 0].tolist(),
                     "most": result.maps.abs().amax(dim=(1, 2)).tolist(),
                     "values": [as_base64(levels(values)) for values in result.maps],
                     "signed": bool((result.maps < 0).any()),
                     **{key: None if value is None else _or_none(value) for key, value in known.items()},
                 }
             )
-    predicted = {head.name: probabilities[head.name].argmax(dim=1) for head in heads}
+    predicted = {head.name: shares[head.name].argmax(dim=1) for head in heads}
     words, wrong = [], []
     for i, name in enumerate(inputs.names):
         true = {} if inputs.truth is None else {h.name: h.classes[inputs.truth[h.name][i]] for h in heads}

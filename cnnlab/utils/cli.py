@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,12 @@ HYDRA_FLAGS = {
 }
 _FULL_ERROR, _TRACEBACK = "HYDRA_FULL_ERROR", False
 _COMPOSING = threading.RLock()  # Hydra keeps its state in the process
+
+
+def net_as_target(words: Sequence[str]) -> list[str]:
+    """Return words of a command line with `net=<function>` as `net._target_=<function>`: Hydra takes `net` alone for a
+    config group."""
+    return [re.sub("^net=", "net._target_=", word) for word in words]
 
 
 def run_command(main: Callable[[], Any], config_name: str, conf: Path = CONF) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from tests.conftest import in_process
 
@@ -73,7 +75,7 @@ def test_all_methods_on_chosen_heads_images_and_targets(lines_run: Path, tmp_pat
 def test_an_image_from_outside(digits_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "my <b>digit.png"
     Image.fromarray(np.full((40, 30), 255, np.uint8)).save(path)
-    run_explain(f"run={digits_run}", f"out={tmp_path / 'out'}", *FEW, f"image='{path}'")
+    run_explain(f"run={digits_run}", f"out={tmp_path / 'out'}", *FEW, f"images='{path}'")
     html = (tmp_path / "out" / "1" / "index.html").read_text()
     assert "dark on light, inverted" in html
     assert "is empty, all its pixels are equal" in html
@@ -89,12 +91,12 @@ def test_an_image_from_outside(digits_run: Path, tmp_path: Path) -> None:
         (["targets=[46]"], "there is no target '46' (there are predicted, true, short, long"),
         (["indices=[288]"], "288 is not in 0..287"),
         (["indices=[a]"], "are not whole numbers"),
-        (["image=no.png"], "there is no image no.png"),
-        (["image=no.png", "indices=[1]"], "give image or indices, not both"),
+        (["images=no.png"], "there is no image no.png"),
+        (["images=no.png", "indices=[1]"], "give images or indices, not both"),
         (["ascent.steps=0"], "ascent: steps=0"),
         (["layer=[stem.conv]"], "there is no setting 'layer'; did you mean 'layers'?"),
         (["ascent=smoth"], "there is no ascent 'smoth'; did you mean 'smooth'?"),
-        (["image=[]"], "image=[]: name at least one image file"),
+        (["images=[]"], "images=[]: name at least one image file"),
         (["+method.mine._target_=no.such.function"], "method.mine: "),
     ],
 )
@@ -116,3 +118,59 @@ def test_without_a_run_it_says_how_to_get_one(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no finished run in outputs/: train one")
     assert os.listdir(tmp_path) == []
+
+
+def two_heads() -> nn.Module:
+    """The network of the test below."""
+    return TwoHeads()
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.first, self.second = nn.Linear(16, 3), nn.Linear(16, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        values = self.body(images)
+        return {"shape": self.first(values), "bright": self.second(values)}
+
+
+def test_an_own_network_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    upright = np.zeros((40, 30, 3), np.uint8)
+    upright[:10, :10] = 255
+    Image.fromarray(upright).save(tmp_path / "photos" / "a.png")
+    turned, exif = Image.fromarray(np.rot90(upright)), Image.Exif()
+    exif[274] = 6  # the camera was turned: show it turned to the right
+    turned.save(tmp_path / "photos" / "b.png", exif=exif)
+    net = two_heads()
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    words = [f"net={__name__}.two_heads", "weights=weights.pt", "images=photos", "image_size=30"]
+    run_explain(*words, "targets=[predicted,2]")
+    page = tmp_path / "outputs" / "explain" / "1"
+    assert capsys.readouterr().out.splitlines()[-1] == f"page  {Path('outputs/explain/1/index.html')}"
+    maps = np.load(page / "maps.npz")
+    assert maps["images"].shape == (2, 3, 30, 30)
+    np.testing.assert_array_equal(maps["images"][0], maps["images"][1])
+    pixels = torch.from_numpy(maps["images"][:1]).float().div(255).requires_grad_()
+    scores = net(pixels)
+    (gradient,) = torch.autograd.grad(scores["shape"][0, 2], pixels)
+    np.testing.assert_allclose(maps["saliency/shape/2"][0], gradient[0].abs().amax(dim=0), rtol=1e-4, atol=1e-8)
+    assert maps["saliency/bright/predicted/target"].tolist() == 2 * [int(scores["bright"][0, 0] > 0)]
+    assert {path.name for path in page.iterdir()} >= {"architecture.png", "activations_body.0.png", "heatmaps_2.png"}
+    for wrong, message in (
+        (["images=null"], "images=<folder> is needed with net=<function>"),
+        (["net=null"], "weights=<file> goes with net=<function>"),
+        (["indices=[1]"], "give images or indices, not both"),
+        (["heads=[shap]"], "there is no head 'shap'; did you mean 'shape'?"),
+        (["run=somewhere"], "give run or net, not both"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            run_explain(*words, *wrong)
+        assert message in str(stop.value)
+        assert "\n" not in str(stop.value).strip()
+    assert not (tmp_path / "outputs" / "explain" / "2").exists()

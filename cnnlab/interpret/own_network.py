@@ -1,0 +1,102 @@
+"""A user's own network and images, on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+
+from cnnlab.data.image_io import image_files, open_image
+from cnnlab.interpret.inputs import Inputs
+from cnnlab.interpret.network import HeadWrapper, head_keys, parts_of
+from cnnlab.models.heads import Head
+from cnnlab.utils.cli import as_list
+from cnnlab.utils.errors import UserError, one_line, user_errors
+
+Transform = Callable[[Image.Image], Tensor]
+ONLY_HEAD = "answer"  # of a network that answers one tensor
+
+
+class OwnNetwork:
+    """A network with images that is no run: what `explain` and `audit` take in its place. `cfg` has the settings `run`,
+    `net`, `weights`, `images` and `image_size`. Raises `UserError` for a network or images that cannot be read."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        if cfg.run is not None:
+            raise UserError("give run or net, not both")
+        self.net, transform = open_network(cfg.net, cfg.weights)
+        if cfg.images is None or isinstance(cfg.images, int):
+            raise UserError("images=<folder> is needed with net=<function>")
+        self.inputs = read_images(as_list(cfg.images), transform, cfg.image_size)
+        self.title = self.path = str(cfg.net._target_)
+        self.image_shape, self.baseline_images = tuple(self.inputs.images.shape[1:]), self.inputs.images
+
+    def named_heads(self) -> tuple[Head, ...]:
+        """Make the network answer {head: scores}, and return its heads. Classes are called by their numbers."""
+        images, names = self.inputs.images, dict[Any, str]()
+        heads = []
+        with user_errors(f"net={self.title}"):
+            for key in head_keys(self.net, images):
+                names[key] = ONLY_HEAD if key is None else key if isinstance(key, str) else f"head {key}"
+                count = HeadWrapper(self.net, key).classes(images)
+                heads.append(Head(names[key], tuple(map(str, range(count)))))
+
+        def as_dict(_module: nn.Module, _inputs: object, answers: Any) -> dict[str, Tensor]:
+            parts = {None: answers} if isinstance(answers, Tensor) else parts_of(answers)
+            return {names[key]: part.flatten(2).mean(dim=2) if part.ndim > 2 else part for key, part in parts.items()}
+
+        self.net.register_forward_hook(as_dict)
+        return tuple(heads)
+
+
+def own_network(cfg: DictConfig) -> OwnNetwork | None:
+    """Return the network of the setting `net`, or None where it is not set."""
+    if cfg.net._target_ is not None:
+        return OwnNetwork(cfg)
+    if cfg.weights is not None:
+        raise UserError("weights=<file> goes with net=<function>")
+    return None
+
+
+def open_network(node: DictConfig, weights: str | None = None) -> tuple[nn.Module, Transform | None]:
+    """Return a network, and the transform from a PIL image to its input (C, H, W) or None.
+
+    The `_target_` of `node` is a function in an importable module, as "torchvision.models.resnet18". It returns the
+    network, or (network, transform). `weights` is a file with its `state_dict`. Raises `UserError` for anything else.
+    """
+    with user_errors(f"net={node._target_}"):
+        made = instantiate(node, _convert_="all")
+        net, transform = made if isinstance(made, tuple) else (made, None)
+        if not isinstance(net, nn.Module):
+            raise UserError(f"it returns a {type(net).__name__}, not an nn.Module")
+    if weights is not None:
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
+            raise UserError(f"weights={weights} cannot be read as a state_dict ({type(error).__name__})") from error
+        with user_errors(f"weights={weights}"):
+            net.load_state_dict(state.get("state_dict", state))
+    return net.eval(), transform
+
+
+def read_images(words: Sequence[str], transform: Transform | None, size: int) -> Inputs:
+    """Return the images of files, folders and patterns, float32 (N, C, H, W). Without `transform` they are resized and
+    cropped to `size` x `size` with values in [0, 1]. Raises `UserError` for an unreadable image."""
+    change = transform or Compose([Resize(size), CenterCrop(size), ToTensor()])
+    images, files = [], image_files(words)
+    for file in files:
+        picture, _ = open_image(file)
+        try:
+            images.append(change(picture.convert("RGB")))
+            if images[-1].shape != images[0].shape:
+                raise ValueError(f"shapes {tuple(images[0].shape)} and {tuple(images[-1].shape)}")
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"the transform of net gives no tensors of one shape: {one_line(error)}") from error
+    return Inputs(torch.stack(images), [file.name for file in files])
