@@ -42,6 +42,9 @@ def plan_run(cfg: DictConfig) -> DictConfig | RunFolder:
         return _runtime(_resumed(run, cfg), run.path, _last_checkpoint(run))
     init_from = RunFolder(str(cfg.init_from)) if cfg.init_from is not None else None
     config = config_with_choices(with_base_network(cfg, init_from))
+    root = config.data.get("root")
+    if isinstance(root, str) and not root.startswith("~"):
+        config.data.root = str(Path(root).absolute())  # the run is opened from anywhere
     if cfg.skip_finished and (folder / "config.yaml").is_file():
         run = RunFolder(folder)
         if run.config != OmegaConf.create(OmegaConf.to_container(config, resolve=True)):

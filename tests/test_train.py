@@ -304,7 +304,7 @@ def test_a_finished_run_can_be_trained_longer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in ("add_colour", "search")])
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in ("add_colour", "search", "folder")])
 def test_every_experiment_runs_two_batches(experiment: str, tmp_path: Path, digits: tuple[str, ...]) -> None:
     mnist = "mnist" in experiment or experiment in MNIST_SWEEPS
     words = digits if mnist else ("data.train_per_class=2", "data.val_per_class=1", "data.test_per_class=1")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnlab import plots
 from cnnlab.interpret.attribution import displayable
-from cnnlab.interpret.network import BATCH, frozen_copy, layer_named
+from cnnlab.interpret.network import batch_size, frozen_copy, layer_named
 from cnnlab.plots.result import Result
 
 SHOWN = 32  # channels that are drawn
@@ -90,7 +90,7 @@ def activations(
 
     with torch.no_grad():
         shown = outputs(images)
-        extremes = [[_extremes(maps) for maps in outputs(batch)] for batch in sample.split(BATCH)]
+        extremes = [[_extremes(maps) for maps in outputs(batch)] for batch in sample.split(batch_size(sample))]
     results = []
     for name, module, maps, batches in zip(layers, modules, shown, zip(*extremes, strict=True), strict=True):
         low, high = torch.stack(batches).unbind(dim=1)  # (batches, channels) each

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnlab.data.datamodule import BatchedDataset, sample_indices
 from cnnlab.data.image_io import WRONG_RANGE, images_of, is_on_light, read_image
-from cnnlab.interpret.network import frozen_copy
+from cnnlab.interpret.network import batch_size, frozen_copy
 from cnnlab.models.heads import Head
 from cnnlab.utils.errors import UserError
 
@@ -97,7 +97,7 @@ def _surest_mistake(net: nn.Module, heads: tuple[Head, ...], split: BatchedDatas
     surest: tuple[float, int] | None = None
     net = frozen_copy(net)
     with torch.no_grad():
-        for rows in searched.split(500):
+        for rows in searched.split(batch_size(split.inputs(searched[:1]))):
             logits, targets = net(split.inputs(rows)), split.targets(rows)
             for head in heads:
                 sure, predicted = head.probabilities(logits[head.name]).max(dim=1)

@@ -275,7 +275,7 @@ def predict_logits(net: nn.Module, heads: Sequence[str], images: Tensor) -> dict
     """Return {head: logits (N, units)} of `images` (N, C, H, W), computed in batches on a frozen copy."""
     net = frozen_copy(net)
     with torch.no_grad():
-        parts = [net(batch) for batch in images.split(BATCH)]
+        parts = [net(batch) for batch in images.split(batch_size(images))]
     return {head: torch.cat([part[head] for part in parts]) for head in heads}
 
 

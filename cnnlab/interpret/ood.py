@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnlab.interpret.network import BATCH, convolutions, frozen_copy, record_activations
+from cnnlab.interpret.network import batch_size, convolutions, frozen_copy, record_activations
 from cnnlab.utils.checkpoints import checkpoint_path, load_checkpoint
 from cnnlab.utils.errors import UserError, user_errors
 
@@ -81,7 +81,7 @@ def _features(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     net = frozen_copy(net).cpu()
     parts = []
     with record_activations(net, convolutions(net)) as outputs, torch.no_grad():
-        for batch in images.split(BATCH):
+        for batch in images.split(batch_size(images)):
             net(batch)
             maps = [batch, *(outputs[name] for name in sorted(outputs))]
             layers = [torch.cat([m.mean(dim=(2, 3)), m.amax(dim=(2, 3))], dim=1).float() for m in maps]

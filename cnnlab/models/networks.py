@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
+import torchvision
 from torch import Tensor, nn
+from torchvision.models import get_model, list_models
 
 from cnnlab.models.heads import Head
 from cnnlab.models.layers import (
@@ -305,3 +308,25 @@ class ResNet(MultiHeadNet):
                 channels = width
         stem |= {"dropout": Dropout(dropout), "flatten": Flatten()}
         super().__init__(image_shape, heads, stem)
+
+
+class TorchvisionNet(MultiHeadNet):
+    """A classification network of torchvision by `name`, with random weights; its last dense layer is replaced by one
+    per head. Grey images are shown to it in three equal channels. Raises `ValueError` for an unknown name, or a network
+    without dense layers."""
+
+    def __init__(self, image_shape: Shape, heads: Sequence[Head], name: str) -> None:
+        if name not in list_models(torchvision.models):
+            close = get_close_matches(name, list_models(torchvision.models), n=3) or ["resnet18", "vgg11_bn"]
+            raise ValueError(f"name={name} is no network of torchvision; there are {', '.join(close)} and others")
+        body = get_model(name, weights=None, **({"aux_logits": False} if name in ("googlenet", "inception_v3") else {}))
+        last = [layer for layer, module in body.named_modules() if isinstance(module, nn.Linear)][-1:]
+        if not last:
+            raise ValueError(f"name={name} has no dense layer at its end")
+        body.set_submodule(last[0], nn.Identity())
+        state = {key: value.clone() for key, value in body.state_dict().items()}
+        super().__init__((3, *image_shape[1:]), heads, {"body": body})
+        body.load_state_dict(state)  # torchvision's own initial values
+
+    def forward(self, images: Tensor, heads: Sequence[str] | None = None) -> dict[str, Tensor]:
+        return super().forward(images.expand(-1, 3, -1, -1), heads)

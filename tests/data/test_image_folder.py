@@ -1,0 +1,153 @@
+"""Your own pictures: folders of classes, given splits, tables with several heads; what is wrong is one line."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnlab.api import Run
+from cnnlab.data.image_folder import ImageFolderDataModule
+from cnnlab.utils.errors import UserError
+from tests.conftest import in_process, run_train
+
+COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
+MODES = ("RGB", "RGBA", "P", "RGB")
+
+
+def _draw(file: Path, colour: str, number: int) -> None:
+    """Save a picture with one colour, black in one pixel; sizes, modes and formats differ."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((12 + number % 5, 10 + number % 7, 3), COLOURS[colour], np.uint8)
+    pixels[number % 12, number % 10] = 0
+    Image.fromarray(pixels).convert(MODES[number % 4]).save(file)
+
+
+def _folders(root: Path, counts: dict[str, int], first: int = 0) -> Path:
+    for colour, count in counts.items():
+        for number in range(first, first + count):
+            _draw(root / colour / f"{number}.{'bmp' if number % 4 == 3 else 'png'}", colour, number)
+    return root
+
+
+def test_folders_are_classes_and_each_split_holds_its_share(tmp_path: Path) -> None:
+    data = ImageFolderDataModule(str(_folders(tmp_path, {"red": 40, "green": 20, "blue": 20})), size=16)
+    data.setup("fit")
+    (head,) = data.heads
+    assert (head.name, head.classes) == ("class", ("blue", "green", "red"))
+    assert data.image_shape == (3, 16, 16)
+    shares = {name: split.targets(torch.arange(len(split)))["class"].bincount() for name, split in data.splits.items()}
+    assert shares["test"].tolist() == [3, 3, 6]  # 15 % of 20, 20 and 40
+    assert shares["val"].tolist() == [3, 3, 6]
+    assert shares["train"].tolist() == [14, 14, 28]
+    files = [file for split in data.splits.values() for file in split.files]  # type: ignore[attr-defined]
+    assert len(files) == len(set(files)) == 80
+    images, targets = data.splits["train"].batch(torch.arange(56))
+    brightest = images[:, :, 4:12, 4:12].mean(dim=(2, 3)).argmax(dim=1)  # red, green, blue
+    assert torch.equal(2 - brightest, targets["class"])
+    again = ImageFolderDataModule(str(tmp_path), size=16, seed=7)
+    again.setup()
+    assert again.splits["test"].files == data.splits["test"].files  # type: ignore[attr-defined]
+
+
+def test_given_splits_are_kept(tmp_path: Path) -> None:
+    _folders(tmp_path / "train", {"red": 20, "blue": 20})
+    _folders(tmp_path / "test", {"red": 3, "blue": 2}, first=100)
+    data = ImageFolderDataModule(str(tmp_path), val_share=0.1, size=16)
+    data.setup()
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 36, "val": 4, "test": 5}
+    _folders(tmp_path / "val", {"red": 1, "blue": 1}, first=200)
+    data = ImageFolderDataModule(str(tmp_path), size=16, channels=1)
+    data.setup()
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 40, "val": 2, "test": 5}
+    assert data.splits["val"][0][0].shape == (1, 16, 16)
+
+
+def _table(root: Path, rows: list[dict[str, str]]) -> None:
+    with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_table_gives_several_heads(tmp_path: Path) -> None:
+    rows = []
+    for number in range(48):
+        colour, size = list(COLOURS)[number % 3], ("small", "large")[number // 3 % 2]
+        _draw(tmp_path / "pictures" / f"{number}.png", colour, number)
+        rows.append({"file": f"pictures/{number}.png", "colour": colour, "extent": size})
+    _table(tmp_path, rows)
+    data = ImageFolderDataModule(str(tmp_path), table="labels.csv", size=16, test_share=0.25)
+    data.setup()
+    assert [(head.name, head.classes) for head in data.heads] == [
+        ("colour", ("blue", "green", "red")), ("extent", ("large", "small")),
+    ]  # fmt: skip
+    targets = data.splits["test"].targets(torch.arange(12))
+    assert (targets["colour"] * 2 + targets["extent"]).bincount().tolist() == [2] * 6  # each combination its share
+
+
+def test_a_run_on_pictures_opens_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _folders(tmp_path / "pictures", {"red": 24, "green": 24, "blue": 24})
+    monkeypatch.chdir(tmp_path)
+    words = ("experiment=folder", "data.root=pictures", "data.size=16", "trainer.max_epochs=2", "net.filters=[4,8]")
+    folder = run_train(tmp_path / "run", *words)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = Run(folder)
+    assert run.summary["data"]["overlap"] == 0
+    assert run.predict(str(tmp_path / "pictures" / "red" / "0.png")).answers()
+    in_process("explain", f"run={folder}", "method=saliency", "ascent.steps=1", "indices=[0]", "layers=[stem.conv]")
+    assert (folder / "explain" / "1" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_network_of_torchvision(tmp_path: Path) -> None:
+    _folders(tmp_path / "pictures", {"red": 12, "blue": 12})
+    words = ("experiment=folder", f"data.root={tmp_path}/pictures", "data.size=32", "trainer.max_epochs=1")
+    folder = run_train(tmp_path / "run", *words, "net=torchvision", "net.name=resnet18")
+    run = Run(folder)
+    assert run.summary["parameters"]["total"] == 11_699_112 - 513_000 + 513  # one unit in place of 1,000 classes
+    assert run.attribute(run.examples(2), method="grad_cam").maps.shape == (2, 32, 32)
+    with pytest.raises(SystemExit, match="there are resnet18"):
+        run_train(tmp_path / "wrong", *words, "net=torchvision", "net.name=resnet81")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"root": None}, "data.root=<folder> is needed"),
+        ({"root": "nowhere"}, "data.root=nowhere is no folder"),
+        ({"root": "red"}, "red needs a folder per class, each with pictures"),
+        ({"table": "none.csv"}, "data.table=none.csv cannot be read"),
+        ({"table": "labels.csv"}, "line 3: give a file and a class for each head"),
+        ({"table": "plain.csv"}, "needs a column 'file'"),
+        ({"table": "missing.csv"}, "gone.png is no picture"),
+        ({"size": 4}, "data.size=4 in 8..1024"),
+        ({"val_share": 0.6, "test_share": 0.4}, "below 1 together"),
+        ({"test_share": 0.01, "val_share": 0.0}, "too few pictures"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    settings: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _folders(tmp_path, {"red": 3, "blue": 3})
+    (tmp_path / "labels.csv").write_text("file,colour\nred/0.png,red\nblue/0.png,\n")
+    (tmp_path / "plain.csv").write_text("name,colour\nred/0.png,red\n")
+    (tmp_path / "missing.csv").write_text("file,colour\nred/0.png,red\ngone.png,blue\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as stop:
+        ImageFolderDataModule(**{"root": ".", **settings}).setup()  # type: ignore[arg-type]
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
+
+
+def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
+    _folders(tmp_path, {"red": 9, "blue": 9})
+    (tmp_path / "red" / "notes.txt").write_text("left alone")
+    (tmp_path / "red" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png is no picture that can be read: PNG, JPEG"):
+        ImageFolderDataModule(str(tmp_path)).setup()
