@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_LINES, in_process, run_train
+from tests.data.test_image_folder import make_folders
 from tests.interpret.test_audit import run_audit
 from tests.interpret.test_explain import run_explain
 from tests.play.conftest import Served
@@ -59,6 +60,11 @@ def test_the_training_commands_work(
     if any(word.startswith("resume=") for word in words):
         with pytest.raises(SystemExit, match=r"is finished; raise trainer"):
             run_train(tmp_path / "run", *words)
+        return
+    if "experiment=folder" in words:
+        make_folders(tmp_path / "pictures", {"red": 9, "blue": 9})
+        words = [word.replace("<folder>", "pictures") for word in words]
+        run_train(tmp_path / "run", *words, "data.size=16", "trainer.max_epochs=1")
         return
     kept = [word for word in words if not word.startswith(("trainer.max_epochs", "data="))]
     once = ["hydra.mode=RUN"] if "experiment=sweep_" in line else []  # of a sweep one run

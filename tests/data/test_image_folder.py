@@ -27,7 +27,7 @@ def _draw(file: Path, colour: str, number: int) -> None:
     Image.fromarray(pixels).convert(MODES[number % 4]).save(file)
 
 
-def _folders(root: Path, counts: dict[str, int], first: int = 0) -> Path:
+def make_folders(root: Path, counts: dict[str, int], first: int = 0) -> Path:
     for colour, count in counts.items():
         for number in range(first, first + count):
             _draw(root / colour / f"{number}.{'bmp' if number % 4 == 3 else 'png'}", colour, number)
@@ -35,7 +35,7 @@ def _folders(root: Path, counts: dict[str, int], first: int = 0) -> Path:
 
 
 def test_folders_are_classes_and_each_split_holds_its_share(tmp_path: Path) -> None:
-    data = ImageFolderDataModule(str(_folders(tmp_path, {"red": 40, "green": 20, "blue": 20})), size=16)
+    data = ImageFolderDataModule(str(make_folders(tmp_path, {"red": 40, "green": 20, "blue": 20})), size=16)
     data.setup("fit")
     (head,) = data.heads
     assert (head.name, head.classes) == ("class", ("blue", "green", "red"))
@@ -55,12 +55,12 @@ def test_folders_are_classes_and_each_split_holds_its_share(tmp_path: Path) -> N
 
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:
-    _folders(tmp_path / "train", {"red": 20, "blue": 20})
-    _folders(tmp_path / "test", {"red": 3, "blue": 2}, first=100)
+    make_folders(tmp_path / "train", {"red": 20, "blue": 20})
+    make_folders(tmp_path / "test", {"red": 3, "blue": 2}, first=100)
     data = ImageFolderDataModule(str(tmp_path), val_share=0.1, size=16)
     data.setup()
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 36, "val": 4, "test": 5}
-    _folders(tmp_path / "val", {"red": 1, "blue": 1}, first=200)
+    make_folders(tmp_path / "val", {"red": 1, "blue": 1}, first=200)
     data = ImageFolderDataModule(str(tmp_path), size=16, channels=1)
     data.setup()
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 40, "val": 2, "test": 5}
@@ -91,7 +91,7 @@ def test_a_table_gives_several_heads(tmp_path: Path) -> None:
 
 
 def test_a_run_on_pictures_opens_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _folders(tmp_path / "pictures", {"red": 24, "green": 24, "blue": 24})
+    make_folders(tmp_path / "pictures", {"red": 24, "green": 24, "blue": 24})
     monkeypatch.chdir(tmp_path)
     words = ("experiment=folder", "data.root=pictures", "data.size=16", "trainer.max_epochs=2", "net.filters=[4,8]")
     folder = run_train(tmp_path / "run", *words)
@@ -106,7 +106,7 @@ def test_a_run_on_pictures_opens_from_anywhere(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_a_network_of_torchvision(tmp_path: Path) -> None:
-    _folders(tmp_path / "pictures", {"red": 12, "blue": 12})
+    make_folders(tmp_path / "pictures", {"red": 12, "blue": 12})
     words = ("experiment=folder", f"data.root={tmp_path}/pictures", "data.size=32", "trainer.max_epochs=1")
     folder = run_train(tmp_path / "run", *words, "net=torchvision", "net.name=resnet18")
     run = Run(folder)
@@ -134,7 +134,7 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(
     settings: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _folders(tmp_path, {"red": 3, "blue": 3})
+    make_folders(tmp_path, {"red": 3, "blue": 3})
     (tmp_path / "labels.csv").write_text("file,colour\nred/0.png,red\nblue/0.png,\n")
     (tmp_path / "plain.csv").write_text("name,colour\nred/0.png,red\n")
     (tmp_path / "missing.csv").write_text("file,colour\nred/0.png,red\ngone.png,blue\n")
@@ -146,7 +146,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
-    _folders(tmp_path, {"red": 9, "blue": 9})
+    make_folders(tmp_path, {"red": 9, "blue": 9})
     (tmp_path / "red" / "notes.txt").write_text("left alone")
     (tmp_path / "red" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"broken\.png is no picture that can be read: PNG, JPEG"):
