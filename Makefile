@@ -4,7 +4,7 @@
 # make test-oldest: the quick tests with the oldest versions that pyproject.toml allows.
 # make test-peers: metrics and methods beside those of Quantus, zennit and torch-cam, and 50 networks of timm.
 # Any of these with another Python: make test VENV=.venv-3.13 PYTHON=python3.13.
-# make docs:  set everything up, then build the site in site/, notebooks included (ten minutes).
+# make docs:  set everything up, then build the site in site/.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready

@@ -38,4 +38,5 @@ def for_site(text: str) -> str:
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Notebooks name each other as the files that they are."""
-    return re.sub(r'href="(\w+)\.py"', r'href="\1.html"', html) if page.file.src_uri.startswith("notebooks/") else html
+    here = page.file.src_uri.startswith("notebooks/")
+    return re.sub(r'href="([\w./]+)\.(?:ipynb|md)"', r'href="\1.html"', html) if here else html

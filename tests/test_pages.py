@@ -132,7 +132,7 @@ def test_an_explanation_of_an_image_from_outside_outlines_no_truth(
 ) -> None:
     in_process(
         "explain", f"run={lines_run}", f"out={folder}/outside", "ascent.steps=1", "layers=[stem.conv]",
-        f"image={lines_run}/figures/samples.png",
+        f"images={lines_run}/figures/samples.png",
     )  # fmt: skip
     page = folder / "outside" / "1" / "index.html"
     is_sound(browser, page)

@@ -43,7 +43,7 @@ def test_every_command_works_without_posix(tmp_path: Path) -> None:
     _run(tmp_path, "cnnlab.train", "experiment=multihead", *TINY_LINES, "hydra.run.dir=run")
     _run(tmp_path, "cnnlab.explain", "run=run", "indices=[0]", "ascent.steps=1", "layers=[stem.conv]")
     _run(tmp_path, "cnnlab.audit", "run=run", "images=8", "method=[saliency]")
-    _run(tmp_path, "cnnlab.predict", "run=run", "image=run/figures/samples.png")
+    _run(tmp_path, "cnnlab.predict", "run=run", "images=run/figures/samples.png")
     _run(tmp_path, "cnnlab.compare", "runs=run", "out=run")
     _run(tmp_path, "cnnlab.play", "--help")
 

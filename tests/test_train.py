@@ -283,7 +283,7 @@ def test_the_newest_run_is_neither_trial_nor_research(
         os.utime(other / "summary.json", (4e9, 4e9))
     assert newest().path == tmp_path / "outputs" / "mine"
     Image.new("RGB", (28, 28), "red").save("red.png")
-    in_process("predict", "image=red.png")
+    in_process("predict", "images=red.png")
     assert capsys.readouterr().out.startswith(f"run  {tmp_path}/outputs/mine\n")
 
 

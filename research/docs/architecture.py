@@ -17,4 +17,5 @@ if __name__ == "__main__":
         with compose_config("train", [f"experiment={experiment}"]) as config:
             layers = layer_table(build_net(config, (3, 28, 28), LineDataModule().heads), (3, 28, 28))
         title = f"{experiment}: {sum(layer.parameters for layer in layers):,} parameters"
-        plots.save(plots.architecture(layers, title), GALLERY / f"architecture_{experiment.removeprefix('multihead_')}.png")
+        file = GALLERY / f"architecture_{experiment.removeprefix('multihead_')}.png"
+        plots.save(plots.architecture(layers, title), file)

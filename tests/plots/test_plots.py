@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cnnlab import plots
 from cnnlab.data.lines import class_head
@@ -80,7 +81,9 @@ def test_a_percentage_never_rounds_up_to_perfection() -> None:
     assert percent(0.57) == "57.00 %"
 
 
-def test_names_with_html_in_them_are_shown_not_run() -> None:
+def test_names_with_html_in_them_are_shown_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "architecture.png"
+    Image.new("RGB", (8, 8)).save(file)
     manifest = {"title": "<script>alert(1)</script>", "run": "r", "made": "m"}
     settings = {"settings": {"ascent": {"steps": 1, "bounded": True}}}
     rest = {
@@ -91,9 +94,12 @@ def test_names_with_html_in_them_are_shown_not_run() -> None:
     html = render(
         "explanation.html",
         manifest=manifest | settings,
+        heads=[],
         inputs=[],
+        architecture=file,
+        model="</pre><script>alert(4)</script>",
         layers=[],
-        filters=[],
+        filters={},
         warnings=[],
         audit="",
         **rest,
