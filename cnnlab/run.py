@@ -131,7 +131,10 @@ class RunFolder:
     def datamodule(self, stage: str | None = None) -> ImageDataModule:
         """Return the data module with the splits of a stage ("fit", "test") or all."""
         self._check_trusted("data")
-        return build_datamodule(self.config, stage)
+        data = build_datamodule(self.config, stage)
+        if [head.classes for head in data.heads] != [head.classes for head in self.heads]:
+            raise UserError(f"the data of {self.path} has other classes now than when it was trained")
+        return data
 
     @cached_property
     def test_data(self) -> ImageDataModule:

@@ -195,7 +195,7 @@ def test_the_version_is_cnnlabs(tmp_path: Path) -> None:
 def test_a_group_that_a_command_does_not_have_is_answered(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "cnnlab.explain", "data=mnist"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stderr.startswith("error: there is no setting 'data' (there are run, weights, image_size, images, indices")
+    assert done.stderr.startswith("error: there is no setting 'data' (there are run, weights, image_size, images,")
     assert done.stderr.count("\n") == 1
 
 

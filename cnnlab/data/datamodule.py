@@ -267,7 +267,8 @@ class ImageDataModule(LightningDataModule):
         split = self.splits[name]
         size = len(split) * (epochs if self.resample_each_epoch and name == "train" else 1)
         prints: set[bytes] = set()
-        for rows in torch.arange(size).split(CHUNK):
+        at_once = max(1, min(CHUNK, 10_000_000 // math.prod(self.image_shape)))
+        for rows in torch.arange(size).split(at_once):
             flat = split.images(rows).flatten(1).numpy()
             prints.update(hashlib.blake2b(image, digest_size=16).digest() for image in flat)
         return prints

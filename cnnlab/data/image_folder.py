@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
 from cnnlab.data.image_io import FORMATS, SUFFIXES, read_image
-from cnnlab.data.torchvision_data import stratified_order
 from cnnlab.models.heads import Head
 from cnnlab.utils.errors import UserError
 
 Labels = dict[str, list[str]]  # {head: class of each picture}
 Pictures = tuple[list[Path], Labels]
 ONLY_HEAD = "class"  # of folders
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 class PictureDataset(BatchedDataset):
@@ -76,7 +76,7 @@ class ImageFolderDataModule(ImageDataModule):
             raise UserError("data.root=<folder> is needed: a folder per class, or train/, val/ and test/ with these")
         if channels not in (1, 3) or not 8 <= size <= 1024:
             raise UserError(f"data.channels={channels} must be 1 or 3, data.size={size} in 8..1024")
-        if not (0 <= val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
+        if not (val_share >= 0 and test_share >= 0 and val_share + test_share < 1):
             raise UserError("data.val_share and data.test_share must be at least 0, and below 1 together")
         self.root, self.table = Path(root).expanduser(), table
         self.image_shape = channels, size, size
@@ -87,7 +87,8 @@ class ImageFolderDataModule(ImageDataModule):
             return
         if not self.root.is_dir():
             raise UserError(f"data.root={self.root} is no folder")
-        given = {name: self.root / name for name in self.names if (self.root / name).is_dir()}
+        named = {folder.name.lower(): folder for folder in _folders(self.root)}
+        given = {name: named[word] for name, words in SPLITS.items() for word in words if word in named}
         if self.table is not None:
             parts = {"train": _from_table(self.root, self.root / self.table)}
         elif "train" in given:
@@ -97,18 +98,41 @@ class ImageFolderDataModule(ImageDataModule):
         names = {head: {name for _, labels in parts.values() for name in labels[head]} for head in parts["train"][1]}
         self.heads = tuple(Head(head, tuple(sorted(classes))) for head, classes in names.items())
         files, classes = self._numbered(parts["train"])
-        combined = torch.stack(list(classes.values())).unique(dim=1, return_inverse=True)[1]
-        rows = stratified_order(combined, self.split_seed)
-        for name, share in self.shares.items():
-            count = 0 if name in parts else round(share * len(files))
-            kept = self._numbered(parts[name]) if name in parts else _chosen(files, classes, rows[:count])
-            self.splits[name], rows = PictureDataset(*kept, self.image_shape), rows[count:]
-        self.splits["train"] = PictureDataset(*_chosen(files, classes, rows), self.image_shape)
+        taken = torch.zeros(len(files), dtype=torch.int64)  # 0: train, 1: test, 2: val
+        for number, (name, share) in enumerate(self.shares.items(), start=1):
+            if name not in parts:
+                taken[self._held_out(files, classes, taken, share)] = number
+        for number, name in enumerate(("train", *self.shares)):
+            kept = self._numbered(parts[name]) if name in parts and number else _chosen(files, classes, taken == number)
+            self.splits[name] = PictureDataset(*kept, self.image_shape)
+        if len(self.splits["train"]) % self.batch_size == 1:
+            raise UserError(
+                f"data.batch_size={self.batch_size} leaves one picture for the last batch, and BatchNorm needs two; "
+                "choose another"
+            )
         for head in self.heads:
-            counts = classes[head.name][rows].bincount(minlength=len(head.classes))
+            counts = classes[head.name][taken == 0].bincount(minlength=len(head.classes))
             if not counts.all() or not len(self.splits["test"]):
                 few = head.classes[int(counts.argmin())]
                 raise UserError(f"data: too few pictures, of class '{few}' only {int(counts.min())} for training")
+
+    def _held_out(self, files: list[Path], classes: dict[str, Tensor], taken: Tensor, share: float) -> Tensor:
+        """Return rows int64 (n,) that are not taken: about `share` of the pictures of each combination of classes, the
+        first in the order of a hash of their names, so that a new picture moves few others."""
+        combined = torch.stack(list(classes.values())).unique(dim=1, return_inverse=True)[1]
+        rows = list[int]()
+        for group in range(int(combined.max()) + 1):
+            members = (combined == group).nonzero()[:, 0].tolist()
+            free = sorted((row for row in members if not taken[row]), key=lambda row: self._hash(files[row]))
+            chance = self._hash(Path(f"group {group}, {share}"))  # rounds the shares of small groups fairly
+            rows += free[: min(int(share * len(members) + chance + 1e-9) if share else 0, len(free) - 1)]
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def _hash(self, file: Path) -> float:
+        """Return a number in [0, 1) for a file."""
+        name = file.relative_to(self.root) if file.is_relative_to(self.root) else file
+        digest = hashlib.blake2b(f"{self.split_seed}/{name.as_posix()}".encode(), digest_size=6).digest()
+        return int.from_bytes(digest, "big") / 2**48
 
     def _numbered(self, pictures: Pictures) -> tuple[list[Path], dict[str, Tensor]]:
         """Return the files, which are checked to be pictures, and {head: classes int64 (N,)}."""
@@ -122,30 +146,44 @@ class ImageFolderDataModule(ImageDataModule):
         return files, {h.name: torch.tensor([h.classes.index(name) for name in labels[h.name]]) for h in self.heads}
 
 
-def _chosen(files: list[Path], classes: dict[str, Tensor], rows: Tensor) -> tuple[list[Path], dict[str, Tensor]]:
-    rows = rows.sort().values
+def _chosen(files: list[Path], classes: dict[str, Tensor], chosen: Tensor) -> tuple[list[Path], dict[str, Tensor]]:
+    """Return the files and classes where `chosen` bool (N,) is true."""
+    rows = chosen.nonzero()[:, 0]
     return [files[i] for i in rows.tolist()], {head: values[rows] for head, values in classes.items()}
 
 
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders inside, without hidden ones and `outputs`, which the commands make."""
+    inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted(path for path in inside if path.name != "outputs")
+
+
 def _from_folders(folder: Path) -> Pictures:
-    try:
-        found = ImageFolder(folder, is_valid_file=lambda path: Path(path).suffix.lower() in SUFFIXES)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} needs a folder per class, each with pictures ({', '.join(SUFFIXES)})") from error
-    names = [found.classes[number] for _, number in found.samples]
-    return [Path(path) for path, _ in found.samples], {ONLY_HEAD: names}
+    files, labels = list[Path](), list[str]()
+    for place in _folders(folder):
+        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"{place} holds no pictures ({', '.join(SUFFIXES)})")
+        files += found
+        labels += [place.name] * len(found)
+    if not files:
+        raise UserError(f"{folder} needs a folder per class, each with pictures ({', '.join(SUFFIXES)})")
+    return files, {ONLY_HEAD: labels}
 
 
 def _from_table(root: Path, table: Path) -> Pictures:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"data.table={table.name} cannot be read in {root} ({type(error).__name__})") from error
-    heads = [name for name in (rows[0] if rows else ()) if name != "file"]
-    if not heads or "file" not in rows[0]:
-        raise UserError(f"{table} needs a column 'file', a column for each head, and rows")
+    if header.count("file") != 1 or len(set(header)) != len(header) or len(header) < 2 or "" in header or not rows:
+        raise UserError(f"{table} needs a column 'file', a column for each head with a name of its own, and rows")
     for number, row in enumerate(rows, start=2):
-        if None in row or not all(row.values()):
+        if len(row) != len(header) or not all(row):
             raise UserError(f"{table}, line {number}: give a file and a class for each head")
-    return [root / row["file"] for row in rows], {head: [row[head] for row in rows] for head in heads}
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    names = columns.pop("file")
+    if len(set(names)) < len(names):
+        raise UserError(f"{table} names {next(name for name in names if names.count(name) > 1)} twice")
+    return [root / name for name in names], {head: list(values) for head, values in columns.items()}

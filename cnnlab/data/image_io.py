@@ -312,6 +312,12 @@ def open_image(path: Path) -> tuple[Image.Image, list[str]]:
         raise UserError(f"{path} cannot be read as an image: {' or '.join(FORMATS)} ({error})") from error
 
 
+def open_in_colour(path: Path) -> Image.Image:
+    """Return an image file in RGB with 8 bits, upright, transparent pixels made black (white behind a dark drawing)."""
+    image, notes = open_image(path)
+    return _on_background(_eight_bit(image, notes), notes).convert("RGB")
+
+
 def _upright(image: Image.Image, name: str) -> Image.Image:
     """Return the image in its EXIF orientation."""
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cnnlab import plots
 from cnnlab.interpret.attribution import displayable
-from cnnlab.interpret.network import batch_size, frozen_copy, layer_named
+from cnnlab.interpret.network import as_maps, batch_size, frozen_copy, layer_named
 from cnnlab.plots.result import Result
 
 SHOWN = 32  # channels that are drawn
@@ -86,7 +86,8 @@ def activations(
 
     def outputs(batch: Tensor) -> list[Tensor]:
         values: list[Tensor] = LayerActivation(net, modules).attribute(batch)
-        return [value if value.ndim == 4 else value[:, :, None, None] for value in values]
+        maps = [as_maps(value, batch.shape[2:]) for value in values]
+        return [value.flatten(1)[:, :, None, None] if m is None else m for value, m in zip(values, maps, strict=True)]
 
     with torch.no_grad():
         shown = outputs(images)

@@ -19,9 +19,9 @@ NAMED = 2  # layers before another one, in the text
 def layer_table(net: nn.Module, image_shape: Sequence[int]) -> list[LayerRow]:
     """Return every layer that runs on an image (C, H, W), found with one forward pass. Connections follow the graph of
     gradients: "image" is the input, and functions such as `torch.cat` count as part of the layer after them."""
-    counts = {name: parameter_counts(layer)["total"] for name, layer in leaf_modules(net).items()}
     copied, rows, runs = frozen_copy(net), list[LayerRow](), dict[str, int]()
-    parameter = next(net.parameters(), torch.zeros(0))
+    counts = {name: parameter_counts(layer)["total"] for name, layer in leaf_modules(copied).items()}
+    parameter = next(copied.parameters(), torch.zeros(0))
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype, requires_grad=True).clone()
     nodes: dict[Any, str] = {image.grad_fn: "image"}
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
-from cnnlab.data.image_io import image_files, open_image
+from cnnlab.data.image_io import image_files, open_in_colour
 from cnnlab.interpret.inputs import Inputs
-from cnnlab.interpret.network import HeadWrapper, head_keys, parts_of
+from cnnlab.interpret.network import batch_size, parts_of
 from cnnlab.models.heads import Head
 from cnnlab.utils.cli import as_list
 from cnnlab.utils.errors import UserError, one_line, user_errors
@@ -39,21 +39,55 @@ class OwnNetwork:
         self.image_shape, self.baseline_images = tuple(self.inputs.images.shape[1:]), self.inputs.images
 
     def named_heads(self) -> tuple[Head, ...]:
-        """Make the network answer {head: scores}, and return its heads. Classes are called by their numbers."""
-        images, names = self.inputs.images, dict[Any, str]()
-        heads = []
-        with user_errors(f"net={self.title}"):
-            for key in head_keys(self.net, images):
-                names[key] = ONLY_HEAD if key is None else key if isinstance(key, str) else f"head {key}"
-                count = HeadWrapper(self.net, key).classes(images)
-                heads.append(Head(names[key], tuple(map(str, range(count)))))
+        """Make the network answer {head: scores}, and return its heads. Classes are called by their numbers. Outputs
+        that are no scores (N, classes) are left out; probabilities become their logarithms."""
+        images = self.inputs.images[: batch_size(self.inputs.images)].clone().requires_grad_()
+        with user_errors(f"net={self.title}"), torch.enable_grad():
+            answers = _parts(self.net(images))
+        heads, keys = list[Head](), dict[str, tuple[Any, bool]]()
+        for key, part in answers.items():
+            if part.is_floating_point() and part.ndim in (2, 4) and len(part) == len(images):
+                scores = _scores(part)
+                classes = tuple(map(str, range(max(2, scores.shape[1]))))
+                try:
+                    head = Head(str(ONLY_HEAD if key is None else key), classes)
+                except ValueError:  # a number, or a name that means something else here
+                    head = Head(f"head {key}".replace(".", " "), classes)
+                heads.append(head)
+                keys[head.name] = key, _are_probabilities(scores)
+        if not heads:
+            raise UserError(f"net={self.title} answers no scores (N, classes)")
 
         def as_dict(_module: nn.Module, _inputs: object, answers: Any) -> dict[str, Tensor]:
-            parts = {None: answers} if isinstance(answers, Tensor) else parts_of(answers)
-            return {names[key]: part.flatten(2).mean(dim=2) if part.ndim > 2 else part for key, part in parts.items()}
+            parts = _parts(answers)
+            scores = {name: _scores(parts[key]) for name, (key, _) in keys.items()}
+            return {name: _to_logits(values) if keys[name][1] else values for name, values in scores.items()}
 
         self.net.register_forward_hook(as_dict)
         return tuple(heads)
+
+
+def _parts(answers: Any) -> dict[Any, Tensor]:
+    return {None: answers} if isinstance(answers, Tensor) else parts_of(answers)
+
+
+def _scores(part: Tensor) -> Tensor:
+    """Return (N, classes), of scores of places the mean."""
+    return part.flatten(2).mean(dim=2) if part.ndim > 2 else part
+
+
+def _are_probabilities(scores: Tensor) -> bool:
+    """Return whether rows sum to 1 and hold no negative value, or a single unit ends in a sigmoid."""
+    if scores.shape[1] > 1:
+        return bool((scores >= 0).all() and ((scores.sum(dim=1) - 1).abs() < 1e-3).all())
+    node = scores.grad_fn
+    while node is not None and any(word in node.name() for word in ("View", "Reshape", "squeeze", "Squeeze", "Mean")):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Sigmoid")
+
+
+def _to_logits(shares: Tensor) -> Tensor:
+    return torch.logit(shares, eps=1e-6) if shares.shape[1] == 1 else shares.clamp(min=1e-12).log()
 
 
 def own_network(cfg: DictConfig) -> OwnNetwork | None:
@@ -76,6 +110,7 @@ def open_network(node: DictConfig, weights: str | None = None) -> tuple[nn.Modul
         net, transform = made if isinstance(made, tuple) else (made, None)
         if not isinstance(net, nn.Module):
             raise UserError(f"it returns a {type(net).__name__}, not an nn.Module")
+        net = getattr(net, "_orig_mod", net)  # of torch.compile
     if weights is not None:
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
@@ -92,11 +127,14 @@ def read_images(words: Sequence[str], transform: Transform | None, size: int) ->
     change = transform or Compose([Resize(size), CenterCrop(size), ToTensor()])
     images, files = [], image_files(words)
     for file in files:
-        picture, _ = open_image(file)
+        picture = open_in_colour(file)
         try:
-            images.append(change(picture.convert("RGB")))
+            images.append(change(picture))
+            if not isinstance(images[-1], Tensor):
+                raise TypeError(f"it returns a {type(images[-1]).__name__}")
             if images[-1].shape != images[0].shape:
                 raise ValueError(f"shapes {tuple(images[0].shape)} and {tuple(images[-1].shape)}")
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # of a user's function
             raise UserError(f"the transform of net gives no tensors of one shape: {one_line(error)}") from error
-    return Inputs(torch.stack(images), [file.name for file in files])
+    names = [file.name for file in files]
+    return Inputs(torch.stack(images), names if len(set(names)) == len(names) else [str(file) for file in files])

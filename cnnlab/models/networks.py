@@ -7,6 +7,7 @@ BatchNorm follow Keras, as in the reports; parameter totals equal the reports'. 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -319,12 +320,13 @@ class TorchvisionNet(MultiHeadNet):
         if name not in list_models(torchvision.models):
             close = get_close_matches(name, list_models(torchvision.models), n=3) or ["resnet18", "vgg11_bn"]
             raise ValueError(f"name={name} is no network of torchvision; there are {', '.join(close)} and others")
-        body = get_model(name, weights=None, **({"aux_logits": False} if name in ("googlenet", "inception_v3") else {}))
+        quiet = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        body = get_model(name, weights=None, **quiet)
         last = [layer for layer, module in body.named_modules() if isinstance(module, nn.Linear)][-1:]
         if not last:
             raise ValueError(f"name={name} has no dense layer at its end")
         body.set_submodule(last[0], nn.Identity())
-        state = {key: value.clone() for key, value in body.state_dict().items()}
+        state = copy.deepcopy(body.state_dict())
         super().__init__((3, *image_shape[1:]), heads, {"body": body})
         body.load_state_dict(state)  # torchvision's own initial values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ def architecture(layers: Sequence[LayerRow], title: str) -> Figure:
     home, parts = _boxes(layers), 4
     while len(set(home.values())) > MOST_BOXES and parts > 1:
         parts -= 1
-        home = {layer.name: ".".join(layer.name.split(" ")[0].split(".")[:parts]) for layer in layers}
+        home = {layer.name: ".".join(re.sub(r" \(\d+\)$", "", layer.name).split(".")[:parts]) for layer in layers}
     lines: dict[str, list[str]] = {"image": ["image"]}
     sources: dict[str, set[str]] = {"image": set()}
     for layer in layers:
@@ -50,7 +51,9 @@ def architecture(layers: Sequence[LayerRow], title: str) -> Figure:
             lines[box] = [box, f"{sum(layer.parameters for layer in inside):,} parameters"]
     rank: dict[str, int] = {}
     for box, above in sources.items():
-        rank[box] = 1 + max((rank.get(source, 0) for source in above), default=-1)
+        rank[box] = 1 + max((rank[source] for source in above if source in rank), default=-1)
+    # Blocks may feed each other, as by a shared ReLU: arrows go down.
+    sources = {box: {source for source in above if rank[source] < rank[box]} for box, above in sources.items()}
     left = _columns(sources, rank)
     tall = {box: len(texts) * LINE + 0.12 for box, texts in lines.items()}
     top, y = dict[str, float](), 0.5

@@ -21,7 +21,7 @@ def confusion(counts: Array, classes: Sequence[str], title: str, parts: Sequence
     order) are grouped, and each part gets its own matrix."""
     if parts:
         return _grouped_confusion(counts, title, parts)
-    size = 0.55 * len(classes) + 1.6
+    size = min(0.55 * len(classes) + 1.6, 24.0)  # inches; hundreds of classes would take gigabytes
     figure = Figure(figsize=(size + 0.6, size + 0.4), layout="constrained")
     axes = figure.subplots()
     _matrix(axes, counts, classes)

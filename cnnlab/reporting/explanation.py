@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,14 +26,7 @@ from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, targe
 from cnnlab.interpret.layer_table import layer_table, layer_text
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.metrics import rank_accuracy, sobel
-from cnnlab.interpret.network import (
-    HeadWrapper,
-    default_target_layer,
-    layer_named,
-    leaf_modules,
-    path_to_head,
-    predict_logits,
-)
+from cnnlab.interpret.network import HeadWrapper, layer_named, leaf_modules, path_to_head, predict_logits
 from cnnlab.interpret.ood import load_ood_detector
 from cnnlab.interpret.own_network import OwnNetwork, own_network
 from cnnlab.interpret.prediction import image_warnings
@@ -50,6 +44,7 @@ from cnnlab.utils.versions import versions
 
 PICKED = 6  # images that are explained if none are named
 MOST_ROWS = 12  # images with activations
+MOST_LAYERS, MOST_PIXELS = 40, 64 * 64  # with activations, of images with feature visualisations
 SHOWN_TYPES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d)
 EDGES = "edge detector"
 Maps = Mapping[tuple[str, str], Mapping[str, Attribution]]  # {(method, target's word): {head: its evidence}}
@@ -117,11 +112,17 @@ class Explanation:
         if asked:
             return asked
         if isinstance(self.run, OwnNetwork):  # which may have hundreds of layers
-            wrapper = HeadWrapper(self.net, self.heads[0].name)
-            return list(dict.fromkeys([first_convolution(self.net)[0], default_target_layer(wrapper, self.images)]))
+            return self._two_layers()
         used = {name for head in self.heads for name in path_to_head(HeadWrapper(self.net, head.name), self.images)}
         layers = leaf_modules(self.net).items()
-        return [name for name, layer in layers if isinstance(layer, SHOWN_TYPES) and name in used]
+        shown = [name for name, layer in layers if isinstance(layer, SHOWN_TYPES) and name in used]
+        return shown if len(shown) <= MOST_LAYERS else self._two_layers()
+
+    def _two_layers(self) -> list[str]:
+        """Return the first and the last convolution that the first head depends on."""
+        path = path_to_head(HeadWrapper(self.net, self.heads[0].name), self.images)
+        found = [name for name in path if isinstance(layer_named(self.net, name), nn.Conv2d)]
+        return list(dict.fromkeys([*found[:1], *found[-1:]]))
 
     def _targets(self) -> list[tuple[Head, str, Tensor]]:
         """Return (head, word, class of each image int64 (N,)) for every head and each of `targets` that it knows."""
@@ -254,11 +255,13 @@ class Explanation:
     def _write_filters(self, folder: Path) -> dict[str, Path]:
         """Write the first layer's kernels, and the feature visualisations of layers and classes; return {title:
         picture}."""
-        name, kernels = self.first_layer
-        pictures = {f"{name}: learned kernels": folder / f"kernels_{name}.png"}
-        plots.save(kernels_figure(name, kernels), folder / f"kernels_{name}.png")
-        if isinstance(self.run, OwnNetwork):  # ascent needs pixels in [0, 1] and small images
-            return pictures
+        pictures = dict[str, Path]()
+        if self.first_layer is not None:
+            name, kernels = self.first_layer
+            pictures[f"{name}: learned kernels"] = folder / f"kernels_{name}.png"
+            plots.save(kernels_figure(name, kernels), folder / f"kernels_{name}.png")
+        if isinstance(self.run, OwnNetwork) or math.prod(self.run.image_shape[1:]) > MOST_PIXELS:
+            return pictures  # ascent needs pixels in [0, 1], and takes hours on large images
         results, shape = [], self.run.image_shape
         for layer in self.layers:
             if isinstance(layer_named(self.net, layer), nn.Conv2d | nn.Linear):
@@ -273,12 +276,12 @@ class Explanation:
         return pictures
 
 
-def first_convolution(net: nn.Module) -> tuple[str, Tensor]:
-    """Return name and kernels (filters, C, k, k) of the convolution that sees the image."""
+def first_convolution(net: nn.Module) -> tuple[str, Tensor] | None:
+    """Return name and kernels (filters, C, k, k) of the convolution that sees the image, None without one."""
     for name, layer in leaf_modules(net).items():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and layer.in_channels in (1, 3):
             return name, layer.weight.detach()
-    raise UserError("the network has no convolution")
+    return None
 
 
 def answer(head: Head, shares: Shares, i: int, truth: Mapping[str, Tensor] | None) -> dict[str, Any]:

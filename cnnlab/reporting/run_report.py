@@ -188,11 +188,12 @@ class RunReport:
     def _keep_training_features(self) -> None:
         """Write the out-of-distribution detector, calibrated on validation images, or on other training images."""
         train, val = self.datamodule.splits["train"], self.datamodule.splits["val"]
+        most = max(2, 300_000_000 // math.prod(self.datamodule.image_shape))  # of large images fewer fit into memory
         if len(val):
-            known = train.inputs(sample_indices(len(train), min(len(train), REFERENCE)))
-            others = val.inputs(sample_indices(len(val), min(len(val), CALIBRATION)))
+            known = train.inputs(sample_indices(len(train), min(len(train), REFERENCE, most)))
+            others = val.inputs(sample_indices(len(val), min(len(val), CALIBRATION, most)))
         else:
-            rows = sample_indices(len(train), min(len(train), 2 * REFERENCE))
+            rows = sample_indices(len(train), min(len(train), 2 * REFERENCE, most))
             known, others = train.inputs(rows[::2]), train.inputs(rows[1::2] if len(rows) > 1 else rows)
         try:
             detector = fit_ood_detector(self.classifier.net, known, others)

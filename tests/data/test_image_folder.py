@@ -54,12 +54,39 @@ def test_folders_are_classes_and_each_split_holds_its_share(tmp_path: Path) -> N
     assert again.splits["test"].files == data.splits["test"].files  # type: ignore[attr-defined]
 
 
+def test_rare_classes_do_not_fill_the_test_split(tmp_path: Path) -> None:
+    counts = {"red": 200, "blue": 3, "green": 3}
+    data = ImageFolderDataModule(str(make_folders(tmp_path, counts)), size=16)
+    data.setup()
+    tested = data.splits["test"].targets(torch.arange(len(data.splits["test"])))["class"].bincount(minlength=3).tolist()
+    assert tested[2] == 30
+    assert max(tested[:2]) <= 1
+    before = {file.name for file in data.splits["test"].files if file.parent.name == "red"}  # type: ignore[attr-defined]
+    _draw(tmp_path / "red" / "new.png", "red", 0)
+    data = ImageFolderDataModule(str(tmp_path), size=16)
+    data.setup()
+    after = {file.name for file in data.splits["test"].files if file.parent.name == "red"}  # type: ignore[attr-defined]
+    assert len(before - after) <= 1  # a new picture does not draw the split anew
+
+
+def test_other_names_of_splits(tmp_path: Path) -> None:
+    for name, first in (("Training", 0), ("Valid", 100), ("Testing", 200)):
+        make_folders(tmp_path / name, {"red": 4, "blue": 4}, first)
+    make_folders(tmp_path / ".ipynb_checkpoints", {"green": 2})
+    data = ImageFolderDataModule(str(tmp_path), size=16)
+    data.setup()
+    assert data.heads[0].classes == ("blue", "red")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 8, "val": 8, "test": 8}
+
+
 def test_given_splits_are_kept(tmp_path: Path) -> None:
     make_folders(tmp_path / "train", {"red": 20, "blue": 20})
     make_folders(tmp_path / "test", {"red": 3, "blue": 2}, first=100)
     data = ImageFolderDataModule(str(tmp_path), val_share=0.1, size=16)
     data.setup()
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 36, "val": 4, "test": 5}
+    with pytest.raises(UserError, match="batch_size=35 leaves one picture for the last batch"):
+        ImageFolderDataModule(str(tmp_path), val_share=0.1, batch_size=35).setup()
     make_folders(tmp_path / "val", {"red": 1, "blue": 1}, first=200)
     data = ImageFolderDataModule(str(tmp_path), size=16, channels=1)
     data.setup()
@@ -126,6 +153,7 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
         ({"table": "labels.csv"}, "line 3: give a file and a class for each head"),
         ({"table": "plain.csv"}, "needs a column 'file'"),
         ({"table": "missing.csv"}, "gone.png is no picture"),
+        ({"table": "twice.csv"}, "names red/0.png twice"),
         ({"size": 4}, "data.size=4 in 8..1024"),
         ({"val_share": 0.6, "test_share": 0.4}, "below 1 together"),
         ({"test_share": 0.01, "val_share": 0.0}, "too few pictures"),
@@ -137,6 +165,7 @@ def test_a_mistake_is_one_line(
     make_folders(tmp_path, {"red": 3, "blue": 3})
     (tmp_path / "labels.csv").write_text("file,colour\nred/0.png,red\nblue/0.png,\n")
     (tmp_path / "plain.csv").write_text("name,colour\nred/0.png,red\n")
+    (tmp_path / "twice.csv").write_text("file,colour\nred/0.png,red\nred/0.png,blue\n")
     (tmp_path / "missing.csv").write_text("file,colour\nred/0.png,red\ngone.png,blue\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as stop:

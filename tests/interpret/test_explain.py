@@ -136,6 +136,25 @@ class TwoHeads(nn.Module):
         return {"shape": self.first(values), "bright": self.second(values)}
 
 
+def shares() -> nn.Module:
+    """A network that answers the probability of one class, for the test below."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+    net[-1].bias.data.fill_(-8.0)  # type: ignore[union-attr, operator]
+    return nn.Sequential(net, nn.Sigmoid())
+
+
+def test_probabilities_are_not_taken_for_scores(tmp_path: Path) -> None:
+    for depth, name in ((8, "grey"), (16, "deep")):
+        values = np.linspace(0, 2**depth - 1, 900).reshape(30, 30)
+        Image.fromarray(values.astype(np.uint8 if depth == 8 else np.uint16)).save(tmp_path / f"{name}.png")
+    run_explain(f"net={__name__}.shares", f"images={tmp_path}", "image_size=30", "method=saliency", f"out={tmp_path}/o")
+    maps, html = np.load(tmp_path / "o" / "1" / "maps.npz"), (tmp_path / "o" / "1" / "index.html").read_text()
+    assert maps["saliency/answer/predicted/target"].tolist() == [0, 0]
+    assert html.count("0 99.9") == 2
+    assert np.abs(maps["images"][0].astype(int) - maps["images"][1]).max() <= 1  # 16 bits are brought to 8
+
+
 def test_an_own_network_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

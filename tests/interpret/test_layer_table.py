@@ -80,6 +80,23 @@ def test_boxes_and_arrows(lines_run: Path) -> None:
     assert _counts(Joined(), (3, 6, 6)) == (6, 7)
 
 
+class SharedReLU(nn.Module):
+    """A deep network with one ReLU: its blocks feed each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs, self.relu = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(45)), nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        for conv in self.convs:
+            images = self.relu(conv(images))
+        return images.mean(dim=(2, 3))
+
+
+def test_blocks_that_feed_each_other() -> None:
+    assert _counts(SharedReLU(), (3, 4, 4)) == (3, 2)  # image, convs, relu
+
+
 @pytest.mark.slow
 def test_a_deep_network_is_drawn_by_blocks() -> None:
     boxes, arrows = _counts(densenet121(), (3, 64, 64))

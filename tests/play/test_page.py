@@ -374,7 +374,8 @@ def test_what_is_taken_away_comes_back(browser: Browsed, server: Served, learned
     assert torch.equal((run.inputs(state).images[0] * 255).round().long(), image.permute(2, 0, 1))
     said = content["said"]["angle"]
     assert run.predict(state)["angle"] == [max(said, key=said.get)]
-    in_process("explain", f"run={learned}", f"images={state}", f"out={tmp_path}", "ascent.steps=1", "layers=[stem.conv]")
+    few = ("ascent.steps=1", "layers=[stem.conv]")
+    in_process("explain", f"run={learned}", f"images={state}", f"out={tmp_path}", *few)
     with tab.expect_download() as download:
         tab.get_by_role("button", name="Picture").click()
     download.value.save_as(tmp_path / "play.png")
