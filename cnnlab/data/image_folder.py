@@ -50,7 +50,7 @@ class ImageFolderDataModule(ImageDataModule):
         size: The side of the images in pixels. Pictures are padded to a square and scaled.
         channels: 3, or 1 for grey.
         val_share, test_share: The shares in [0, 1) that are held out for validation and test where `root` has no such
-            folder. Each share holds all classes, in their proportions.
+            folder: about this share of each combination of classes, of rare ones perhaps none.
         split_seed: Chooses them, so that runs with different `seed` share one split.
 
     Raises:
@@ -110,9 +110,11 @@ class ImageFolderDataModule(ImageDataModule):
                 f"data.batch_size={self.batch_size} leaves one picture for the last batch, and BatchNorm needs two; "
                 "choose another"
             )
+        if not len(self.splits["test"]):
+            raise UserError("data: no picture is left for the test; add pictures, or raise data.test_share")
         for head in self.heads:
             counts = classes[head.name][taken == 0].bincount(minlength=len(head.classes))
-            if not counts.all() or not len(self.splits["test"]):
+            if not counts.all():
                 few = head.classes[int(counts.argmin())]
                 raise UserError(f"data: too few pictures, of class '{few}' only {int(counts.min())} for training")
 

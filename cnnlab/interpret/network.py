@@ -205,12 +205,14 @@ class HeadWrapper(nn.Module):
 def head_keys(net: nn.Module, images: Tensor) -> list[Any]:
     """Return the keys or indices of a network's heads, [None] for a network that answers one tensor."""
     with torch.no_grad():
-        answers = net(images[:1])
-    return [None] if isinstance(answers, Tensor) else list(parts_of(answers))
+        return list(parts_of(net(images[:1])))
 
 
 def parts_of(answers: Any) -> dict[Any, Tensor]:
-    """Return the tensors in a dict, dataclass or tuple by key; those in nested dicts by "outer.inner"."""
+    """Return the tensors in a dict, dataclass or tuple by key, those in nested dicts by "outer.inner"; a single tensor
+    as {None: tensor}."""
+    if isinstance(answers, Tensor):
+        return {None: answers}
     if dataclasses.is_dataclass(answers):
         answers = {field.name: getattr(answers, field.name) for field in dataclasses.fields(answers)}
     if not isinstance(answers, Mapping | Sequence):

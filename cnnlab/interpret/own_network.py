@@ -43,7 +43,7 @@ class OwnNetwork:
         that are no scores (N, classes) are left out; probabilities become their logarithms."""
         images = self.inputs.images[: batch_size(self.inputs.images)].clone().requires_grad_()
         with user_errors(f"net={self.title}"), torch.enable_grad():
-            answers = _parts(self.net(images))
+            answers = parts_of(self.net(images))
         heads, keys = list[Head](), dict[str, tuple[Any, bool]]()
         for key, part in answers.items():
             if part.is_floating_point() and part.ndim in (2, 4) and len(part) == len(images):
@@ -59,16 +59,12 @@ class OwnNetwork:
             raise UserError(f"net={self.title} answers no scores (N, classes)")
 
         def as_dict(_module: nn.Module, _inputs: object, answers: Any) -> dict[str, Tensor]:
-            parts = _parts(answers)
+            parts = parts_of(answers)
             scores = {name: _scores(parts[key]) for name, (key, _) in keys.items()}
             return {name: _to_logits(values) if keys[name][1] else values for name, values in scores.items()}
 
         self.net.register_forward_hook(as_dict)
         return tuple(heads)
-
-
-def _parts(answers: Any) -> dict[Any, Tensor]:
-    return {None: answers} if isinstance(answers, Tensor) else parts_of(answers)
 
 
 def _scores(part: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -394,9 +395,9 @@ def heatmap_figure(image: plots.Array, i: int, heads: Sequence[Head], shares: Sh
                 tile, caption = (blank, "") if result is None else _tile(kind, image, result, i, head, shares)
                 tiles.append(tile)
                 captions.append(caption)
-    warned = dict.fromkeys(name for (name, _), by_head in maps.items() if any(r.warnings for r in by_head.values()))
+    warned = {name: r.warnings[0] for (name, _), by_head in maps.items() for r in by_head.values() if r.warnings}
     title = ["Colours are relative to the largest value of each map, which stands above it"]
-    title += [f"Do not trust {method_title(name)}: its sum misses the score difference" for name in warned]
+    title += [fill(f"{method_title(name)}: {warning}", 90) for name, warning in warned.items()]
     columns = 1 + len(heads) * len(kinds)
     return plots.images(np.stack(tiles), captions, "\n".join(title), columns=columns, picture_width=1.7)
 

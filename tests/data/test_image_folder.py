@@ -156,7 +156,7 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
         ({"table": "twice.csv"}, "names red/0.png twice"),
         ({"size": 4}, "data.size=4 in 8..1024"),
         ({"val_share": 0.6, "test_share": 0.4}, "below 1 together"),
-        ({"test_share": 0.01, "val_share": 0.0}, "too few pictures"),
+        ({"test_share": 0.01, "val_share": 0.0}, "no picture is left for the test"),
     ],
 )
 def test_a_mistake_is_one_line(
