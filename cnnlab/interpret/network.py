@@ -19,6 +19,7 @@ from cnnlab.utils.errors import UserError, did_you_mean, one_line
 BATCH = 250  # small images in one forward pass
 LAST_CONVOLUTION = "last_convolution"  # in the place of a layer's name
 AFFINE = (nn.modules.batchnorm._BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)  # may follow an activation
+MOST_PROBED = 16  # images that tell whether a network answers probabilities
 PLACES, NOISES = 5, 4  # of a layer, and images for each, to measure where it looks
 
 
@@ -70,8 +71,8 @@ class HeadWrapper(nn.Module):
 
     The network answers a tensor, or a dict, dataclass or tuple of tensors, one per head; `head` is the key or the
     index. If `forward` takes `heads`, the network computes this head alone. A head of one unit scores its second class;
-    its negative scores the first. Scores of places, (B, classes, H, W), are averaged. Raises `UserError` for an unknown
-    head.
+    its negative scores the first. Scores of places, (B, classes, H, W), are averaged. The sigmoid of one
+    unit is undone; softmax is not. Raises `UserError` for an unknown head.
     """
 
     def __init__(self, net: nn.Module, head: str | int | None = None) -> None:
@@ -84,6 +85,7 @@ class HeadWrapper(nn.Module):
         self._fields: dict[tuple[Any, ...], tuple[ReceptiveField, ReceptiveField, str]] = {}
         self._bypassed: dict[tuple[Any, ...], bool] = {}
         self._classes = 0
+        self.ends_in: str | None = None  # see `last_function`; None: not known yet
         self._mixes_images: bool | None = None
         self.chooses = (
             not isinstance(net, torch.jit.ScriptModule) and "heads" in inspect.signature(net.forward).parameters
@@ -91,7 +93,23 @@ class HeadWrapper(nn.Module):
         self.title = "the answer" if head is None else f"head '{head}'"
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the head's output (B, units)."""
+        """Return the head's output (B, units): scores, or the probabilities of several classes."""
+        if self.ends_in is None:
+            self.ends_in = ""
+            if images.is_floating_point():
+                with torch.enable_grad():
+                    self.ends_in = last_function(self._answers(images[:MOST_PROBED].detach().clone().requires_grad_()))
+        answers = self._answers(images)
+        return to_logits(answers) if self.ends_in == "sigmoid" else answers
+
+    def _answers(self, images: Tensor) -> Tensor:
+        answers = self.output(images)
+        if answers.ndim < 2 or not answers.is_floating_point():
+            raise UserError(f"the network answers {tuple(answers.shape)}, not scores (N, classes)")
+        return mean_of_places(answers)
+
+    def output(self, images: Tensor) -> Tensor:
+        """Return what the network answers for the head, as it is."""
         answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
             return answers
@@ -110,10 +128,6 @@ class HeadWrapper(nn.Module):
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return class scores (B, classes) from the head's output."""
-        if logits.ndim < 2 or not logits.is_floating_point():
-            raise UserError(f"the network answers {tuple(logits.shape)}, not scores (N, classes)")
-        if logits.ndim > 2:
-            logits = logits.flatten(2).mean(dim=2)
         if logits.shape[1] > 1:
             return logits
         both: Tensor = self.both_classes.to(logits.device, logits.dtype)(logits)
@@ -123,6 +137,8 @@ class HeadWrapper(nn.Module):
         """Return class probabilities (B, classes)."""
         logits = self.logits(images)
         scores = self.scores(logits)
+        if self.ends_in == "softmax":
+            return scores
         return (scores / 2 if logits.shape[1] == 1 else scores).softmax(dim=1)  # of -z/2 and z/2: the sigmoid of z
 
     def classes(self, images: Tensor) -> int:
@@ -190,13 +206,13 @@ class HeadWrapper(nn.Module):
                     module.register_forward_pre_hook(before(name))
         with torch.enable_grad():
             head = HeadWrapper(copied, self.head)
-            logits = head.logits(image)
-            scores = head.scores(logits)[:, -1].sum()
+            answers = head.output(image)
+            scores = head.scores(mean_of_places(answers))[:, -1].sum()
             if not runs or not scores.requires_grad:
                 return []
             grads = torch.autograd.grad(scores, [output for _, output in runs], allow_unused=True)
         return [
-            replace(run, size_out=()) if output is logits else run  # scores of places are no maps
+            replace(run, size_out=()) if output is answers else run  # scores of places are no maps
             for (run, output), grad in zip(runs, grads, strict=True)
             if grad is not None and _alive(grad, size)
         ]
@@ -224,6 +240,32 @@ def parts_of(answers: Any) -> dict[Any, Tensor]:
         elif isinstance(value, Tensor):
             parts[key] = value
     return parts
+
+
+def mean_of_places(answers: Tensor) -> Tensor:
+    """Return scores (N, classes), of scores of places (N, classes, ...) the mean."""
+    return answers.flatten(2).mean(dim=2) if answers.ndim > 2 else answers
+
+
+def last_function(answers: Tensor) -> str:
+    """Return "softmax" for rows (N, classes) that sum to 1 and hold no negative value, "sigmoid" for a single unit that
+    ends in one, as the autograd graph of `answers` says, and "" for scores."""
+    if answers.shape[1] > 1:
+        positive, sums = (answers >= 0).all(), answers.float().sum(dim=1)
+        return (
+            "softmax" if positive and ((sums - 1).abs() < (1e-3 if answers.element_size() > 2 else 0.02)).all() else ""
+        )
+    node = answers.grad_fn
+    while node is not None and any(word in node.name() for word in ("View", "Reshape", "squeeze", "Squeeze", "Mean")):
+        node = node.next_functions[0][0]
+    return "sigmoid" if node is not None and node.name().startswith("Sigmoid") else ""
+
+
+def to_logits(probabilities: Tensor) -> Tensor:
+    """Return scores of probabilities (N, classes): their logarithms, or of one unit the input of its sigmoid."""
+    if probabilities.shape[1] == 1:
+        return torch.logit(probabilities, eps=1e-6)
+    return probabilities.clamp(min=1e-12).log()
 
 
 def as_maps(value: Any, size: Sequence[int]) -> Tensor | None:

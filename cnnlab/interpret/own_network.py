@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from cnnlab.data.image_io import image_files, open_in_colour
 from cnnlab.interpret.inputs import Inputs
-from cnnlab.interpret.network import batch_size, parts_of
+from cnnlab.interpret.network import batch_size, last_function, mean_of_places, parts_of, to_logits
 from cnnlab.models.heads import Head
 from cnnlab.utils.cli import as_list
 from cnnlab.utils.errors import UserError, one_line, user_errors
@@ -47,43 +47,24 @@ class OwnNetwork:
         heads, keys = list[Head](), dict[str, tuple[Any, bool]]()
         for key, part in answers.items():
             if part.is_floating_point() and part.ndim in (2, 4) and len(part) == len(images):
-                scores = _scores(part)
+                scores = mean_of_places(part)
                 classes = tuple(map(str, range(max(2, scores.shape[1]))))
                 try:
                     head = Head(str(ONLY_HEAD if key is None else key), classes)
                 except ValueError:  # a number, or a name that means something else here
                     head = Head(f"head {key}".replace(".", " "), classes)
                 heads.append(head)
-                keys[head.name] = key, _are_probabilities(scores)
+                keys[head.name] = key, bool(last_function(scores))
         if not heads:
             raise UserError(f"net={self.title} answers no scores (N, classes)")
 
         def as_dict(_module: nn.Module, _inputs: object, answers: Any) -> dict[str, Tensor]:
             parts = parts_of(answers)
-            scores = {name: _scores(parts[key]) for name, (key, _) in keys.items()}
-            return {name: _to_logits(values) if keys[name][1] else values for name, values in scores.items()}
+            scores = {name: mean_of_places(parts[key]) for name, (key, _) in keys.items()}
+            return {name: to_logits(values) if keys[name][1] else values for name, values in scores.items()}
 
         self.net.register_forward_hook(as_dict)
         return tuple(heads)
-
-
-def _scores(part: Tensor) -> Tensor:
-    """Return (N, classes), of scores of places the mean."""
-    return part.flatten(2).mean(dim=2) if part.ndim > 2 else part
-
-
-def _are_probabilities(scores: Tensor) -> bool:
-    """Return whether rows sum to 1 and hold no negative value, or a single unit ends in a sigmoid."""
-    if scores.shape[1] > 1:
-        return bool((scores >= 0).all() and ((scores.sum(dim=1) - 1).abs() < 1e-3).all())
-    node = scores.grad_fn
-    while node is not None and any(word in node.name() for word in ("View", "Reshape", "squeeze", "Squeeze", "Mean")):
-        node = node.next_functions[0][0]
-    return node is not None and node.name().startswith("Sigmoid")
-
-
-def _to_logits(shares: Tensor) -> Tensor:
-    return torch.logit(shares, eps=1e-6) if shares.shape[1] == 1 else shares.clamp(min=1e-12).log()
 
 
 def own_network(cfg: DictConfig) -> OwnNetwork | None:

@@ -35,16 +35,20 @@ SIZE = (32, 40)
 
 class Odd(nn.Module):
     """A network of two parts: `maps` makes the maps (N, K, h, w) of the last module with maps; `answer` makes the class
-    scores of them, after an activation that is a function."""
+    scores of them, after an activation that is a function, or class probabilities where `probabilities` is true."""
+
+    probabilities: bool
 
     def __init__(
         self,
         maps: Callable[[Any, Tensor], Tensor],
         answer: Callable[[Any, Tensor], Any] | None = None,
         act: Callable[[Tensor], Tensor] = lambda x: x,
+        probabilities: bool = False,
         **layers: Any,
     ) -> None:
         super().__init__()
+        self.probabilities = probabilities
         self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.relu, self.dense = nn.ReLU(), nn.Linear(8, 4)
         for name, layer in layers.items():
@@ -219,8 +223,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         lambda net, x: net.relu(checkpoint(net.conv2, F.relu(net.conv1(x)), use_reentrant=False))
     ),
     "softmax at the end": lambda: _two_relus(
-        answer=lambda net, maps: net.dense(maps.mean(dim=(2, 3))).mul(4).softmax(dim=1)
+        answer=lambda net, maps: net.dense(maps.mean(dim=(2, 3))).mul(4).softmax(dim=1), probabilities=True
     ),
+    "sigmoid at the end": lambda: _two_relus(dense=nn.Sequential(nn.Linear(8, 1), nn.Sigmoid()), probabilities=True),
     "head of one unit": lambda: _two_relus(dense=nn.Linear(8, 1)),
     "dataclass as answer": lambda: _two_relus(answer=lambda net, maps: Scores(net.dense(maps.mean(dim=(2, 3))))),
     "scores of places": lambda: Odd(
@@ -301,11 +306,15 @@ def cell(net: nn.Module, images: Tensor, method: str) -> str:
 
 
 def scores(net: nn.Module, images: Tensor) -> Tensor:
-    """Return the scores (N, classes) of a network, as documented: places are averaged."""
-    answer = net(images)
+    """Return the scores (N, classes) of a network, as documented: places are averaged, a sigmoid is undone."""
+    answer = units(net(images), getattr(net, "probabilities", False))
+    return torch.cat([-answer, answer], dim=1) if answer.shape[1] == 1 else answer
+
+
+def units(answer: Any, probabilities: bool) -> Tensor:
     answer = answer.scores if isinstance(answer, Scores) else answer
     answer = answer.flatten(2).mean(dim=2) if answer.ndim > 2 else answer
-    return torch.cat([-answer, answer], dim=1) if answer.shape[1] == 1 else answer
+    return (answer / (1 - answer)).log() if probabilities and answer.shape[1] == 1 else answer
 
 
 def classes(net: nn.Module, images: Tensor) -> int:
@@ -368,12 +377,14 @@ class _Deconvolution(_Guided):
         return grad.clamp(min=0), None
 
 
+def _probability(found: Tensor, probabilities: bool) -> Tensor:
+    return found[:, 1] if probabilities else found.softmax(dim=1)[:, 1]
+
+
 def cam(net: Odd, images: Tensor, method: str) -> Tensor:
     """Return the maps (N, h, w) of a CAM method by its formula, from the two parts of the network."""
     maps = net.maps(images).detach().requires_grad_()
-    answer = net.answer(maps.clone())
-    answer = answer.scores if isinstance(answer, Scores) else answer
-    answer = answer.flatten(2).mean(dim=2) if answer.ndim > 2 else answer
+    answer = units(net.answer(maps.clone()), net.probabilities)
     score = answer[:, 0 if answer.shape[1] == 1 else 1]
     (grads,) = torch.autograd.grad(score.sum(), maps)
     maps, grads = maps.detach().float(), grads.float()
@@ -388,7 +399,7 @@ def cam(net: Odd, images: Tensor, method: str) -> Tensor:
             mask = ((mask - low) / (high - low).where(high > low, 1)).view(-1, 1, *size).to(images)
             with torch.no_grad():
                 found = scores(net, images * mask)
-                share = found[:, 1].sigmoid() if answer.shape[1] == 1 else found.softmax(dim=1)[:, 1]
+                share = found[:, 1].sigmoid() if answer.shape[1] == 1 else _probability(found, net.probabilities)
                 weights.append(share.float())
         return (torch.stack(weights, dim=1)[..., None, None] * maps).sum(dim=1).clamp(min=0)
     if method == "grad_cam":

@@ -188,6 +188,7 @@ def test_a_network_learns_the_marker_and_the_original_is_kept() -> None:
     assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
     with pytest.raises(UserError, match="too small for a marker"):
         plant(HeadWrapper(net), torch.rand(9, 3, 12, 12), 9)
+    assert plant(HeadWrapper(nn.Sequential(net, nn.Softmax(dim=1))), images, 30).accuracy >= 0.98
 
 
 def test_an_interrupted_audit_keeps_what_is_ready() -> None:

@@ -259,3 +259,28 @@ def test_fewer_large_images_go_through_at_once(side: int, count: int) -> None:
 
     attribute(Net(), torch.rand(1, 2, side, side).expand(251 if side < 100 else 3, -1, -1, -1), 0, integrated_gradients)
     assert max(seen) <= max(count, 2)  # two, to see whether images mix
+
+
+def test_a_sigmoid_is_undone_for_the_answer_and_the_evidence() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
+    images = torch.rand(12, 3, 9, 9)
+    with torch.no_grad():
+        net[-1].bias -= net(images).median()  # type: ignore[union-attr, operator]
+        expected = (net(images)[:, 0] > 0).long()
+    assert 0 < expected.sum() < 12
+    for ending in (nn.Sigmoid(), nn.Sequential(nn.Sigmoid(), nn.Flatten())):
+        plain, own = (
+            attribute(net, images, "predicted", grad_cam),
+            attribute(nn.Sequential(net, ending), images, "predicted", grad_cam),
+        )
+        assert own.targets.tolist() == expected.tolist()
+        torch.testing.assert_close(own.maps, plain.maps, rtol=1e-3, atol=1e-6)
+
+
+def test_softmax_is_not_applied_twice() -> None:
+    torch.manual_seed(0)
+    net, images = nn.Sequential(nn.Conv2d(3, 5, 9), nn.Flatten()), torch.rand(4, 3, 9, 9)
+    expected = net(images).softmax(dim=1)
+    torch.testing.assert_close(HeadWrapper(nn.Sequential(net, nn.Softmax(dim=1))).probabilities(images), expected)
+    torch.testing.assert_close(HeadWrapper(net).probabilities(images), expected)
