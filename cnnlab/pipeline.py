@@ -55,7 +55,7 @@ def train(cfg: DictConfig, several_processes: bool = True) -> float:
         report = RunReport(config, folder, trainer, classifier, datamodule)
         report.begin()
         try:
-            trainer.fit(classifier, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+            trainer.fit(classifier, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
             if not trainer.global_step:
                 raise UserError("no step was trained; raise trainer.max_time")
             report.keep_last_where_none_is_best()

@@ -249,3 +249,26 @@ def test_a_logger_without_its_package_names_the_extra(
                 monkeypatch.setattr(module, package, False)
     with pytest.raises(SystemExit, match=rf"logger={name} needs more packages: pip install 'cnnlab\[{name}\]'"):
         run_train(tmp_path / "run", *TINY_LINES, f"logger={name}")
+
+
+WITHOUT = """
+import runpy, sys
+sys.modules[sys.argv[1]] = None  # as if it were not installed
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_play_names_the_extra_that_brings_its_server(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", WITHOUT, "starlette", "cnnlab.play"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: starlette is not installed: pip install 'cnnlab[play]'\n")
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(own: str | None, expected: str) -> None:
+    code = "import cnnlab.train, os, sys; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    settings = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    settings |= {} if own is None else {"OMP_WAIT_POLICY": own}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

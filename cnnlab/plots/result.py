@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from cnnlab.utils.errors import UserError
+from cnnlab.utils.errors import UserError, check_installed
 from cnnlab.utils.io import to_csv, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -42,10 +42,9 @@ class Result(ABC):
         """Return its table as a pandas DataFrame. Raises `UserError` where it has none, or pandas is missing."""
         if not self.rows():
             raise UserError(f"{type(self).__name__} is no table")
-        try:
-            import pandas as pd
-        except ImportError:
-            raise UserError("pandas is not installed: pip install pandas") from None
+        check_installed("notebook", "pandas")
+        import pandas as pd
+
         return pd.DataFrame(self.rows())
 
     def save(self, folder: Path | str) -> Path:

@@ -8,7 +8,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from cnnlab.interpret.network import frozen_copy
 from cnnlab.models.heads import Head
 from cnnlab.run import RunFolder, find_run
 from cnnlab.utils.console import echo
-from cnnlab.utils.errors import UserError, did_you_mean
+from cnnlab.utils.errors import UserError, check_installed, did_you_mean, one_line
 from cnnlab.utils.io import new_folder, write_atomically
 
 CHECKED = 256  # test images on which the file must agree with the network
@@ -86,9 +85,7 @@ def to_torch_export(run: RunFolder) -> bytes:
 
 def to_onnx(run: RunFolder) -> bytes:
     """Return an ONNX file: any number of images to one output per head. Raises `UserError` for missing packages."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise UserError(f"{package} is not installed: pip install 'cnnlab[export]'")
+    check_installed("export", "onnx", "onnxscript", "onnxruntime")
     with _quiet():
         program = _program(_InOrder(Probabilities(run.net, run.heads)), run)
         made = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -109,7 +106,11 @@ def _name_outputs(graph: Any, names: Sequence[str]) -> None:
 
 def _program(module: nn.Module, run: RunFolder) -> torch.export.ExportedProgram:
     batch = {"images": {0: torch.export.Dim("batch")}}
-    return torch.export.export(module.eval(), (torch.zeros(2, *run.image_shape),), dynamic_shapes=batch)
+    try:
+        return torch.export.export(module.eval(), (torch.zeros(2, *run.image_shape),), dynamic_shapes=batch)
+    except RuntimeError as error:  # PyTorch 2.6 stumbles over names of heads such as `linear`
+        message = f"PyTorch {torch.__version__} cannot export this network; a newer one may: {one_line(error):.160}"
+        raise UserError(message) from error
 
 
 @contextmanager

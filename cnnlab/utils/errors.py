@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 
 class UserError(ValueError):
@@ -43,6 +44,13 @@ def raised_by(error: BaseException, package: str) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).split(".")[0] == package
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """Raise `UserError` if one of the packages that come with an extra is missing."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install 'cnnlab[{extra}]'")
 
 
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:

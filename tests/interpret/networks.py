@@ -349,7 +349,8 @@ def check(net: nn.Module, images: Tensor, method: str, result: Attribution) -> N
     elif method in ("integrated_gradients", "deep_lift", "lrp"):
         torch.testing.assert_close(result.maps.sum(dim=(1, 2)), score - black, rtol=0.0501, atol=1e-5)
     elif method in ("guided_backprop", "deconvolution"):
-        with mock.patch.object(F, "relu", _Guided.apply if method == "guided_backprop" else _Deconvolution.apply):
+        rule = _Guided if method == "guided_backprop" else _Deconvolution
+        with mock.patch.object(F, "relu", lambda input, inplace=False: rule.apply(input, inplace)):
             same(result.maps, gradient().sum(dim=1))
     else:  # the first square or window alone
         size, stride = (4, 4) if method == "feature_ablation" else (5, 2)

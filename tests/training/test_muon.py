@@ -36,6 +36,7 @@ def test_all_singular_values_come_near_one_and_the_directions_stay(shape: tuple[
     torch.testing.assert_close(inner, inner.diagonal().diag(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
 def test_kernels_move_as_torchs_muon_moves_matrices() -> None:
     """Of four filters with 2 x 3 x 3 weights, and of forty: wider, and taller than wide. Torch's counts in bfloat16."""
     for filters in (4, 40):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from captum._utils.models.linear_model import SkLearnRidge
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from cnnlab.interpret.methods.gradients import seeded
 from cnnlab.interpret.network import HeadWrapper, batch_size
-from cnnlab.utils.errors import UserError
+from cnnlab.utils.errors import UserError, check_installed
 
 
 def occlusion(
@@ -129,8 +128,7 @@ def _grid(images: Tensor, patch: int) -> Tensor:
 def _surrogate(
     kind: Callable[[HeadWrapper], Lime], net: HeadWrapper, images: Tensor, targets: Tensor, patch: int, n_samples: int
 ) -> Tensor:
-    if find_spec("sklearn") is None:
-        raise UserError("this method needs scikit-learn: pip install 'cnnlab[surrogate]'")
+    check_installed("surrogate", "sklearn")
     method, maps = kind(net), []
     settings = {"n_samples": n_samples, "perturbations_per_eval": 100}
     for image, target in zip(images.split(1), targets.split(1), strict=True):
