@@ -113,7 +113,7 @@ def test_a_wrong_format_is_one_line(lines_run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="PyTorch 2.6 cannot export such names")
+@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="PyTorch 2.6 cannot export as ONNX")
 @pytest.mark.parametrize(
     "names", [("linear", "images"), ("softmax", "cat"), ("net", "conv2d"), ("sigmoid", "b c"), ("class", "lambda")]
 )

@@ -69,7 +69,7 @@ class MultiHeadNet(nn.Module):
         seen = images.amax(dim=1, keepdim=True) if self.color_heads else images
         features = self.stem(seen)
         return {
-            name: self.get_submodule(name)(images if name in self.color_heads else features)
+            name: getattr(self, name)(images if name in self.color_heads else features)
             for name in (self.head_names if heads is None else heads)
         }
 

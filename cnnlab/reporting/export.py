@@ -108,7 +108,7 @@ def _program(module: nn.Module, run: RunFolder) -> torch.export.ExportedProgram:
     batch = {"images": {0: torch.export.Dim("batch")}}
     try:
         return torch.export.export(module.eval(), (torch.zeros(2, *run.image_shape),), dynamic_shapes=batch)
-    except RuntimeError as error:  # PyTorch 2.6 stumbles over names of heads such as `linear`
+    except (RuntimeError, KeyError) as error:  # PyTorch 2.6 fails for ONNX
         message = f"PyTorch {torch.__version__} cannot export this network; a newer one may: {one_line(error):.160}"
         raise UserError(message) from error
 
