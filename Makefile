@@ -4,7 +4,7 @@
 # make test-oldest: the quick tests with the oldest versions that pyproject.toml allows.
 # make test-peers: metrics and methods beside those of Quantus, zennit and torch-cam, and 50 networks of timm.
 # Any of these with another Python: make test VENV=.venv-3.13 PYTHON=python3.13.
-# make docs:  set everything up, then build the site in site/.
+# make docs:  set everything up, then build the site in site/. make serve: show it in the browser, with search.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
@@ -12,7 +12,7 @@ PARALLEL := -m pytest -n 2 --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python $(PARALLEL)
 OLDEST := $(VENV)-oldest
 
-.PHONY: train play test test-all test-oldest test-peers check docs clean
+.PHONY: train play test test-all test-oldest test-peers check docs serve clean
 
 train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
@@ -47,6 +47,9 @@ check: $(READY)
 
 docs: $(READY)
 	$(VENV)/bin/mkdocs build
+
+serve: $(READY)
+	$(VENV)/bin/mkdocs serve
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cnnlab needs Python 3.11 or newer: make PYTHON=<python3.11>")'

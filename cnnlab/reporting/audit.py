@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from cnnlab import plots
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.interpret.attribution import Method, bind_baselines, displayable
-from cnnlab.interpret.audit import CHECKS, AuditResult, Example, audit
+from cnnlab.interpret.audit import AVOID, CARE, CHECKS, USE, AuditResult, Example, audit
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.own_network import own_network
 from cnnlab.interpret.registry import build_methods
@@ -65,7 +66,8 @@ def audit_run(cfg: DictConfig) -> Path:
     folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else parent)
     write_atomically(folder / "checks.csv", to_csv(result.rows()))
     plots.save(result.plot(), folder / "checks.png")
-    for number, name in enumerate(result.verdicts, start=1):
+    verdicts = sorted(result.verdicts.items(), key=lambda item: (USE, CARE, AVOID).index(item[1][0]))
+    for number, (name, _) in enumerate(verdicts, start=1):
         examples = {head: example for (method, head), example in result.examples.items() if method == name}
         if examples:
             plots.save(_maps_figure(examples), folder / f"maps_{number}.png")
@@ -79,7 +81,14 @@ def audit_run(cfg: DictConfig) -> Path:
         "versions": versions(),
     }
     shown = [check for check in CHECKS if any(row.check == check for row in result.checks)]
-    html = render("audit.html", manifest=manifest, result=result, folder=folder, shown=shown, title_of=method_title)
+    content: dict[str, Any] = {
+        "manifest": manifest,
+        "result": result,
+        "verdicts": verdicts,
+        "folder": folder,
+        "shown": shown,
+    }
+    html = render("audit.html", **content, title_of=method_title)
     write_atomically(folder / "index.html", html)
     write_json(folder / "manifest.json", manifest)
     echo(str(result))

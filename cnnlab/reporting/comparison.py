@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import get_terminal_size
 from statistics import mean, stdev
 from typing import Any
 
@@ -264,11 +262,14 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     for file, figure in figures.items():
         plots.save(figure, folder / file)
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
-    page = html.render("compare.html", tables=tables, folder=folder, groups=found, note=NOTE, subject=subject)
+    findings = {name: _finding([found[i] for i in places], [rows[i] for i in places]) for name, places in sets.items()}
+    page = html.render(
+        "compare.html", tables=tables, findings=findings, folder=folder, groups=found, note=NOTE, subject=subject
+    )
     write_atomically(folder / "compare.html", page)
     for name, table in tables.items():
         heading = f"{name}: accuracies" if len(tables) > 1 else "Accuracies"
-        echo(f"{heading} on {subject}\n{_fitting(table)}\n")
+        echo(f"{findings[name]}\n\n{heading} on {subject}\n{as_table(table, left=2)}\n")
     echo(f"{NOTE}\npage  {folder / 'compare.html'}")
     return folder / "compare.html"
 
@@ -280,19 +281,22 @@ def _data_set(group: Group) -> str:
     return ", ".join([str(data), *differing]) if data else ""
 
 
-def _fitting(table: list[list[str]]) -> str:
-    """Return the table as text; a narrow terminal gets only the first columns and the status."""
-    width = get_terminal_size().columns if sys.stdout.isatty() else 10_000  # a file and a pipe get everything
-    kept = list(range(len(table[0])))
-    status = kept[-1:] if table[0][-1] == "status" else []
-
-    def drawn() -> str:
-        return as_table([[row[i] for i in kept] for row in table], left=2)
-
-    while len(kept) > 3 + len(status) and max(map(len, drawn().splitlines())) > width:
-        del kept[-1 - len(status)]
-    rest = [name for i, name in enumerate(table[0]) if i not in kept]
-    return drawn() + (f"\n(in compare.csv and on the page also: {', '.join(rest)})" if rest else "")
+def _finding(found: Sequence[Group], rows: Sequence[Row]) -> str:
+    """Return which group is best, and how sure that is."""
+    if "joint" not in rows[0]:
+        return "No run has finished."
+    text = f"{percent(rows[0]['joint'])} of the test images right"
+    if len(found) == 1:
+        return f"{text}."
+    near = [group.name() for mark, group in zip(_marks(found)[1:], found[1:], strict=True) if mark]
+    if rows[0]["finished"] < 2:
+        sure = "One seed says little: another may change the order"
+    elif near:
+        more = f", and {len(near) - 3} more" if len(near) > 3 else ""
+        sure = f"The seeds do not tell it from {'; '.join(near[:3])}{more}"
+    else:
+        sure = "Its worst seed beats every other group"
+    return f"Best on validation is {found[0].name()}: {text}. {sure}."
 
 
 def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:

@@ -112,9 +112,8 @@ async function settled() {
   const { ood, empty } = await post("ood", { ...question(), run: state.run }).catch(() => ({ ood: null, empty: "" }));
   document.getElementById("ood").textContent = empty ? `It ${empty}: its answers mean little.`
     : ood === null ? "" : ood > 1
-    ? `${ood.toFixed(1)} times as far from the training images as all but one in a thousand of the data set's other images: `
-      + "its answers may mean little."
-    : "Not farther from the training images than the data set's other images are.";
+    ? `Unlike the training images (${ood.toFixed(1)} times the usual limit): the answers may mean little.`
+    : "Looks like the training images.";
 }
 
 export const saved = () => btoa(unescape(encodeURIComponent(JSON.stringify(state))));
