@@ -83,7 +83,9 @@ def test_seeds_are_folded_and_the_best_on_validation_is_first(sweep: Path) -> No
 def test_console_and_page_show_what_failed(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(f"runs={sweep}")
     finding, _, *lines = capsys.readouterr().out.splitlines()
-    assert finding.startswith("Best on validation is filters 32: 99.95 % of the test images right. One seed says little")
+    assert finding.startswith(
+        "Best on validation is filters 32: 99.95 % of the test images right. One seed says little"
+    )
     assert lines[1].split()[:3] == ["net.filters", "n", "validation"]
     assert lines[2].split()[:3] == ["32", "1", "99.95"]  # one seed tells nothing apart
     assert lines[3].split()[2:7] == ["85.00", "85.00", "±", "7.07", "100.00"]

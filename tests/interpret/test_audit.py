@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -312,9 +313,17 @@ def test_an_own_network_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
     torch.save(tiny().state_dict(), tmp_path / "weights.pt")
     words = [f"net={__name__}.tiny", f"images={tmp_path / 'images'}", "image_size=32", "method=[grad_cam]"]
-    run_audit(*words, f"weights={tmp_path / 'weights.pt'}", f"out={tmp_path / 'out'}")
+    methods = ["saliency", "layer_cam", "hires_cam", "grad_cam_pp", "lrp", "deep_lift", "input_x_gradient"]
+    methods += ["guided_backprop", "deconvolution", "guided_grad_cam", "smooth_grad", "grad_cam"]
+    given = [f"weights={tmp_path / 'weights.pt'}", f"out={tmp_path / 'out'}", f"method=[{','.join(methods)}]"]
+    run_audit(*words, *given)
     assert "Grad-CAM" in capsys.readouterr().out
-    assert (tmp_path / "out" / "1" / "index.html").is_file()
+    html = (tmp_path / "out" / "1" / "index.html").read_text()
+    table, rest = html[html.index("<table") :].split("<details>", 1)
+    shown = re.findall(f'class="word (?:use|care|avoid)">({USE}|{CARE}|{AVOID})<', table)
+    assert len(shown) == 10
+    assert shown == sorted(shown, key=[USE, CARE, AVOID].index)
+    assert "2 more" in rest
     for wrong, message in (
         (["weights=none.pt"], "weights=none.pt cannot be read"),
         ([f"images={tmp_path}"], "there is no image in"),
