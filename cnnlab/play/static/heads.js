@@ -87,9 +87,9 @@ function drawHead(run, head, found, bytes, truth) {
     parts.scale.append(...Pixels.scale(tables, found.map.signed, found.map.most),
       element("figcaption", {}, `for ${head.classes[found.target]}`));
   }
-  if (mask) Pixels.paint(parts.truth, width, height, place => {
-    const own = pixel(place);
-    return mask[place] ? own.map((part, k) => part * .45 + [0, 229, 168][k] * .55) : own.map(part => part * .6);
+  if (mask) Pixels.paint(parts.truth, width, height, place => {  // the image in grey: a green line would hide the truth
+    const grey = Math.max(...pixel(place));
+    return mask[place] ? [0, 229, 168].map(part => grey * .25 + part * .75) : [grey, grey, grey].map(part => part * .6);
   });
   parts.grade.replaceChildren(grade(found, mask));
   for (const warning of found.warnings || []) parts.grade.append(element("p", { className: "wrong" }, `Warning: ${warning}.`));

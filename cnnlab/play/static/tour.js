@@ -10,7 +10,8 @@ const ofLines = () => [
   ["An image is numbers", "The network sees 28 × 28 pixels, each a number for red, green and blue. Point at a pixel to "
     + "read them. Drag the line, or move the sliders, and watch everything answer.", line()],
   ["A kernel looks at a patch", "The first convolution has small squares of weights, its kernels. Point at the large "
-    + "answer of channel 0: the frame on the image is the patch that the place sees, and the sum is written out.",
+    + "answer of channel 0: the frame on the image is the patch that the place sees, and the sum is written out. "
+    + "The last square is the image that excites the channel most. One plain colour: the channel looks for that colour.",
     { ...line(), unit: { layer: factsOf(state.run).first, channel: 0 } }, "inside"],
   ["A channel is one kernel's answer, everywhere", "Each tile of stem.conv is one kernel, laid on every place of the image: "
     + "orange where the patch fits, blue where it is the opposite, white where neither. Turn the line and see which "
@@ -39,7 +40,8 @@ const ofOthers = () => {
   return [
     ["An image is numbers", "A test image, which the network has not learned from. Point at a pixel to read it.", test(0)],
     ["A kernel looks at a patch", "The first convolution has small squares of weights, its kernels. Point at the large "
-      + "answer of channel 0: the frame on the image is the patch that the place sees, and the sum is written out.",
+      + "answer of channel 0: the frame on the image is the patch that the place sees, and the sum is written out. "
+    + "The last square is the image that excites the channel most. One plain colour: the channel looks for that colour.",
       { ...test(0), unit: { layer: factsOf(state.run).first, channel: 0 } }, "inside"],
     ["A channel is one kernel's answer, everywhere", "Each tile of the first convolution is one kernel, laid on every place "
       + "of the image: orange where the patch fits, blue where it is the opposite, white where neither.", test(Math.min(1, count - 1)), "inside"],
