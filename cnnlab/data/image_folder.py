@@ -118,6 +118,23 @@ class ImageFolderDataModule(ImageDataModule):
                 few = head.classes[int(counts.argmin())]
                 raise UserError(f"data: too few pictures, of class '{few}' only {int(counts.min())} for training")
 
+    def state_dict(self) -> dict[str, str]:
+        """Return a hash of the splits for the checkpoint: names, sizes in bytes and classes of the pictures."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, split in self.splits.items():
+            assert isinstance(split, PictureDataset)
+            classes = torch.stack(list(split.classes.values()), dim=1).tolist()
+            for file, numbers in zip(split.files, classes, strict=True):
+                digest.update(f"{name} {self._name(file)} {file.stat().st_size} {numbers}\n".encode())
+        return {"pictures": digest.hexdigest()}
+
+    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+        """Raise `UserError` where a run goes on with other pictures than it began with."""
+        if state_dict != self.state_dict():
+            raise UserError(
+                f"the pictures in {self.root} are not those that the run began with; bring them back, or start anew"
+            )
+
     def _held_out(self, files: list[Path], classes: dict[str, Tensor], taken: Tensor, share: float) -> Tensor:
         """Return rows int64 (n,) that are not taken: about `share` of the pictures of each combination of classes, the
         first in the order of a hash of their names, so that a new picture moves few others."""
@@ -132,9 +149,11 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _hash(self, file: Path) -> float:
         """Return a number in [0, 1) for a file."""
-        name = file.relative_to(self.root) if file.is_relative_to(self.root) else file
-        digest = hashlib.blake2b(f"{self.split_seed}/{name.as_posix()}".encode(), digest_size=6).digest()
+        digest = hashlib.blake2b(f"{self.split_seed}/{self._name(file)}".encode(), digest_size=6).digest()
         return int.from_bytes(digest, "big") / 2**48
+
+    def _name(self, file: Path) -> str:
+        return (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix()
 
     def _numbered(self, pictures: Pictures) -> tuple[list[Path], dict[str, Tensor]]:
         """Return the files, which are checked to be pictures, and {head: classes int64 (N,)}."""

@@ -131,6 +131,28 @@ def test_a_run_on_pictures_opens_from_anywhere(tmp_path: Path, monkeypatch: pyte
     assert (folder / "explain" / "1" / "index.html").is_file()
 
 
+def test_a_run_goes_on_with_the_same_pictures_only(tmp_path: Path) -> None:
+    make_folders(tmp_path / "pictures", {"red": 12, "green": 12})
+    words = ("experiment=folder", f"data.root={tmp_path / 'pictures'}", "data.size=16", "net.filters=[8]")
+    folder = run_train(tmp_path / "run", *words, "trainer.max_epochs=1")
+    old = tmp_path / "pictures" / "red" / "0.png"
+    content = old.read_bytes()
+    _draw(old, "red", 4)
+    for change in ("another picture", "a new picture", "another class"):
+        with pytest.raises(SystemExit, match="are not those that the run began with"):
+            run_train(tmp_path / "unused", f"resume={folder}", "trainer.max_epochs=2")
+        if change == "another picture":
+            old.write_bytes(content)
+            _draw(tmp_path / "pictures" / "red" / "99.png", "red", 5)
+        elif change == "a new picture":
+            (tmp_path / "pictures" / "red" / "99.png").unlink()
+            old.rename(tmp_path / "pictures" / "green" / "new.png")
+        else:
+            (tmp_path / "pictures" / "green" / "new.png").rename(old)
+    run_train(tmp_path / "unused", f"resume={folder}", "trainer.max_epochs=2")
+    assert len(Run(folder).metrics) == 2
+
+
 @pytest.mark.slow
 def test_a_network_of_torchvision(tmp_path: Path) -> None:
     make_folders(tmp_path / "pictures", {"red": 12, "blue": 12})
@@ -172,6 +194,20 @@ def test_a_mistake_is_one_line(
         ImageFolderDataModule(**{"root": ".", **settings}).setup()  # type: ignore[arg-type]
     assert message in str(stop.value)
     assert "\n" not in str(stop.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_cut_off_is_named_in_one_line(tmp_path: Path, workers: int) -> None:
+    make_folders(tmp_path / "pictures", {"red": 12, "green": 12})
+    for file in (tmp_path / "pictures" / "red").iterdir():
+        file.write_bytes(file.read_bytes()[:-40])
+    words = ("experiment=folder", f"data.root={tmp_path / 'pictures'}", "data.size=16", f"data.num_workers={workers}")
+    with pytest.raises(SystemExit) as stop:
+        run_train(tmp_path / "run", *words, "trainer.max_epochs=1")
+    assert "red" in str(stop.value)
+    assert "\n" not in str(stop.value).strip()
+    assert len(str(stop.value)) < 250
 
 
 def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
