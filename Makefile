@@ -1,7 +1,7 @@
 # make train: set everything up, then train and test the multi-head network (a few minutes).
 # make play:  set everything up, train the multi-head network where there is no run yet, then play with it in the browser.
 # make test:  set everything up, then run the quick tests.   make test-all: the slow ones.   make check: lint and types.
-# make test-oldest: the quick tests with the oldest versions that pyproject.toml allows.
+# make test-oldest: the quick tests with the oldest versions that pyproject.toml allows. make test-newest: with the newest.
 # make test-peers: metrics and methods beside those of Quantus, zennit and torch-cam, and 50 networks of timm.
 # Any of these with another Python: make test VENV=.venv-3.13 PYTHON=python3.13.
 # make docs:  set everything up, then build the site in site/. make serve: show it in the browser, with search.
@@ -11,8 +11,9 @@ READY := $(VENV)/.ready
 PARALLEL := -m pytest -n 2 --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python $(PARALLEL)
 OLDEST := $(VENV)-oldest
+NEWEST := $(VENV)-newest
 
-.PHONY: train play test test-all test-oldest test-peers check docs serve clean
+.PHONY: train play test test-all test-oldest test-newest test-peers check docs serve clean
 
 train: $(READY)
 	$(VENV)/bin/python -m cnnlab.train experiment=multihead
@@ -32,6 +33,11 @@ test-oldest: $(READY)
 	$(VENV)/bin/uv venv --quiet --clear --seed --python $(VENV)/bin/python $(OLDEST)
 	$(VENV)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PARALLEL) -m "not slow" -W ignore::DeprecationWarning
+
+test-newest: $(READY)
+	$(VENV)/bin/uv venv --quiet --clear --seed --python $(VENV)/bin/python $(NEWEST)
+	$(VENV)/bin/uv pip install --quiet --python $(NEWEST) --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PARALLEL) -m "not slow"
 
 # Quantus brings an OpenCV that is not that of `dev`; the peers warn as they are imported.
 test-peers: $(READY)
@@ -58,4 +64,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers $(OLDEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-peers $(OLDEST) $(NEWEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
