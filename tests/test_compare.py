@@ -84,7 +84,7 @@ def test_console_and_page_show_what_failed(sweep: Path, capsys: pytest.CaptureFi
     main(f"runs={sweep}")
     finding, _, *lines = capsys.readouterr().out.splitlines()
     assert finding.startswith(
-        "Best on validation is filters 32: 99.95 % of the test images right. One seed says little"
+        "Best on validation is filters 32: 99.95 % of all test images right. One seed says little"
     )
     assert lines[1].split()[:3] == ["net.filters", "n", "validation"]
     assert lines[2].split()[:3] == ["32", "1", "99.95"]  # one seed tells nothing apart

@@ -52,18 +52,8 @@ def test_every_command_works_without_posix(tmp_path: Path) -> None:
 def test_the_package_resolves_with_wheels_alone(platform: str, tmp_path: Path) -> None:
     uv = Path(sys.executable).with_name("uv")
     project = Path(__file__).parent.parent / "pyproject.toml"
-    words = [
-        str(uv),
-        "pip",
-        "compile",
-        "--quiet",
-        "--extra",
-        "play",
-        "--python-platform",
-        platform,
-        "--only-binary",
-        ":all:",
-    ]
+    words = [str(uv), "pip", "compile", "--quiet", "--extra", "play", "--only-binary", ":all:"]
+    words += ["--python-platform", platform]
     settings = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
     done = subprocess.run(
         [*words, str(project)], capture_output=True, text=True, check=False, cwd=tmp_path, env=settings

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlab.utils.errors import UserError, did_you_mean, one_line
 
@@ -71,8 +72,8 @@ class HeadWrapper(nn.Module):
 
     The network answers a tensor, or a dict, dataclass or tuple of tensors, one per head; `head` is the key or the
     index. If `forward` takes `heads`, the network computes this head alone. A head of one unit scores its second class;
-    its negative scores the first. Scores of places, (B, classes, H, W), are averaged. The sigmoid of one
-    unit is undone; softmax is not. Raises `UserError` for an unknown head.
+    its negative scores the first. Scores of places, (B, classes, H, W), are averaged. The sigmoid of one unit is
+    undone; softmax is not. Raises `UserError` for an unknown head.
     """
 
     def __init__(self, net: nn.Module, head: str | int | None = None) -> None:
@@ -85,7 +86,7 @@ class HeadWrapper(nn.Module):
         self._fields: dict[tuple[Any, ...], tuple[ReceptiveField, ReceptiveField, str]] = {}
         self._bypassed: dict[tuple[Any, ...], bool] = {}
         self._classes = 0
-        self.ends_in: str | None = None  # see `last_function`; None: not known yet
+        self.ends_in: str | None = None  # see `SigmoidRecorder.last_function`; None: not known yet
         self._mixes_images: bool | None = None
         self.chooses = (
             not isinstance(net, torch.jit.ScriptModule) and "heads" in inspect.signature(net.forward).parameters
@@ -95,10 +96,8 @@ class HeadWrapper(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """Return the head's output (B, units): scores, or the probabilities of several classes."""
         if self.ends_in is None:
-            self.ends_in = ""
-            if images.is_floating_point():
-                with torch.enable_grad():
-                    self.ends_in = last_function(self._answers(images[:MOST_PROBED].detach().clone().requires_grad_()))
+            with torch.no_grad(), SigmoidRecorder() as recorder:
+                self.ends_in = recorder.last_function(self.output(images[:MOST_PROBED]))
         answers = self._answers(images)
         return to_logits(answers) if self.ends_in == "sigmoid" else answers
 
@@ -247,18 +246,38 @@ def mean_of_places(answers: Tensor) -> Tensor:
     return answers.flatten(2).mean(dim=2) if answers.ndim > 2 else answers
 
 
-def last_function(answers: Tensor) -> str:
-    """Return "softmax" for rows (N, classes) that sum to 1 and hold no negative value, "sigmoid" for a single unit that
-    ends in one, as the autograd graph of `answers` says, and "" for scores."""
-    if answers.shape[1] > 1:
-        positive, sums = (answers >= 0).all(), answers.float().sum(dim=1)
-        return (
-            "softmax" if positive and ((sums - 1).abs() < (1e-3 if answers.element_size() > 2 else 0.02)).all() else ""
-        )
-    node = answers.grad_fn
-    while node is not None and any(word in node.name() for word in ("View", "Reshape", "squeeze", "Squeeze", "Mean")):
-        node = node.next_functions[0][0]
-    return "sigmoid" if node is not None and node.name().startswith("Sigmoid") else ""
+class SigmoidRecorder(TorchDispatchMode):
+    """Knows which tensors a sigmoid made, while it is active: as a module or a function, with or without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[Tensor] = []  # kept, so that no other tensor takes their memory
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, aten = func(*args, **(kwargs or {})), torch.ops.aten
+        copied = func.overloadpacket in (aten._to_copy, aten.clone, aten.mean, aten._reshape_copy, aten.cat)
+        source = args[0] if args else None
+        source = source[0] if isinstance(source, list | tuple) and source else source
+        if func.overloadpacket in (aten.sigmoid, aten.sigmoid_) or (copied and self._made(source)):
+            self.made.append(result)
+        return result
+
+    def _made(self, value: Any) -> bool:
+        """Return whether a value lies in the memory of a sigmoid's result, as views of it do."""
+        return isinstance(value, Tensor) and value.untyped_storage().data_ptr() in {
+            made.untyped_storage().data_ptr() for made in self.made
+        }
+
+    def last_function(self, answers: Tensor) -> str:
+        """Return "softmax" for rows (N, classes, ...) that sum to 1 and hold no negative value, "sigmoid" for a single
+        unit that ends in one, and "" for scores."""
+        if answers.ndim < 2 or not answers.is_floating_point():
+            return ""
+        if answers.shape[1] == 1:
+            return "sigmoid" if self._made(answers) else ""
+        rows = mean_of_places(answers).float()
+        near = 1e-3 if answers.element_size() > 2 else 0.02
+        return "softmax" if (rows >= 0).all() and ((rows.sum(dim=1) - 1).abs() < near).all() else ""
 
 
 def to_logits(probabilities: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from cnnlab.data.image_io import image_files, open_in_colour
 from cnnlab.interpret.inputs import Inputs
-from cnnlab.interpret.network import batch_size, last_function, mean_of_places, parts_of, to_logits
+from cnnlab.interpret.network import SigmoidRecorder, batch_size, mean_of_places, parts_of, to_logits
 from cnnlab.models.heads import Head
 from cnnlab.utils.cli import as_list
 from cnnlab.utils.errors import UserError, one_line, user_errors
@@ -41,8 +41,8 @@ class OwnNetwork:
     def named_heads(self) -> tuple[Head, ...]:
         """Make the network answer {head: scores}, and return its heads. Classes are called by their numbers. Outputs
         that are no scores (N, classes) are left out; probabilities become their logarithms."""
-        images = self.inputs.images[: batch_size(self.inputs.images)].clone().requires_grad_()
-        with user_errors(f"net={self.title}"), torch.enable_grad():
+        images = self.inputs.images[: batch_size(self.inputs.images)]
+        with user_errors(f"net={self.title}"), torch.no_grad(), SigmoidRecorder() as recorder:
             answers = parts_of(self.net(images))
         heads, keys = list[Head](), dict[str, tuple[Any, bool]]()
         for key, part in answers.items():
@@ -54,7 +54,7 @@ class OwnNetwork:
                 except ValueError:  # a number, or a name that means something else here
                     head = Head(f"head {key}".replace(".", " "), classes)
                 heads.append(head)
-                keys[head.name] = key, bool(last_function(scores))
+                keys[head.name] = key, bool(recorder.last_function(part))
         if not heads:
             raise UserError(f"net={self.title} answers no scores (N, classes)")
 

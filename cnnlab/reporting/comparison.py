@@ -262,7 +262,9 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     for file, figure in figures.items():
         plots.save(figure, folder / file)
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
-    findings = {name: _finding([found[i] for i in places], [rows[i] for i in places]) for name, places in sets.items()}
+    findings = {
+        name: _finding([found[i] for i in places], [rows[i] for i in places], subject) for name, places in sets.items()
+    }
     page = html.render(
         "compare.html", tables=tables, findings=findings, folder=folder, groups=found, note=NOTE, subject=subject
     )
@@ -281,11 +283,11 @@ def _data_set(group: Group) -> str:
     return ", ".join([str(data), *differing]) if data else ""
 
 
-def _finding(found: Sequence[Group], rows: Sequence[Row]) -> str:
-    """Return which group is best, and how sure that is."""
-    if "joint" not in rows[0]:
-        return "No run has finished."
-    text = f"{percent(rows[0]['joint'])} of the test images right"
+def _finding(found: Sequence[Group], rows: Sequence[Row], subject: str) -> str:
+    """Return which group is best, and how sure that is. `subject` names the test images that were counted."""
+    if "validation" not in rows[0]:
+        return "No finished run has a validation accuracy."
+    text = f"{percent(rows[0]['joint'])} of {subject} right"
     if len(found) == 1:
         return f"{text}."
     near = [group.name() for mark, group in zip(_marks(found)[1:], found[1:], strict=True) if mark]

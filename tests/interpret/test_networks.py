@@ -261,7 +261,28 @@ def test_fewer_large_images_go_through_at_once(side: int, count: int) -> None:
     assert max(seen) <= max(count, 2)  # two, to see whether images mix
 
 
-def test_a_sigmoid_is_undone_for_the_answer_and_the_evidence() -> None:
+class _Ending(nn.Module):
+    def __init__(self, net: nn.Module, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.end = net, end
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.end(self.net(images.float()))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        nn.Sigmoid(),
+        torch.sigmoid,
+        lambda z: z.sigmoid().double().float(),
+        lambda z: z.sigmoid()[:, :, None, None],
+        lambda z: z.T.sigmoid().T.contiguous().clone(),
+        lambda z: torch.cat([z, z], dim=1).sigmoid()[:, 1:],
+        lambda z: z.clone().sigmoid_(),
+    ],
+)
+def test_a_sigmoid_is_undone_for_the_answer_and_the_evidence(end: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1))
     images = torch.rand(12, 3, 9, 9)
@@ -269,13 +290,22 @@ def test_a_sigmoid_is_undone_for_the_answer_and_the_evidence() -> None:
         net[-1].bias -= net(images).median()  # type: ignore[union-attr, operator]
         expected = (net(images)[:, 0] > 0).long()
     assert 0 < expected.sum() < 12
-    for ending in (nn.Sigmoid(), nn.Sequential(nn.Sigmoid(), nn.Flatten())):
-        plain, own = (
-            attribute(net, images, "predicted", grad_cam),
-            attribute(nn.Sequential(net, ending), images, "predicted", grad_cam),
-        )
-        assert own.targets.tolist() == expected.tolist()
-        torch.testing.assert_close(own.maps, plain.maps, rtol=1e-3, atol=1e-6)
+    plain, own = (
+        attribute(net, images, "predicted", grad_cam),
+        attribute(_Ending(net, end), images, "predicted", grad_cam),
+    )
+    assert own.targets.tolist() == expected.tolist()
+    torch.testing.assert_close(own.maps, plain.maps, rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        whole = (images * 255).to(torch.uint8)
+        scores, found = net(whole.float()), HeadWrapper(_Ending(net, end))(whole)  # no gradient reaches the image
+    assert (found[:, 1] > found[:, 0]).tolist() == (scores[:, 0] > 0).tolist()
+
+
+def test_a_unit_that_no_sigmoid_made_is_a_score() -> None:
+    gate = nn.Sequential(nn.Conv2d(3, 1, 9), nn.Sigmoid(), nn.Flatten(), nn.Linear(1, 1))
+    images = torch.rand(5, 3, 9, 9)
+    torch.testing.assert_close(HeadWrapper(gate)(images)[:, 1:], gate(images))
 
 
 def test_softmax_is_not_applied_twice() -> None:
