@@ -158,17 +158,6 @@ def test_they_are_legible_in_the_dark(browser: Browsed, lines_run: Path) -> None
     assert tab.evaluate(light.format("color")) > 600
 
 
-def test_the_page_of_a_benchmark(browser: Browsed, lines_run: Path, folder: Path) -> None:
-    words = ("breadth=quick", "images=6", "method=[grad_cam,input_x_gradient]", f"runs=[{lines_run}]")
-    in_process("research.attribution", *words, f"out={folder}/benchmark")
-    page = folder / "benchmark" / "index.html"
-    is_sound(browser, page)
-    tab, _ = browser.open(page.as_uri())
-    costs = tab.locator("details", has_text="What a map costs")
-    costs.locator("summary").click()
-    assert costs.locator("td", has_text="Grad-CAM").first.is_visible()
-
-
 def test_a_share_reads_the_same_on_every_page(browser: Browsed, tmp_path: Path) -> None:
     script = (Path(cnnlab.__file__).parent / "reporting" / "templates" / "pixels.js").read_text()
     (tmp_path / "page.html").write_text(f"<script>{script}</script>")

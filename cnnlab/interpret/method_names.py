@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-_ABSOLUTE = "_absolute"  # ends the names of methods with absolute values
-
 _TITLES = {
     "grad_cam": "Grad-CAM",
     "guided_grad_cam": "guided Grad-CAM",
@@ -22,8 +20,6 @@ _TITLES = {
     "shapley_sampling": "Shapley sampling",
     "lime": "LIME",
     "rise": "RISE",
-    "occlusion_dense": "occlusion, stride 1",
-    "occlusion_grey": "occlusion with grey",
 }
 
 _DESCRIPTIONS = {  # of the methods on the Play page
@@ -41,8 +37,6 @@ _DESCRIPTIONS = {  # of the methods on the Play page
 
 def method_title(name: str) -> str:
     """Return a method's name as its paper writes it."""
-    if name.endswith(_ABSOLUTE):
-        return f"{method_title(name.removesuffix(_ABSOLUTE))} (absolute)"
     return _TITLES.get(name, name.replace("_", " "))
 
 

@@ -79,17 +79,6 @@ def sobel(images: Tensor) -> Tensor:
     return grads.view(count, channels, height, width).amax(dim=1)
 
 
-def auc_within(maps: Tensor, masks: Tensor, domain: Tensor) -> Tensor:
-    """Return the AUC on the pixels `domain` bool (N, H, W); NaN if all or none of them are right."""
-    masks = masks & domain
-    low = auc(maps.double().masked_fill(~domain, float("-inf")), masks)
-    # Pixels outside lie below all others: remove these pairs.
-    won, inside = (pixels.flatten(1).sum(dim=1).double() for pixels in (masks, domain))
-    lost, total = inside - won, domain[0].numel()
-    area = (low * (total - won) - (total - inside)) / lost
-    return area.where((won > 0) & (lost > 0), torch.nan)
-
-
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Spearman's correlation of two maps of each image, in [-1, 1]; NaN for a constant map."""
     return (standard_ranks(first) * standard_ranks(second)).sum(dim=1)

@@ -1,117 +1,186 @@
-"""Fill docs/explanations.md and docs/leaderboard.md from what `python -m research.attribution` wrote.
+"""Fill docs/explanations.md and docs/explanations_appendix.md from the grades in docs/explanations/.
 
-python research/docs/explanations.py <folder> [<folder of breadth=slow>]  # keep docs/explanations/*.csv
-python research/docs/explanations.py                                      # fill the pages from these files again
+python research/docs/explanations.py <folder>  # first keep the grades that `python -m research.attribution` wrote there
+python research/docs/explanations.py           # fill the pages again
 """
 
 from __future__ import annotations
 
-import csv
 import re
+import shutil
 import sys
 from pathlib import Path
-from statistics import mean
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from cnnlab.interpret.method_names import method_title
-from research.attribution import page
-from research.attribution.grades import BY_HAND, Grades
-from research.attribution.table import Cell, Table
+from cnnlab.plots.style import BLUE, ORANGE, save
+from research.attribution.analysis import CEILING, by_network, correlations, discoveries, estimate, methods_of, table
+from research.attribution.grades import DIFFERENCE, TRIVIAL, Grades
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEPT = DOCS / "explanations"
-MARKED = ("DeepLIFT", "LRP")  # their grades rest on rules that are wrong for these networks
+PAGES = ("explanations.md", "explanations_appendix.md")
+MAIN = "second_line"
+SCENES = {
+    "plain": "plain lines",
+    "second_line": "a second line",
+    "photos": "photographs",
+    "photos_64": "photographs, 64 px",
+}
 Rows = list[list[str]]
 
 
-def read(folder: Path) -> tuple[Table, Table]:
-    """Return the grades of trained networks, and of the hand-built one."""
-    every = [Grades.load(path) for path in sorted((folder / "grades").glob("*.npz"))]
-    # Networks with five seeds on plain lines first, as the pages are about them.
-    every.sort(key=lambda one: one.facts["scene"] != "plain")
-    by_hand = [one for one in every if one.facts["scene"] == BY_HAND]
-    return Table([one for one in every if one not in by_hand]), Table(by_hand, "own")
+def read(folder: Path = KEPT) -> list[Grades]:
+    """Return all grades in a folder, scene by scene."""
+    every = [Grades.load(path) for path in sorted(folder.glob("*.npz"))]
+    return sorted(every, key=lambda one: list(SCENES).index(one.facts["scene"]))
 
 
-def tables(folder: Path, slow: Path | None) -> dict[str, Rows]:
-    """{name: rows of cells, the header first}."""
-    table, by_hand = read(folder)
-    found = {
-        "networks": [row[:5] for row in page.networks(table)],
-        "ranks": page.ranks(table, "plain"),
-        "costs": page.costs(table, "plain"),
-        "cam_layer": by_cam_layer(table),
-        "wrong": page.wrong_answers(table),
-        "by_hand": page.known_evidence(by_hand, table, "plain"),
-        "variance": [["source", "share of the variance"], *_percents(table.variance("plain"))],
-        **{scene: page.ranks(table, scene) for scene, _ in table.groups if scene != "plain"},
-    }
-    if slow is not None:
-        found["slow"] = page.ranks(read(slow)[0], "plain")
-    return found
+def scenes_of(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return {scene: its rows}."""
+    return {str(scene): rows for scene, rows in frame.groupby("scene", sort=False)}
 
 
-def by_cam_layer(table: Table) -> Rows:
-    """The rank accuracy of the CAM family on each network of plain lines, the mean over its heads: at the last
-    convolution, where version 0.9 looked (`cams_at_convolution.csv`, of its `scores.csv`), and at its ReLU."""
-    before: dict[tuple[str, str], list[float]] = {}
-    now: dict[tuple[str, str], list[float]] = {}
-    with (KEPT / "cams_at_convolution.csv").open(encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            place, cell = (row["network"], row["method"]), Cell("plain", row["network"], row["head"], row["method"])
-            before.setdefault(place, []).append(float(row["rank"]))
-            now.setdefault(place, []).append(table.results[cell].mean.mean)
-    networks, methods = (list(dict.fromkeys(names)) for names in zip(*before, strict=True))
-    rows = [["convolution → ReLU", *networks]]
-    for method in methods:
-        both = [f"{mean(before[name, method]):.2f} → {mean(now[name, method]):.2f}" for name in networks]
-        rows.append([method_title(method), *both])
+def claims(frame: pd.DataFrame) -> Rows:
+    """Return a row per question and a column per scene."""
+    every = scenes_of(frame)
+    rows: Rows = [["", *(SCENES[scene] for scene in every)]]
+    answers: dict[str, list[str]] = {}
+    for part in every.values():
+        methods = methods_of(part)
+        gains, leads = (
+            [estimate(by_network(part, column).loc[name]) for name in methods] for column in ("gain", "lead")
+        )
+        counts = {
+            "networks": str(part["network"].nunique()),
+            "rank correlation of grade and untrained grade": str(correlations(part, "grade", "untrained")),
+            "rank correlation of grade and gain": str(correlations(part, "grade", "gain")),
+            "methods that gain by training": f"{sum(discoveries(gains))} of {len(methods)}",
+            "methods above the best trivial map": f"{sum(discoveries(leads))} of {len(methods)}",
+        }
+        for question, answer in counts.items():
+            answers.setdefault(question, []).append(answer)
+    return rows + [[question, *values] for question, values in answers.items()]
+
+
+def methods(part: pd.DataFrame, count: int | None = None) -> Rows:
+    """Return a row per method of a scene, the largest gain first."""
+    columns = {name: by_network(part, name) for name in ("grade", "untrained", "gain", "lead", "own")}
+    names = methods_of(part)
+    gains, leads = ([estimate(columns[column].loc[name]) for name in names] for column in ("gain", "lead"))
+    marks = [[" *" if found else "" for found in discoveries(estimates)] for estimates in (gains, leads)]
+    rows: Rows = [["method", "grade", "untrained", "gain", "lead over the best trivial map", "own truth"]]
+    for i in sorted(range(len(names)), key=lambda i: -gains[i].mean)[:count]:
+        grade, untrained, own = (f"{columns[name].loc[names[i]].mean():.2f}" for name in ("grade", "untrained", "own"))
+        cells = [f"{gains[i]}{marks[0][i]}", f"{leads[i]}{marks[1][i]}"]
+        rows.append([method_title(names[i]), grade, untrained, *cells, own])
     return rows
 
 
-def _percents(shares: dict[str, float]) -> Rows:
-    return [[name, f"{100 * share:.1f} %"] for name, share in shares.items()]
+def trivial(part: pd.DataFrame) -> Rows:
+    """Return a row per trivial map of a scene."""
+    heads = list(dict.fromkeys(part["head"]))
+    rows: Rows = [["map without a network", *heads, "own truth"]]
+    for name in (*TRIVIAL, DIFFERENCE, CEILING):
+        of_map = part[part["method"] == name]
+        grades = [of_map[of_map["head"] == head]["grade"].mean() for head in heads]
+        rows.append([name, *("" if np.isnan(g) else f"{g:.2f}" for g in grades), f"{of_map['own'].mean():.2f}"])
+    return rows
 
 
-def keep(folder: Path, slow: Path | None) -> None:
-    """Write the tables as CSV files, the grades of every network, and the pictures."""
-    KEPT.mkdir(exist_ok=True)
-    for name, rows in tables(folder, slow).items():
-        with (KEPT / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-    table, by_hand = read(folder)
-    kept = [
-        row
-        for one in (table, by_hand)
-        for row in one.rows()
-        if (row["truth"], row["metric"]) in (("counterfactual", "rank"), ("own", "auc"), ("own", "auc within"))
-    ]
-    with (KEPT / "scores.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
+def heads(part: pd.DataFrame) -> Rows:
+    """Return a row per method of a scene, and a column per head: the grade and the untrained grade."""
+    names, asked = methods_of(part), list(dict.fromkeys(part["head"]))
+    means = part.groupby(["method", "head"])[["grade", "untrained"]].mean()
+    cells = [[f"{means['grade'][name, head]:.2f} ({means['untrained'][name, head]:.2f})" for head in asked]
+             for name in names]  # fmt: skip
+    return [["method", *asked], *([method_title(name), *row] for name, row in zip(names, cells, strict=True))]
 
 
-def filled(text: str) -> str:
-    """`text` with what stands between <!-- table: name --> and <!-- end --> made anew."""
-    return re.sub(
-        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}\n{_written(found[2])}\n\n{found[3]}",
-        text,
-        flags=re.DOTALL,
-    )
+def networks(every: list[Grades]) -> Rows:
+    """Return a row per network and scene: seeds, test accuracy, and how many images count."""
+    rows: Rows = [["network", "scene", "seeds", "all heads right", "images that count"]]
+    groups: dict[tuple[str, str], list[Grades]] = {}
+    for one in every:
+        groups.setdefault((one.facts["network"], one.facts["scene"]), []).append(one)
+    for (network, scene), members in groups.items():
+        accuracy, counted = (np.mean([f(one) for one in members]) for f in (_accuracy, _counted))
+        rows.append([network, SCENES[scene], str(len(members)), f"{100 * accuracy:.1f} %", f"{100 * counted:.1f} %"])
+    return rows
 
 
-def _written(name: str) -> str:
-    with (KEPT / f"{name}.csv").open(encoding="utf-8") as lines:
-        header, *rows = list(csv.reader(lines))
-    rows = [[f"{row[0]} †" if row[0].startswith(MARKED) else row[0], *row[1:]] for row in rows]
-    lines_ = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines_)
+def _accuracy(one: Grades) -> float:
+    return float(one.facts["accuracy"])
+
+
+def _counted(one: Grades) -> float:
+    return float(one.flips.mean())
+
+
+def tables(every: list[Grades]) -> dict[str, Rows]:
+    """Return {name: rows of cells, the header first}."""
+    frame = table(every)
+    parts = scenes_of(frame)
+    found = {"claims": claims(frame), "networks": networks(every), "ten": methods(parts[MAIN], 10)}
+    for scene, part in parts.items():
+        found |= {f"methods_{scene}": methods(part), f"heads_{scene}": heads(part), f"trivial_{scene}": trivial(part)}
+    return found
+
+
+def figure(frame: pd.DataFrame) -> Figure:
+    """Draw every method's grade over its grade on random weights, a panel per scene."""
+    parts = [(scene, part) for scene, part in scenes_of(frame).items() if part["network"].nunique() > 2]
+    drawn = Figure(figsize=(4.3 * len(parts), 4.4), layout="constrained")
+    for axes, (scene, part) in zip(
+        np.ravel(drawn.subplots(1, len(parts), sharex=True, sharey=True)), parts, strict=True
+    ):
+        names = methods_of(part)
+        grade, untrained = (by_network(part, column).loc[names].mean(axis=1) for column in ("grade", "untrained"))
+        best = (
+            part[part["method"].isin(TRIVIAL)].groupby(["head", "method"])["grade"].mean().groupby("head").max().mean()
+        )
+        axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, zorder=0)
+        axes.axhline(best, color=ORANGE, linewidth=1.2, zorder=0)
+        axes.text(0.79, best + 0.01, "best map without a network", fontsize=8, ha="right", color="#9c6b00")
+        axes.text(0.63, 0.60, "no gain", fontsize=8, color="#666666", rotation=45, ha="center", va="center")
+        axes.scatter(untrained, grade, s=26, color=BLUE)
+        for name in (grade - untrained).sort_values(ascending=False).index[:3]:
+            axes.annotate(
+                method_title(name), (untrained[name], grade[name]), (4, 4), textcoords="offset points", fontsize=8
+            )
+        axes.set(title=SCENES[scene], xlabel="grade with random weights", xlim=(0, 0.8), ylim=(0, 0.8), aspect="equal")
+    drawn.axes[0].set_ylabel("grade after training")
+    return drawn
+
+
+def filled(text: str, found: dict[str, Rows] | None = None) -> str:
+    """Return a page with its tables made anew: <!-- table: name --> ... <!-- end -->."""
+    found = tables(read()) if found is None else found
+
+    def fill(match: re.Match[str]) -> str:
+        header, *rows = found[match[1]]
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"<!-- table: {match[1]} -->\n\n{body}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Keep grades, if a folder is given; then fill the pages and draw the figure."""
+    if len(sys.argv) > 1:
+        for path in sorted((Path(sys.argv[1]) / "grades").glob("*.npz")):
+            shutil.copy(path, KEPT / path.name)
+    every = read()
+    found = tables(every)
+    save(figure(table(every)), KEPT / "untrained.png")
+    for name in PAGES:
+        page = DOCS / name
+        page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        keep(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None)
-    for name in ("explanations.md", "leaderboard.md"):
-        document = DOCS / name
-        document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")
+    main()

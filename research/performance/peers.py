@@ -14,7 +14,7 @@ BINARY, CLASSES = "binary_crossentropy", "sparse_categorical_crossentropy"
 LINE_LOSSES = {"length": BINARY, "width": BINARY, "angle": CLASSES, "colour": BINARY}
 
 
-def branched(jit: bool = False) -> Any:
+def branched() -> Any:
     """Report B, section 7.1."""
     from keras import Input, Model, layers
 
@@ -30,10 +30,10 @@ def branched(jit: bool = False) -> Any:
     heads = {"angle": layers.Dense(12, "softmax", name="angle")(end(block(block(stem, 64), 64)))}
     for name in ("length", "width", "colour"):
         heads[name] = layers.Dense(1, "sigmoid", name=name)(end(block(stem, 32)))
-    return _compiled(Model(images, heads), 98_927, LINE_LOSSES, jit_compile=jit)
+    return _compiled(Model(images, heads), 98_927, LINE_LOSSES)
 
 
-def classifier1(jit: bool = False) -> Any:
+def classifier1() -> Any:
     """Report B, section 3.2, on MNIST."""
     from keras import Input, Sequential, layers
 
@@ -48,7 +48,7 @@ def classifier1(jit: bool = False) -> Any:
             layers.Dense(10, activation="softmax"),
         ]
     )
-    return _compiled(net, 1_274_570, CLASSES, jit_compile=jit)
+    return _compiled(net, 1_274_570, CLASSES)
 
 
 def figure5() -> Any:
@@ -76,7 +76,7 @@ def figure5() -> Any:
 def _compiled(net: Any, total: int, losses: Any, optimizer: Any = "adam", **more: Any) -> Any:
     assert net.count_params() == total, f"{net.count_params()} parameters, not {total}"
     metrics = {name: ["accuracy"] for name in losses} if isinstance(losses, dict) else ["accuracy"]
-    net.compile(optimizer=optimizer, loss=losses, metrics=metrics, **more)
+    net.compile(optimizer=optimizer, loss=losses, metrics=metrics, jit_compile=False, **more)
     return net
 
 

@@ -1,5 +1,5 @@
 """Training images a second: cnnlab beside Keras on TensorFlow, beside plain PyTorch, and beside its own network in a
-loop written by hand. `research.performance.compilers` has Keras by XLA and on JAX."""
+loop written by hand."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def plain_rounds(name: str, steps: int, compiled: bool) -> Rounds:
     return rounds
 
 
-def keras_rounds(name: str, backend: str, xla: bool, pixels: Any, targets: dict[str, Any]) -> Rounds:
-    os.environ["KERAS_BACKEND"] = backend  # read when it is imported
+def keras_rounds(name: str, pixels: Any, targets: dict[str, Any]) -> Rounds:
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # read when it is imported
     import keras
 
     from research.performance import peers
@@ -68,9 +68,7 @@ def keras_rounds(name: str, backend: str, xla: bool, pixels: Any, targets: dict[
     rounds: Rounds = {}
     for label, policy in {FLOAT32: "float32", **({} if avx2_alone() else {"bfloat16": "mixed_bfloat16"})}.items():
         keras.config.set_dtype_policy(policy)
-        for jit in (True,) if backend == "jax" else (False, True) if xla else (False,):
-            how = "JAX" if backend == "jax" else "XLA" if jit else "TensorFlow"
-            rounds[f"Keras, {how}, {label}"] = partial(peers.epoch_seconds, make(jit), images, wanted, BATCHES[name])
+        rounds[f"Keras, TensorFlow, {label}"] = partial(peers.epoch_seconds, make(), images, wanted, BATCHES[name])
     return rounds
 
 
@@ -86,7 +84,7 @@ def measure(full: bool, given: int | None) -> tuple[list[Result], list[dict[str,
         libraries = [
             Library(torch_rounds, name, steps),
             Library(plain_rounds, name, steps, full and not avx2_alone()),  # compiled, it dies of a C++ exception there
-            Library(keras_rounds, name, "tensorflow", False, images, targets),
+            Library(keras_rounds, name, images, targets),
         ]
         seconds = in_turns(libraries, rounds)
         work = f"{name}, batch {batch}"

@@ -21,7 +21,7 @@ from cnnlab.models.networks import MultiHeadNet
 from cnnlab.play.live_run import METHODS
 from cnnlab.utils.cli import CONF
 from cnnlab.utils.errors import UserError
-from research.attribution.hand_built import left_half_evidence, left_half_net
+from tests.interpret.hand_built import left_half_evidence, left_half_net
 from tests.models.test_networks import LINES, MULTI, build
 
 NAMES = sorted(path.stem for path in (CONF / "method").iterdir())
@@ -68,15 +68,13 @@ def test_shares_of_a_linear_network_are_its_products() -> None:
     torch.testing.assert_close(maps(net, image, "grad_cam", head="colour"), everywhere)
 
 
-NOT_BY_PIXEL = ("guided_backprop", "deconvolution", "occlusion_grey")  # gradients alone, and what a grey square says
+NOT_BY_PIXEL = ("guided_backprop", "deconvolution")  # gradients alone
 MIRRORED = {  # for the other class of a linear network they are the same with the other sign
     "deconvolution", "deep_lift", "deep_lift_shap", "expected_gradients", "feature_ablation", "gradient_shap",
     "guided_backprop", "input_x_gradient", "integrated_gradients", "kernel_shap", "layer_integrated_gradients", "lime",
-    "lrp", "occlusion", "occlusion_dense", "occlusion_grey", "shapley_sampling",
+    "lrp", "occlusion", "shapley_sampling",
 }  # fmt: skip
-WITHOUT_SIGN = {
-    "input_x_gradient_absolute", "integrated_gradients_absolute", "occlusion_dense_absolute", "saliency", "smooth_grad",
-}  # fmt: skip
+WITHOUT_SIGN = {"saliency", "smooth_grad"}
 ONE_CLASS = {  # they show what speaks for the class alone
     "grad_cam", "grad_cam_pp", "guided_grad_cam", "hires_cam", "layer_cam", "rise", "score_cam",
 }  # fmt: skip
@@ -138,17 +136,10 @@ def test_rise_and_score_cam_find_the_only_pixels_that_count() -> None:
 
 def test_a_grey_square_shows_what_black_pixels_say() -> None:
     image, net = _lines(), left_half_net(COLOUR)
-    assert maps(net, image, "occlusion_dense", head="colour")[0, 2, 2] == 0
+    assert maps(net, image, "occlusion", head="colour", strides=1)[0, 2, 2] == 0
     with torch.no_grad():  # now the left half's evidence is its red alone: a grey pixel speaks for it
         net.get_submodule("colour.out").get_parameter("weight")[:, 1::2] = 0
-    assert maps(net, image, "occlusion_grey", head="colour")[0, 2, 2] > 0
-
-
-def test_absolute_values_are_a_composition() -> None:
-    image, net = _lines(), left_half_net(COLOUR)
-    signed = maps(net, image, "occlusion_dense", head="colour")
-    torch.testing.assert_close(maps(net, image, "occlusion_dense_absolute", head="colour"), signed.abs())
-    assert (signed < 0).any()
+    assert maps(net, image, "occlusion", head="colour", strides=1, baselines=0.5)[0, 2, 2] > 0
 
 
 @pytest.mark.parametrize(

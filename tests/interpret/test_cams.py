@@ -20,7 +20,6 @@ from cnnlab.models.heads import Head
 from cnnlab.models.layers import BatchNorm
 from cnnlab.models.networks import Blocks, Branched, Classifier1, Deep, MultiHeadNet, ResNet
 from cnnlab.utils.errors import UserError
-from research.attribution.grades import upper_bound_maps
 from tests.conftest import DIGIT, HEADS
 from tests.models.test_networks import MNIST, MULTI, build
 
@@ -172,17 +171,6 @@ def test_a_layer_without_maps_or_of_another_head_is_one_line() -> None:
             attribute(Branched(**MULTI), image, 1, partial(grad_cam, target_layer=layer), "length")
     with pytest.raises(UserError, match=r"there is no convolution before the answer"):
         attribute(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 3, 2, 2), 1, grad_cam)
-
-
-def test_the_upper_bound_is_as_coarse_as_the_maps_that_are_looked_at() -> None:
-    mask = torch.zeros(1, 28, 28, dtype=torch.bool)
-    mask[0, 14, 14] = True
-    wrapper = HeadWrapper(Branched(**MULTI, overlapping_pool=True).eval(), "angle")
-    drawn = upper_bound_maps(wrapper, torch.rand(1, 3, 28, 28), mask)
-    lit = drawn[0] > 0
-    assert default_target_layer(wrapper, torch.rand(1, 3, 28, 28)) == "angle.relu2"  # 9 x 9 places, 3 pixels apart
-    assert lit[14, 14]
-    assert lit.sum().item() == 16  # the halves between two places are rounded to the even one
 
 
 def test_maps_are_as_they_were_where_the_next_layer_works_in_place() -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from cnnlab.data.lines import LineDataset, class_head
 from cnnlab.data.rendering import NUM_CLASSES, attributes_of, class_id_of, counterfactual_mask, line_mask
 from cnnlab.data.sampling import LineSampler
-from cnnlab.interpret.metrics import METRICS, auc, auc_within, mass_accuracy, pointing_game, rank_accuracy, sobel
-from research.attribution.grades import layer_upper_bound
+from cnnlab.interpret.metrics import METRICS, auc, mass_accuracy, pointing_game, rank_accuracy, sobel
 from tests.conftest import HEADS
 
 # True are the four pixels of the upper left corner.
@@ -90,10 +89,10 @@ def test_scores_have_the_precision_of_float64() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(-2, 2), st.booleans(), st.booleans()), min_size=2, max_size=6))
-def test_every_metric_is_the_mean_over_all_orders_of_equal_pixels(pixels: list[tuple[int, bool, bool]]) -> None:
-    values, truth, inside = ([pixel[part] for pixel in pixels] for part in range(3))
-    maps, masks, domain = torch.tensor([[values]]).float(), torch.tensor([[truth]]), torch.tensor([[inside]])
+@given(st.lists(st.tuples(st.integers(-2, 2), st.booleans()), min_size=2, max_size=6))
+def test_every_metric_is_the_mean_over_all_orders_of_equal_pixels(pixels: list[tuple[int, bool]]) -> None:
+    values, truth = ([pixel[part] for pixel in pixels] for part in range(2))
+    maps, masks = torch.tensor([[values]]).float(), torch.tensor([[truth]])
     places = range(len(pixels))
     orders = [order for order in permutations(places) if sorted(values, reverse=True) == [values[i] for i in order]]
     something, count = any(values), sum(truth)
@@ -113,8 +112,6 @@ def test_every_metric_is_the_mean_over_all_orders_of_equal_pixels(pixels: list[t
     }
     for name, metric in METRICS.items():
         assert metric(maps, masks).item() == pytest.approx(expected[name] if count else math.nan, nan_ok=True), name
-    within = pairs([i for i in places if inside[i]])
-    assert auc_within(maps, masks, domain).item() == pytest.approx(within, nan_ok=True)
 
 
 def test_images_are_scored_apart() -> None:
@@ -134,15 +131,6 @@ def test_a_random_map_scores_chance() -> None:
         scores = metric(maps, masks)
         error = scores.std() / math.sqrt(len(scores))
         assert abs(scores.mean() - chance[name]) < 3 * error, name
-
-
-def test_the_upper_bound_of_a_mask_on_the_grid_is_1() -> None:
-    cells = torch.tensor([0, 0, 1, 1])
-    best = layer_upper_bound(MASK, cells, cells)
-    assert {name: metric(best, MASK).item() for name, metric in METRICS.items()} == dict.fromkeys(METRICS, 1.0)
-    off = torch.zeros(1, 4, 4, dtype=torch.bool)
-    off[0, 0, 1:3] = True  # two pixels in two cells of four: each cell a quarter full
-    assert mass_accuracy(layer_upper_bound(off, cells, cells), off).tolist() == [0.25]
 
 
 def test_sobel_of_a_step() -> None:

@@ -1,44 +1,199 @@
-"""python -m research.attribution: small ones from end to end, and its statistics against numbers worked out by hand."""
+"""python -m research.attribution: scenes, grades and statistics against numbers worked out by hand, and the command."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cnnlab.data.ground_truth import LineTruths
-from cnnlab.interpret.controls import BRIGHTNESS, EDGES, RANDOM
-from cnnlab.interpret.methods.cams import grad_cam, hires_cam
-from cnnlab.interpret.methods.gradients import input_x_gradient
-from cnnlab.interpret.metrics import METRICS, auc, auc_within
+from cnnlab.data.lines import LineDataset
 from cnnlab.interpret.network import HeadWrapper
 from cnnlab.utils.errors import UserError
-from research.attribution import page
-from research.attribution.findings import answers
-from research.attribution.grades import CASCADE, TRUTHS, UPPER_BOUND, Grades, grade
-from research.attribution.hand_built import left_half_evidence, left_half_net
-from research.attribution.table import Cell, Table
+from research.attribution.analysis import Estimate, correlations, discoveries, estimate, table
+from research.attribution.grades import TRIVIAL, Grades, grade, share_found
+from research.attribution.scenes import SCENES, Pairs, SceneDataModule, pairs
+from research.attribution.shapley import exchange_shapley
 from tests.conftest import in_process
 
 NAME = "research.attribution"
 SMALL = (
-    *("breadth=quick", "images=6", "method=[grad_cam,input_x_gradient]"),
-    "networks.branched=['data.train_per_class=6','data.val_per_class=2','data.test_per_class=3','trainer.max_epochs=1']",
+    *("breadth=quick", "images=4", "method=[grad_cam,saliency]"),
+    "networks.multihead=[multihead,'data.train_per_class=6','data.val_per_class=2','data.test_per_class=3',"
+    "'trainer.max_epochs=1']",
 )
 
 
-def my_method(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """A method of one's own: how bright a pixel is."""
-    return images.amax(dim=1)
+def test_the_share_found_is_the_weight_of_the_highest_pixels() -> None:
+    weights = torch.tensor([[[3.0, 1.0], [0.0, 0.0]]])  # two pixels count
+    assert share_found(torch.tensor([[[9.0, 8.0], [1.0, 0.0]]]), weights).tolist() == [1]
+    assert share_found(torch.tensor([[[9.0, 1.0], [8.0, 0.0]]]), weights).tolist() == [0.75]
+    assert share_found(torch.tensor([[[0.0, 0.0], [9.0, 8.0]]]), weights).tolist() == [0]
+    one_place_for_two = torch.tensor([[[5.0, 5.0], [9.0, 0.0]]])
+    assert share_found(one_place_for_two, weights).tolist() == [0.5]
+    assert share_found(torch.zeros(1, 2, 2), weights).tolist() == [0.5]  # two of four pixels
+
+
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("size", [28, 64])
+def test_a_pair_differs_only_where_its_line_does(scene: str, size: int) -> None:
+    if size > 28 and scene != "photos":
+        with pytest.raises(UserError, match="choose 28, or more with"):
+            SceneDataModule(scene, size)
+        return
+    data, plain = (pairs(SceneDataModule(*which, test_per_class=1)) for which in ((scene, size), ("plain", 28)))
+    assert data.images.shape == (96, 3, size, size)
+    kinds = torch.stack(list(data.targets.values()), dim=1)
+    assert len(kinds.unique(dim=0)) == 96  # one of each kind
+    assert {name: len(other) for name, other in data.others.items()} == {
+        "length": 1,
+        "width": 1,
+        "angle": 2,
+        "colour": 1,
+    }
+    for head in data.targets:
+        changed = (data.changes(head) > 0).flatten(1).sum(dim=1)
+        assert (changed > 0).all()
+        alone = (plain.changes(head) > 0).flatten(1).sum(dim=1)
+        if scene == "photos":  # where the line lies and how it is drawn stay the same
+            assert (changed - alone).abs().max() <= 0.2 * alone.max()
+
+
+def test_the_upper_line_is_the_one_that_is_asked_about() -> None:
+    """The pixels that change colour are the upper line's; the other line has either colour, and lies lower."""
+    data = pairs(SceneDataModule("second_line", test_per_class=1))
+    upper = data.changes("colour") > 0
+    lower = (data.images.amax(dim=1) > 0) & ~upper
+    rows = torch.arange(28.0)[:, None]
+    places = [(rows * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)) for mask in (upper, lower)]
+    assert (places[0] < places[1]).all()
+    red = ((data.images[:, 0] - data.images[:, 2]) * lower).sum(dim=(1, 2)) > 0
+    asked_red = data.targets["colour"] == 0
+    assert 30 < red.sum() < 66
+    assert 30 < (red == asked_red).sum() < 66
+
+
+def test_training_and_test_images_have_other_photographs() -> None:
+    """A test image's part of a photograph is in no training image: the splits take other columns."""
+    module = SceneDataModule("photos", train_per_class=4, test_per_class=2)
+    module.setup()
+    parts = {}
+    for name in ("train", "test"):
+        split = module.splits[name]
+        assert isinstance(split, LineDataset)
+        images = split.images(torch.arange(len(split)))
+        corners = [images[:, :, y : y + 3, x : x + 3].flatten(1) for y in (0, 25) for x in (0, 25)]
+        parts[name] = {corner.numpy().tobytes() for corner in torch.cat(corners) if corner.float().std() > 2}
+    assert min(map(len, parts.values())) > 300
+    assert not parts["train"] & parts["test"]
+
+
+class _Product(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        first, second, third = images[:, 0, 0].unbind(dim=1)
+        return torch.stack([first * second + 2 * third, 0 * first], dim=1)
+
+
+def test_shapley_values_of_a_product_are_shared_out() -> None:
+    image, other = torch.tensor([[[3.0, 2.0, 5.0]]]), torch.tensor([[[0.0, 0.0, 5.0]]])
+    values = exchange_shapley(HeadWrapper(_Product()), image, other, target=0, orders=3)
+    assert values.shape == (3, 1, 3)
+    assert values.tolist() == [[[3.0, 3.0, 0.0]]] * 3  # an order and its reverse give 6 to each once
+    third = exchange_shapley(HeadWrapper(_Product()), image, torch.zeros(1, 1, 3), target=0)
+    assert third.mean(dim=0).tolist() == [[3.0, 3.0, 10.0]]
+    assert exchange_shapley(HeadWrapper(_Product()), image, image, target=0).eq(0).all()
+
+
+class _ByColour(nn.Module):
+    """Two heads: colour is red less blue anywhere; length never changes its answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.scale.weight)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        red, blue = (self.scale(images[:, channel].sum(dim=(1, 2))[:, None]) for channel in (0, 2))
+        return {"length": torch.cat([red + blue + 1, 0 * red], dim=1), "colour": torch.cat([red, blue], dim=1)}
+
+
+def test_a_network_whose_evidence_is_known() -> None:
+    every = pairs(SceneDataModule(test_per_class=1))
+    asked = ("length", "colour")
+    data = Pairs(every.images, {n: every.targets[n] for n in asked}, {n: every.others[n] for n in asked})
+
+    def perfect(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        return data.changes(str(net.head))
+
+    def refuses(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        raise UserError("not this network")
+
+    found = grade(_ByColour(), {"perfect": perfect, "refuses": refuses}, data, {"scene": "plain"}, shapley_images=4)
+    assert found.facts["refused"] == {"refuses": "not this network"}
+    names = found.facts["methods"]
+    assert found.found.shape == (2, 2, len(TRIVIAL) + 2, 96)
+    assert (found.found[:, :, names.index("perfect")] == 1).all()
+    assert np.isnan(found.found[:, :, names.index("refuses")]).all()
+    assert found.flips[0].sum() == 0
+    assert found.flips[1].all()
+    assert found.right[1].all()
+    # Shapley values are the pixels' own brightness: so is |x - x'|.
+    assert found.own[1, -1] == pytest.approx(1, abs=1e-3)
+    assert found.own[1, names.index("image brightness")] == pytest.approx(1, abs=1e-3)
+    assert found.reliability[1] == pytest.approx(1, abs=1e-3)
+
+
+def _grades(network: str, seed: int, trained: float, untrained: float, edges: float = 0.3) -> Grades:
+    """Grades of a method on three images, of which the last does not count."""
+    methods = [*TRIVIAL, "mine"]
+    found = np.full((2, 1, len(methods), 3), 0.1, dtype=np.float16)
+    found[:, 0, list(TRIVIAL).index("edges (Sobel)")] = edges
+    found[:, 0, -1, :2] = [[trained] * 2, [untrained] * 2]
+    flips = np.array([[True, True, False]])
+    facts = {"scene": "plain", "network": network, "seed": seed, "heads": ["colour"], "methods": methods}
+    own = np.full((1, len(methods) + 1, 2), 0.5, dtype=np.float16)
+    return Grades(facts, found, flips, flips, own, np.full((1, 2), 0.9, dtype=np.float16))
+
+
+def test_gains_and_leads_are_those_of_images_that_count() -> None:
+    frame = table([_grades("a", 0, 0.75, 0.25), _grades("a", 1, 0.25, 0.25)])
+    mine = frame[frame["method"] == "mine"]
+    assert mine["gain"].tolist() == [0.5, 0.0]
+    assert mine["lead"].tolist() == pytest.approx([0.45, -0.05], abs=1e-3)
+
+
+def test_networks_are_the_units() -> None:
+    """Ten seeds of one network are no more than one: Student's t over the networks alone."""
+    gains = pd.Series({"a": 0.2, "b": 0.3})
+    found = estimate(gains)
+    half = 12.706 * 0.05  # t of one degree of freedom; the error of the mean of 0.2 and 0.3 is 0.05
+    assert (found.low, found.high) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-4)
+    assert str(estimate(pd.Series({"a": 0.2}))) == "+0.20"
+    assert estimate(pd.Series({"a": 0.2, "b": np.nan})).networks == 1
+
+
+def test_several_comparisons_are_corrected_for() -> None:
+    """Benjamini and Hochberg: of 0.01, 0.02 and 0.04 all hold at 5 %, of 0.02, 0.05 and 0.06 none does."""
+
+    def of(*ps: float) -> list[bool]:
+        return discoveries([Estimate(0.1, 0, 0, p, 8) for p in ps])
+
+    assert of(0.01, 0.02, 0.04) == [True, True, True]
+    assert of(0.02, 0.05, 0.06) == [False, False, False]
+    assert discoveries([Estimate(-0.1, 0, 0, 0.001, 8)]) == [False]
+
+
+def test_a_correlation_is_over_methods_and_then_over_networks() -> None:
+    rows = [
+        {"network": network, "method": method, "grade": grade_, "untrained": untrained}
+        for network, values in {"a": (1, 2, 3), "b": (3, 2, 1)}.items()
+        for method, grade_, untrained in zip("xyz", values, (1, 2, 3), strict=True)
+    ]
+    assert correlations(pd.DataFrame(rows), "grade", "untrained").mean == pytest.approx(0)
+    assert correlations(pd.DataFrame(rows[:3]), "grade", "untrained").mean == pytest.approx(1)
 
 
 @pytest.fixture(scope="module")
@@ -48,80 +203,38 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_command_trains_grades_and_writes_a_page(small: Path) -> None:
-    rows = list(csv.DictReader((small / "scores.csv").read_text().splitlines()))
-    assert {row["network"] for row in rows} == {"branched", "by_hand"}
-    assert {row["head"] for row in rows if row["network"] == "by_hand"} == {"colour"}
-    assert {row["protocol"] for row in rows} == {LineTruths(6).fingerprint}
-    assert {row["method"] for row in rows} >= {"grad_cam", "input_x_gradient", EDGES}
-    assert all(0 <= float(row["mean"]) <= 1 for row in rows)
-    page = (small / "index.html").read_text()
-    assert "Which explanation can one trust?" in page
-    assert "A network whose weights were set by hand" in page
-    manifest = json.loads((small / "manifest.json").read_text())
-    assert [one["network"] for one in manifest["networks"]] == ["branched", "by_hand"]
-    assert (small / "networks" / "plain_branched_0" / "summary.json").is_file()
-    assert {path.name for path in small.glob("maps_*.png")} == {
-        f"maps_{head}.png" for head in ("length", "width", "angle", "colour")
-    }
+def test_the_command_trains_and_grades(small: Path) -> None:
+    found = Grades.load(small / "grades" / "second_line_multihead_0.npz")
+    assert found.facts["methods"] == [*TRIVIAL, "grad_cam", "saliency"]
+    assert found.facts["heads"] == ["length", "width", "angle", "colour"]
+    assert ((found.found >= 0) & (found.found <= 1)).all()
+    assert (found.found[0, :, -2:] != found.found[1, :, -2:]).any()  # training changes maps
+    assert (found.found[0, :, : len(TRIVIAL)] == found.found[1, :, : len(TRIVIAL)]).all()
+    assert (small / "networks" / "second_line_multihead_0" / "summary.json").is_file()
 
 
-def test_what_is_there_is_not_made_again(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [*(small / "grades").iterdir(), small / "networks" / "plain_branched_0" / "summary.json"]
-    before = {path: path.stat().st_mtime_ns for path in files}
+def test_what_is_there_is_not_made_again_unless_something_else_is_asked_for(small: Path) -> None:
+    files = [
+        small / "grades" / "second_line_multihead_0.npz",
+        small / "networks" / "second_line_multihead_0" / "summary.json",
+    ]
+    before = [path.stat().st_mtime_ns for path in files]
     in_process(NAME, *SMALL, f"out={small}")
-    assert {path: path.stat().st_mtime_ns for path in files} == before
-    assert "epoch 1" not in capsys.readouterr().out
-
-
-def test_grades_of_another_recipe_or_setting_are_not_taken_for_these(small: Path, tmp_path: Path) -> None:
-    shutil.copytree(small, tmp_path / "out")
-    file = tmp_path / "out" / "grades" / "by_hand_by_hand_0.npz"
-    runs = f"runs=[{small}/networks/plain_branched_0]"
-    in_process(NAME, *SMALL, runs, f"out={tmp_path}/out")
-    same = file.stat().st_mtime_ns
-    in_process(NAME, *SMALL, runs, f"out={tmp_path}/out")
-    assert file.stat().st_mtime_ns == same
-    in_process(NAME, *SMALL, runs, f"out={tmp_path}/out", "method.grad_cam.target_layer=stem.conv")
-    assert file.stat().st_mtime_ns > same
-    with pytest.raises(SystemExit, match="holds another run than this; choose another folder"):
-        in_process(NAME, *SMALL, f"out={tmp_path}/out", "networks.branched=['data.train_per_class=7']")
-    with pytest.raises(SystemExit, match="two networks are called plain_plain_branched_0_0"):
-        in_process(
-            "research.attribution",
-            *SMALL,
-            f"runs=[{small}/networks/plain_branched_0,{tmp_path}/out/networks/plain_branched_0]",
-        )
-
-
-def test_a_method_of_ones_own_and_maps_made_elsewhere(small: Path, tmp_path: Path) -> None:
-    data = LineTruths(6)
-    for head in data.heads:
-        np.save(tmp_path / f"plain_plain_branched_0_0_{head.name}.npy", data.counterfactuals[head.name].numpy())
-    in_process(
-        NAME, "breadth=quick", "images=6", "method=[grad_cam]", "by_hand=false", f"out={tmp_path}/out",
-        f"runs=[{small}/networks/plain_branched_0]", f"+method.mine._target_={__name__}.my_method",
-        f"maps.perfect='{tmp_path}/{{scene}}_{{network}}_{{seed}}_{{head}}.npy'",
-    )  # fmt: skip
-    found = Grades.load(tmp_path / "out" / "grades" / "plain_plain_branched_0_0.npz")
-    perfect = found.values[:, found.methods.index("perfect"), TRUTHS.index("counterfactual")]
-    assert np.allclose(perfect, 1)
-    colour = found.values[3, found.methods.index("mine"), TRUTHS.index("line"), list(METRICS).index("mass")]
-    assert np.allclose(colour, 1)  # of brightness all lies on the line
+    assert [path.stat().st_mtime_ns for path in files] == before
+    in_process(NAME, *SMALL, f"out={small}", "images=3")
+    assert [path.stat().st_mtime_ns > old for path, old in zip(files, before, strict=True)] == [True, False]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("images=0",), "images=0 is not in 1..1000"),
-        (("scenes.fog=[branched]",), "there is no scene 'fog'"),
-        (("scenes.plain=[brunched]",), "scenes.plain: there is no network 'brunched'; did you mean 'branched'?"),
-        (("runs=[nowhere]",), "nowhere is not a run folder"),
-        (("maps.grad_cam=x.npy",), "maps.grad_cam has the name of a method"),
-        (("device=tpu0",), "device"),
+        (("grid.fog=[multihead]",), "there is no setting 'grid.fog'"),
+        (
+            ("grid.second_line=[multihed]",),
+            "grid.second_line: there is no network 'multihed'; did you mean 'multihead'?",
+        ),
         (("breadth=qick",), "there is no breadth 'qick'; did you mean 'quick'?"),
-        (("seeds=[no]",), "seeds=['no'] are not whole numbers"),
-        (("networks.branched=['net=brunched']",), "there is no net 'brunched'"),
+        (("split=tset",), "split=tset: choose one of train, val, test"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -132,180 +245,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(words: tuple[str, ...], messag
     assert not (tmp_path / "out").exists()
 
 
-def test_maps_that_are_not_there_or_of_another_shape_are_one_line(small: Path, tmp_path: Path) -> None:
-    words = ("breadth=quick", "images=6", "method=[grad_cam]", f"runs=[{small}/networks/plain_branched_0]")
-    with pytest.raises(SystemExit, match=r"maps\.mine: .*mine\.npy cannot be read"):
-        in_process(NAME, *words, f"out={tmp_path}/out", f"maps.mine={tmp_path}/mine.npy")
-    np.save(tmp_path / "mine.npy", np.zeros((5, 28, 28)))
-    with pytest.raises(SystemExit, match=r"holds no finite maps \(6, 28, 28\), but \(5, 28, 28\)"):
-        in_process(NAME, *words, f"out={tmp_path}/out", f"maps.mine={tmp_path}/mine.npy")
-
-
 def test_grades_that_were_cut_short_are_named(small: Path, tmp_path: Path) -> None:
-    file = small / "grades" / "by_hand_by_hand_0.npz"
     broken = tmp_path / "broken.npz"
-    broken.write_bytes(file.read_bytes()[:1000])
+    broken.write_bytes((small / "grades" / "second_line_multihead_0.npz").read_bytes()[:1000])
     with pytest.raises(UserError, match="is broken"):
         Grades.load(broken)
-
-
-def _by_hand(images: int = 12) -> Grades:
-    data = LineTruths(images)
-    colour = data.heads[-1]
-    methods: dict[str, Any] = {"grad_cam": grad_cam, "hires_cam": hires_cam, "input_x_gradient": input_x_gradient}
-    exact = {"colour": left_half_evidence(data.images)}
-    facts = {"scene": "plain", "network": "net", "seed": 0, "drawn": "plain", "device": "cpu"}
-    return grade(left_half_net(colour), methods, data, facts, [colour], exact)
-
-
-def test_the_grades_of_a_network_whose_evidence_is_known() -> None:
-    found, data = _by_hand(), LineTruths(12)
-    assert found.methods == [RANDOM, EDGES, BRIGHTNESS, "grad_cam", "hires_cam", "input_x_gradient", UPPER_BOUND]
-    left = left_half_evidence(data.images).flatten(1).any(dim=1).numpy()
-    # A line that is in the right half alone leaves the logit 0, which is read as red, whatever its colour.
-    assert (found.flips[0] == left).all()
-    own = TRUTHS.index("own")
-    rank = list(METRICS).index("rank")
-    some = found.flips[0]
-    assert np.allclose(found.values[0, found.methods.index("hires_cam"), own, rank][some], 1)
-    assert np.allclose(found.values[0, found.methods.index("input_x_gradient"), own, rank][some], 1)
-    line = found.values[0, found.methods.index(BRIGHTNESS), TRUTHS.index("line"), rank]
-    assert np.allclose(line, 1)  # on black what is bright is the line
-    whole = left_half_evidence(data.images).flatten(1).sum(dim=1) == data.lines.flatten(1).sum(dim=1)
-    both = some & ~whole.numpy()
-    if both.any():  # Grad-CAM lights the whole line
-        assert (found.values[0, found.methods.index("grad_cam"), own, rank][both] < 1).all()
-    assert found.cascade.shape == (1, 7, len(CASCADE))
-    assert found.passes[0, found.methods.index("grad_cam")] == pytest.approx(1, abs=0.2)
-    assert np.allclose(np.diag(found.agreement[0])[:-1], 1)
-
-
-def test_saving_keeps_everything(tmp_path: Path) -> None:
-    found = _by_hand(6)
-    found.save(tmp_path / "grades.npz")
-    again = Grades.load(tmp_path / "grades.npz")
-    assert again.facts == found.facts
-    np.testing.assert_array_equal(again.values, found.values)
-    assert os.listdir(tmp_path) == ["grades.npz"]
-
-
-def test_auc_within_a_domain_counts_its_pairs() -> None:
-    maps = torch.tensor([[[5.0, 1.0, 4.0, 2.0, 9.0]]])
-    masks = torch.tensor([[[True, False, True, False, False]]])
-    domain = torch.tensor([[[True, True, True, True, False]]])
-    assert auc_within(maps, masks, domain).item() == 1  # 9 does not count
-    lower = torch.tensor([[[1.5, 1.0, 4.0, 2.0, 9.0]]])
-    assert auc_within(lower, masks, domain).item() == pytest.approx(3 / 4)
-    assert auc_within(maps, masks, torch.ones_like(masks)).item() == pytest.approx(auc(maps, masks).item())
-    assert auc_within(maps, domain, domain).isnan().all()
-
-
-def _table(values: np.ndarray[Any, Any], flips: np.ndarray[Any, Any] | None = None) -> Table:
-    """Grades by hand, (seeds, methods, images) of the methods edges, a and b, for one head of one network; brightness
-    has those of the edges."""
-    base = _by_hand(6)
-    values = np.insert(values, 1, values[:, 0], axis=1)
-    seeds, methods, images = values.shape
-    names = [EDGES, BRIGHTNESS, "a", "b"][:methods]
-    every = []
-    for seed in range(seeds):
-        full = np.zeros((1, methods, len(TRUTHS), len(METRICS), images), dtype=np.float32)
-        full[0, :, TRUTHS.index("counterfactual"), list(METRICS).index("rank")] = values[seed]
-        facts = {**base.facts, "seed": seed, "methods": names, "heads": ["colour"]}
-        kept = np.ones((1, images), dtype=bool) if flips is None else flips
-        inside = np.full((1, methods, images), np.nan, dtype=np.float32)
-        every.append(replace(base, facts=facts, values=full, flips=kept, within=inside))
-    return Table(every)
-
-
-def test_a_method_beats_the_edges_only_where_seeds_and_images_allow() -> None:
-    edges = np.full((3, 1, 4), 0.5)
-    sure = np.array([0.7, 0.72, 0.71])[:, None, None] + np.array([0.0, 0.01, -0.01, 0.0])[None, None]
-    one_image = np.tile(np.array([0.5, 0.5, 0.5, 1.0]), (3, 1, 1))  # ahead by one image alone
-    table = _table(np.concatenate([edges, sure, one_image], axis=1))
-    a, b = (table.results[Cell("plain", "net", "colour", name)] for name in "ab")
-    assert a.beats
-    assert not a.loses
-    assert a.mean.mean == pytest.approx(0.71)
-    half = 4.303 * 0.01 / np.sqrt(3)  # Student's factor for three, of a deviation of 0.01
-    assert a.ahead.low == pytest.approx(0.21 - half, abs=1e-6)
-    assert b.ahead.low > 0  # all seeds agree
-    assert not b.beats  # but not the images
-    assert table.beaten("plain", "a") == (1, 0, 1)
-    assert answers(table)[0].startswith(
-        "For colour (plain lines) a beats an edge map on the one network (0.71 against 0.50"
-    )
-
-
-def test_scenes_stand_beside_each_other() -> None:
-    """In one scene a is ahead of the edges, in the other it is behind them and b is the better."""
-    edges = np.full((3, 1, 4), 0.5)
-    high, low = np.full((3, 1, 4), 0.9), np.full((3, 1, 4), 0.2)
-    here = _table(np.concatenate([edges, high, low], axis=1))
-    there = _table(np.concatenate([edges, low, np.full((3, 1, 4), 0.4)], axis=1))
-    other = [replace(one, facts={**one.facts, "scene": "noise"}) for one in there.grades]
-    assert page.by_scene(Table([*here.grades, *other])) == [
-        ["mean rank (beats edges)", "plain lines", "scene noise"],
-        ["a", "1.0 (1 of 1)", "2.0 (0 of 1)"],
-        ["b", "2.0 (0 of 1)", "1.0 (0 of 1)"],
-    ]
-
-
-def test_what_a_network_needs_is_told_beside_brightness_network_by_network() -> None:
-    grades = []
-    for network, ahead in (("one", 0.2), ("two", 0.3)):
-        within = np.full((1, 4, 4), 0.5, dtype=np.float32)  # edges, brightness, a, b
-        within[0, 1:3] = [[0.6] * 4, [0.6 + ahead] * 4]
-        table = _table(np.full((2, 3, 4), 0.5))
-        grades += [replace(one, within=within, facts={**one.facts, "network": network}) for one in table.grades]
-    found = {row[0]: row[3:] for row in page.own_truth(Table(grades), "plain")}
-    half = 12.706 * 0.05 * np.sqrt(2) / np.sqrt(2)  # Student's factor for two; 0.2 and 0.3 lie 0.05 from their mean
-    assert found["a"] == ["0.85", f"+0.25 [{0.25 - half:+.2f}, {0.25 + half:+.2f}]"]
-    assert found["image brightness"] == ["0.60", ""]
-    assert {row["mean"] for row in Table(grades).rows() if (row["method"], row["metric"]) == ("a", "auc within")} == {
-        0.8, 0.9,
-    }  # fmt: skip
-
-
-def test_images_whose_answer_does_not_change_do_not_count() -> None:
-    values = np.array([[[0.5, 0.5, 0.5], [0.9, 0.9, 0.0]]])
-    table = _table(values, np.array([[True, True, False]]))
-    assert table.results[Cell("plain", "net", "colour", "a")].mean.mean == pytest.approx(0.9)
-    assert {row["images"] for row in table.rows() if row["method"] == "a"} == {2}
-
-
-def test_wrong_answers_are_graded_apart_where_there_are_enough() -> None:
-    values = np.tile(np.array([0.5, 0.5, 0.2, 0.4]), (3, 2, 5))  # (3, 2, 20); of each four images the last two wrong
-    table = _table(values, np.zeros((1, 20), dtype=bool))  # a wrong answer need not change with the counterfactual
-    right = np.tile(np.array([[True, True, False, False]]), (1, 5))
-    told = page.wrong_answers(Table([replace(one, right=right) for one in table.grades]))
-    # Ten images, the same for each seed, of 0.2 or 0.4: their deviation is 0.1 with a factor of 10 / 9 under the root.
-    half = 2.262 * 0.1 * np.sqrt(10 / 9) / np.sqrt(10)
-    assert told[0] == ["method", "colour, net, plain lines: 30 right", "30 wrong"]
-    assert told[1] == ["a", "0.50 ± 0.00", f"0.30 ± {half:.2f}"]
-    few = np.tile(np.array([[True] * 7 + [False]]), (1, 3))[:, :20]
-    assert page.wrong_answers(Table([replace(one, right=few) for one in table.grades])) == [["method"]]
-
-
-def test_the_variance_is_shared_out_by_where_it_comes_from() -> None:
-    edges = np.zeros((2, 1, 3))
-    images = np.array([0.0, 0.3, 0.6])[None, None].repeat(2, axis=0)
-    by_method = np.concatenate([edges, 0 * images, 0 * images + 1], axis=1)
-    assert _table(by_method).variance("plain")["method"] == pytest.approx(1)
-    by_image = np.concatenate([edges, images, images], axis=1)
-    assert _table(by_image).variance("plain")["image"] == pytest.approx(1)
-    swapped = np.concatenate(
-        [edges, np.array([0.0, 1.0])[:, None, None] + 0 * images, np.array([1.0, 0.0])[:, None, None] + 0 * images],
-        axis=1,
-    )
-    found = _table(swapped).variance("plain")
-    assert found["training × method"] == pytest.approx(1)
-    assert sum(found.values()) == pytest.approx(1)
-    assert _table(swapped).alike("plain")[0] == pytest.approx(-1)  # the order is turned round
-
-
-def test_ranks_begin_at_the_best() -> None:
-    values = np.concatenate([np.zeros((3, 1, 4)), np.full((3, 1, 4), 0.2), np.full((3, 1, 4), 0.8)], axis=1)
-    ranks = _table(values).ranks("plain")
-    assert list(ranks) == ["b", "a"]
-    assert ranks["b"] == pytest.approx((1, 1, 1))

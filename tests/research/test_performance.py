@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from research.performance.kernels import shares
 from research.performance.plain_torch import branched, classifier1
 from research.performance.side_by_side import (
     AVX2,
@@ -76,19 +75,6 @@ def test_the_best_peer_has_the_shortest_median() -> None:
     assert best(seconds, ["a", "b"]) == "b"
 
 
-def test_a_log_of_onednn_is_shared_out_by_kernel() -> None:
-    line = "onednn_verbose,v1,primitive,exec,cpu,{},undef,src:f32::blocked:acdb::f0,,,mb1_ic3oc32,{}"
-    log = [
-        "onednn_verbose,v1,info,cpu,isa:Intel AVX2",
-        line.format("convolution,jit:avx2,forward_training", 3),
-        "not of it, exec, cpu, 5",
-        line.format("pooling_v2,jit:avx2,forward_training", 1),
-        line.format("convolution,jit:avx2,backward_data", 4),
-    ]
-    assert shares("\n".join(log)) == {"convolution: jit:avx2": 7 / 8, "pooling_v2: jit:avx2": 1 / 8}
-    assert shares("") == {}
-
-
 def test_avx2_alone_is_when_every_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not avx2_alone()
     for name, value in AVX2.items():
@@ -106,7 +92,7 @@ def test_the_networks_in_plain_pytorch_have_the_heads_of_ours() -> None:
 
 @pytest.mark.slow
 # those that need no peer
-@pytest.mark.parametrize("name", ["kernels", "limits", "rendering", "scale", "startup"])
+@pytest.mark.parametrize("name", ["rendering", "scale", "startup"])
 def test_a_benchmark_measures_something(name: str, tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     words = [sys.executable, "-m", f"research.performance.{name}", "--rounds", "1", "--out", str(file)]

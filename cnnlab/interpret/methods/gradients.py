@@ -11,7 +11,7 @@ import torch
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from torch import Tensor
 
-from cnnlab.interpret.attribution import LayerMap, Method, adds_up
+from cnnlab.interpret.attribution import adds_up
 from cnnlab.interpret.network import HeadWrapper, batch_size
 
 
@@ -86,12 +86,6 @@ def gradient_shap(
     return _one_by_one(lambda image, target: _summed(method.attribute(image, others, target=target, **settings)))(
         images, targets
     )
-
-
-def absolute(net: HeadWrapper, images: Tensor, targets: Tensor, method: Method) -> Tensor | LayerMap:
-    """Return the absolute values of the maps of a signed `method`."""
-    result = method(net, images, targets)
-    return LayerMap(result.layer, result.values.abs()) if isinstance(result, LayerMap) else result.abs()
 
 
 def _summed(shares: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network with weights set by hand, so that its evidence is known."""
+"""A network with weights set by hand: its evidence is known."""
 
 from __future__ import annotations
 

@@ -1,0 +1,163 @@
+"""Scenes of lines for the benchmark: alone, above a second line, or on a photograph.
+
+A second line in the same colours cannot be told apart by a channel: the upper line is the one that is asked about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.cbook import get_sample_data
+from matplotlib.image import imread
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.nn import functional as F
+
+from cnnlab.data.hashing import hash_u64, to_uniform
+from cnnlab.data.lines import LineDataModule, LineDataset
+from cnnlab.data.rendering import ANGLES, IMAGE_SIZE, LENGTHS, WIDTHS, Lines, centre_bounds, coverage
+from cnnlab.data.sampling import LineSampler
+from cnnlab.utils.errors import UserError
+
+SCENES = ("plain", "second_line", "photos")
+BORDER = (10.0, 18.0)  # pixels: between them lies the border of the upper and the lower line
+GAP = 1.0  # pixels between the border and a centre
+PHOTO_LIGHT = 0.6  # the brightness of photographs
+COLUMNS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # the part of a photograph of each split
+_STREAM = 2**32 + 5  # of random numbers
+
+
+@cache
+def photographs(scale: int) -> tuple[Tensor, ...]:
+    """Return the photographs that scikit-learn and Matplotlib ship, float32 (3, H, W) in [0, 1], made `scale` times
+    smaller."""
+    pictures = [*load_sample_images().images, imread(get_sample_data("grace_hopper.jpg", asfileobj=False))]
+    tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures]
+    return tuple(F.avg_pool2d(picture, scale) for picture in tensors)
+
+
+@dataclass(frozen=True)
+class SceneSampler(LineSampler):
+    """A `LineSampler` that puts its lines into a scene of `size` x `size` pixels."""
+
+    scene: str = "plain"
+    size: int = IMAGE_SIZE
+
+    def centres(self, indices: Tensor, class_ids: Tensor) -> Tensor:
+        """Return centres float32 (B, 2); in the scene "second_line" they lie above the border."""
+        centres = super().centres(indices, class_ids)
+        if self.scene == "second_line":
+            low, high = (bound[:, 1] for bound in centre_bounds(Lines.from_class_ids(class_ids)))
+            share = (centres[:, 1] - low) / (high - low)
+            centres[:, 1] = low + share * (self._border(indices) - GAP - low)
+        return centres
+
+    def add_background(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Return lines on black, uint8 (B, 3, 28, 28), in their scene, uint8 (B, 3, size, size)."""
+        if self.scene == "plain":
+            return images
+        if self.scene == "second_line":
+            behind = self._second_line(indices)
+        else:
+            behind = self._photo(indices)
+            images = self._placed(images, indices)
+        lines = images.float()
+        drawn = lines + (1 - lines.amax(dim=1, keepdim=True) / 255) * behind
+        return drawn.round_().to(torch.uint8)
+
+    def _draw(self, indices: Tensor, number: int) -> Tensor:
+        """Return the random numbers of that number, uniform in [0, 1), float32 (B,)."""
+        return to_uniform(hash_u64(self._keys(indices, _STREAM), number))
+
+    def _border(self, indices: Tensor) -> Tensor:
+        return BORDER[0] + (BORDER[1] - BORDER[0]) * self._draw(indices, 0)
+
+    def _second_line(self, indices: Tensor) -> Tensor:
+        """Return a red or blue line of any kind below the border, float32 (B, 3, 28, 28) in [0, 255]."""
+
+        def choose(values: Any, number: int) -> Tensor:
+            return torch.tensor(list(values))[(self._draw(indices, number) * len(values)).long()]
+
+        angles = choose(ANGLES.values(), 1)
+        lines = Lines(choose(LENGTHS.values(), 2), choose(WIDTHS.values(), 3), angles.cos(), angles.sin())
+        low, high = centre_bounds(lines)
+        low[:, 1] = self._border(indices) + GAP
+        places = torch.stack([self._draw(indices, 4), self._draw(indices, 5)], dim=1)
+        covered = 255 * coverage(lines, low + places * (high - low))
+        red = (self._draw(indices, 6) < 0.5)[:, None, None]
+        return torch.stack([covered * red, torch.zeros_like(covered), covered * ~red], dim=1)
+
+    def _photo(self, indices: Tensor) -> Tensor:
+        """Return parts of dark photographs, float32 (B, 3, size, size) in [0, 255]."""
+        pictures, (first, last) = photographs(2 if self.size == IMAGE_SIZE else 1), COLUMNS[self.split]
+        which, down, across = (self._draw(indices, number).tolist() for number in (1, 2, 3))
+        parts = []
+        for choice, y, x in zip(which, down, across, strict=True):
+            picture = pictures[int(choice * len(pictures))]
+            height, width = picture.shape[1:]
+            left, right = int(first * width), int(last * width) - self.size
+            top, start = int(y * (height - self.size + 1)), left + int(x * (right - left + 1))
+            parts.append(picture[:, top : top + self.size, start : start + self.size])
+        return 255 * PHOTO_LIGHT * torch.stack(parts)
+
+    def _placed(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Return the lines anywhere in a larger image, uint8 (B, 3, size, size)."""
+        free = self.size - IMAGE_SIZE
+        if not free:
+            return images
+        larger = images.new_zeros(len(images), 3, self.size, self.size)
+        down, across = ((self._draw(indices, number) * (free + 1)).long().tolist() for number in (4, 5))
+        for target, image, y, x in zip(larger, images, down, across, strict=True):
+            target[:, y : y + IMAGE_SIZE, x : x + IMAGE_SIZE] = image
+        return larger
+
+
+class SceneDataModule(LineDataModule):
+    """Red and blue lines in a scene of `SCENES`.
+
+    Args:
+        scene: "plain", "second_line" or "photos".
+        size: Height and width in pixels; above 28 only with photographs.
+        settings: Those of `LineDataModule`.
+    """
+
+    def __init__(self, scene: str = "plain", size: int = IMAGE_SIZE, **settings: Any) -> None:
+        super().__init__(**settings)
+        if scene not in SCENES:
+            raise UserError(f"data.scene={scene}: choose one of {', '.join(SCENES)}")
+        if size < IMAGE_SIZE or (size > IMAGE_SIZE and scene != "photos"):
+            raise UserError(f"data.size={size}: choose {IMAGE_SIZE}, or more with data.scene=photos")
+        self.image_shape = (3, size, size)
+        self.samplers = {split: SceneSampler(self.seed, split, background=scene, scene=scene, size=size)
+                         for split in self.names}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images with the same scenes but another answer.
+
+    `images` float32 (N, 3, H, W); `targets` {head: int64 (N,)}; `others` {head: float32 (K, N, 3, H, W)}, the K other
+    answers (for an angle those 15° beside it).
+    """
+
+    images: Tensor
+    targets: dict[str, Tensor]
+    others: dict[str, Tensor]
+
+    def changes(self, head: str) -> Tensor:
+        """Return by how much each pixel changes with the head's answer, float32 (N, H, W): the sum of the channels'
+        differences, the mean over the other answers."""
+        return (self.others[head] - self.images).abs().sum(dim=2).mean(dim=0)
+
+
+def pairs(module: SceneDataModule, count: int = 96, split: str = "test") -> Pairs:
+    """Return the first `count` images of a split; 96 are one of each kind."""
+    module.setup()
+    dataset, rows = module.splits[split], torch.arange(count)
+    assert isinstance(dataset, LineDataset)
+    others = {head.name: dataset.counterfactuals(rows, head).float() / 255 for head in module.heads}
+    return Pairs(dataset.images(rows).float() / 255, dataset.targets(rows), others)
