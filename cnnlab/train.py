@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cnnlab.utils.cli import CONF, checked, config_with_choices, run_command
+from cnnlab.utils.cli import CONF, checked, config_with_choices, run_command, with_experiment_of_data
 from cnnlab.utils.io import write_atomically, write_json
 
 
@@ -39,4 +40,5 @@ def _record_failed_job(cfg: DictConfig, error: Exception) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = with_experiment_of_data(sys.argv[1:])
     run_command(main, "train")

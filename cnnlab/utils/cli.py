@@ -66,6 +66,20 @@ def net_as_target(words: Sequence[str]) -> list[str]:
     return [re.sub("^net=", "net._target_=", word) for word in words]
 
 
+def with_experiment_of_data(words: Sequence[str]) -> list[str]:
+    """Return words of a training with an experiment that fits its data: `data=folder` alone means
+    `experiment=folder`, and another set of pictures than lines `experiment=mnist`. The default is one of lines."""
+    given = dict(word.partition("=")[::2] for word in words)
+    data = given.get("data", "lines").partition(",")[0]
+    if (
+        data.startswith("lines")
+        or given.keys() & {"experiment", "resume"}
+        or not (CONF / f"data/{data}.yaml").is_file()
+    ):
+        return [*words]
+    return [f"experiment={'folder' if data == 'folder' else 'mnist'}", *words]
+
+
 def run_command(main: Callable[[], Any], config_name: str, conf: Path = CONF) -> None:
     """Run `main`, a function under `hydra.main`. A user's mistake ends in one line on standard error and exit status 1;
     HYDRA_FULL_ERROR=1 shows the traceback. Groups that the folder `conf` lacks come from cnnlab."""

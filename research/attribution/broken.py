@@ -1,6 +1,7 @@
 """How often the audit errs: deliberately broken methods, sound ones, and networks to try them on.
 
 python -m research.attribution.broken              # 20 small networks of seeds 0 to 19
+python -m research.attribution.broken shortcut     # the same, which decide by a pattern in a corner
 python -m research.attribution.broken <run> ...    # or trained runs
 """
 
@@ -66,8 +67,16 @@ BROKEN: dict[str, Method] = {
 SOUND = named_methods(["grad_cam", "input_x_gradient", "deep_lift"])
 
 
-def toy_network(channels: int, side: int, seed: int = 0, classes: int = 3) -> tuple[nn.Module, Tensor]:
-    """Return a small network that tells the size of a bright square on noise, and 48 images (N, C, side, side)."""
+PATTERNS = torch.tensor(  # of the shortcut, one for each class
+    [[[1, 0, 1, 0]] * 4, [[1] * 4, [0] * 4] * 2, [[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2], dtype=torch.float32
+)
+
+
+def toy_network(
+    channels: int, side: int, seed: int = 0, classes: int = 3, shortcut: bool = False
+) -> tuple[nn.Module, Tensor]:
+    """Return a small network that tells the size of a bright square on noise, and 48 images (N, C, side, side). With
+    `shortcut` the square says nothing: a small pattern in the lower right corner tells the class."""
     torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Conv2d(channels, 12, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(),
@@ -79,9 +88,11 @@ def toy_network(channels: int, side: int, seed: int = 0, classes: int = 3) -> tu
         images = 0.3 * torch.rand(count, channels, side, side, generator=generator)
         kinds = torch.randint(classes, (count,), generator=generator)
         for image, kind in zip(images, kinds.tolist(), strict=True):
-            size = 3 + 3 * kind
+            size = 3 + 3 * (int(torch.randint(classes, (), generator=generator)) if shortcut else kind)
             y, x = torch.randint(side - size, (2,), generator=generator).tolist()
             image[:, y : y + size, x : x + size] += 0.6
+            if shortcut:
+                image[:, -4:, -4:] = PATTERNS[kind]
         return images, kinds
 
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
@@ -96,8 +107,8 @@ def toy_network(channels: int, side: int, seed: int = 0, classes: int = 3) -> tu
 def audits(runs: list[str]) -> list[AuditResult]:
     """Audit all methods on the small networks, or on 50 test images of each run."""
     methods = {**SOUND, **BROKEN}
-    if not runs:
-        return [audit(*toy_network(3, 32, seed), methods) for seed in range(20)]
+    if not runs or runs == ["shortcut"]:
+        return [audit(*toy_network(3, 32, seed, shortcut=bool(runs)), methods) for seed in range(20)]
     return [audit(run.net, run.examples(50).images, methods) for run in map(load, runs)]
 
 

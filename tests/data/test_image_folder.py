@@ -120,7 +120,7 @@ def test_a_table_gives_several_heads(tmp_path: Path) -> None:
 def test_a_run_on_pictures_opens_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folders(tmp_path / "pictures", {"red": 24, "green": 24, "blue": 24})
     monkeypatch.chdir(tmp_path)
-    words = ("experiment=folder", "data.root=pictures", "data.size=16", "trainer.max_epochs=2", "net.filters=[8,16]")
+    words = ("data=folder", "data.root=pictures", "data.size=16", "trainer.max_epochs=2", "net.filters=[8,16]")
     folder = run_train(tmp_path / "run", *words)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
