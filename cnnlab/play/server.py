@@ -47,8 +47,6 @@ FILES = {  # what is served besides the page; nothing else is
     )
     if file.suffix in TYPES
 }
-MAX_BYTES = 400_000  # of a question
-MAX_WAITING = 4  # questions at once, of several tabs: a page asks the next when it has its answer
 MAX_OPEN = 4  # runs kept in memory
 PORTS = 20  # that are tried, one after another
 LOCAL = ["127.0.0.1", "localhost", "::1", "[::1]"]
@@ -101,17 +99,11 @@ def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
 
     def about(asked: Mapping[str, Any]) -> tuple[LiveRun, Question, LiveRun]:
         """Return the run, the question, and the run of the test image."""
-        question = Question.read(asked)
-        run = runs[asked.get("run")]
+        question, run = Question.read(asked), runs[asked.get("run")]
         return run, question, run if question.source.run is None else runs[question.source.run]
 
-    def answer(asked: Mapping[str, Any]) -> Any:
-        run, question, of = about(asked)
-        return run.answer(question, of)
-
-    def ood(asked: Mapping[str, Any]) -> Any:
-        run, question, of = about(asked)
-        return run.ood(question, of)
+    def of_image(method: Callable[[LiveRun, Question, LiveRun], Any]) -> Callable[[Mapping[str, Any]], Any]:
+        return lambda asked: method(*about(asked))
 
     def path(asked: Mapping[str, Any]) -> Any:
         run, question, of = about(asked)
@@ -126,8 +118,8 @@ def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
     return {
         "runs": lambda _: runs.listed(),
         "run": lambda asked: runs[asked.get("run")].metadata,
-        "answer": answer,
-        "ood": ood,
+        "answer": of_image(LiveRun.answer),
+        "ood": of_image(LiveRun.ood),
         "path": path,
         "unit": unit,
     }
@@ -136,14 +128,13 @@ def questions(runs: OpenRuns) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
 def application(runs: OpenRuns, token: str | None = None, host: str = LOCAL[0]) -> Starlette:
     """Return the server. Without a `token` it answers requests to local names and `host`; with one, requests with the
     token."""
-    asks, lock, waiting = questions(runs), threading.Lock(), 0
+    asks, lock = questions(runs), threading.Lock()
 
     def work(name: str, asked: Mapping[str, Any]) -> Response:
         with lock:
-            return _json(asks[name](asked))
+            return JSONResponse(asks[name](asked), headers=HEADERS)
 
     async def ask(request: Request) -> Response:
-        nonlocal waiting
         name = request.path_params["name"]
         if name not in asks:
             return _refusal(404, f"there is no question '{name}'{did_you_mean(name, asks)}")
@@ -152,16 +143,9 @@ def application(runs: OpenRuns, token: str | None = None, host: str = LOCAL[0]) 
         if not admitted(request.headers.get("x-token")):
             return _refusal(403, "the token is missing or wrong: open the address that the console says")
         try:
-            asked = _question(await _body(request))
-            if waiting >= MAX_WAITING:
-                return _refusal(429, "busy: ask again")
-            waiting += 1
-            try:
-                return await asyncio.to_thread(work, name, asked)
-            finally:
-                waiting -= 1
+            return await asyncio.to_thread(work, name, _question(await request.body()))
         except UserError as error:
-            return _refusal(413 if str(error) == _TOO_LONG else 400, str(error))
+            return _refusal(400, str(error))
         except ClientDisconnect:
             return Response()
 
@@ -188,19 +172,6 @@ def application(runs: OpenRuns, token: str | None = None, host: str = LOCAL[0]) 
     )
 
 
-_TOO_LONG = f"a question has at most {MAX_BYTES:,} bytes"
-
-
-async def _body(request: Request) -> bytes:
-    """Return the body. Raises `UserError` for one that is too long."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BYTES:
-            raise UserError(_TOO_LONG)
-    return body
-
-
 def _question(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body. Raises `UserError` for anything else."""
     try:
@@ -210,10 +181,6 @@ def _question(body: bytes) -> dict[str, Any]:
     if not isinstance(asked, dict):
         raise UserError("a question is a JSON object")
     return asked
-
-
-def _json(content: Any) -> Response:
-    return JSONResponse(content, headers=HEADERS)
 
 
 def _refusal(status: int, why: str) -> Response:

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from cnnlab.plots.architecture import architecture
-from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, intervals, seeds, shares
+from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, seeds
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import checks, confusion
 from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, small_images
@@ -21,11 +21,9 @@ __all__ = [
     "heat",
     "heat_tables",
     "images",
-    "intervals",
     "mosaics",
     "overlay",
     "save",
     "seeds",
-    "shares",
     "small_images",
 ]

@@ -8,13 +8,12 @@ from textwrap import fill
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from cnnlab.plots.style import BLUE, PINK, SKY, Array, line_styles
+from cnnlab.plots.style import BLUE, SKY, Array, line_styles
 from cnnlab.utils.console import percent
 
-# matplotlib's own labels of a logarithmic axis are formulas, which are not read (see `style`).
-_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+PLAIN = "{x:g}"  # Matplotlib's own labels of a logarithmic axis are formulas, which are not read (see `style`)
 
 
 def curves(
@@ -42,23 +41,16 @@ def curves(
         _epoch_axis(axes)
     rate_axes.plot(range(1, len(rates) + 1), rates, color="black", marker="o", markersize=3)
     rate_axes.set(title="Learning rate", yscale="log")
-    rate_axes.yaxis.set_major_formatter(_PLAIN)
+    rate_axes.yaxis.set_major_formatter(PLAIN)
     rate_axes.yaxis.set_minor_formatter(NullFormatter())
     _epoch_axis(rate_axes)
     loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
-    loss_axes.yaxis.set_major_formatter(_PLAIN)
+    loss_axes.yaxis.set_major_formatter(PLAIN)
     loss_axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # if there is room
     _digit_axis(accuracy_axes)
     accuracy_axes.set(ylabel="accuracy (%), by its errors", title="Accuracy")
-    handles, labels = loss_axes.get_legend_handles_labels()
-    extra = [pair for pair in zip(*accuracy_axes.get_legend_handles_labels(), strict=True) if pair[1] not in labels]
-    figure.legend(
-        [*handles, *(handle for handle, _ in extra)],
-        [*labels, *(label for _, label in extra)],
-        loc="outside right upper",
-        fontsize=8,
-        frameon=False,
-    )
+    by_label = {str(line.get_label()): line for axes in (accuracy_axes, loss_axes) for line in axes.get_lines()}
+    figure.legend(by_label.values(), by_label.keys(), loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 
@@ -118,7 +110,7 @@ def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: boo
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(_PLAIN)
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, 1)
@@ -167,59 +159,4 @@ def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) 
     panels[0].set_ylabel("F1 score" + (f" (the axis begins at {bottom:g})" if bottom else ""))
     panels[0].set_ylim(bottom, 1 + 0.08 * (1 - bottom))
     panels[0].ticklabel_format(axis="y", useOffset=False)
-    return figure
-
-
-Interval = tuple[float, float, float]  # mean, low, high
-
-
-def intervals(panels: Mapping[tuple[str, str], Mapping[str, Mapping[str, Interval]]]) -> Figure:
-    """Draw means with intervals in [0, 1], {(row, column): {name: {series: (mean, low, high)}}}: a panel per row and
-    column, a line per name, a colour per series."""
-    rows = list(dict.fromkeys(row for row, _ in panels))
-    columns = list(dict.fromkeys(column for _, column in panels))
-    names = len(next(iter(panels.values())))
-    figure = Figure(figsize=(2.6 * len(columns) + 2.4, (0.26 * names + 0.9) * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
-    styles = {"counterfactual": (PINK, "o"), "line": (BLUE, "s")}
-    for (row, column), lines in panels.items():
-        axes = grid[rows.index(row)][columns.index(column)]
-        for place, series in enumerate(lines.values()):
-            for shift, (name, (mean, low, high)) in enumerate(sorted(series.items())):
-                colour, marker = styles.get(name, (SKY, "D"))
-                y = place + 0.16 * (2 * shift - 1)
-                axes.plot([low, high], [y, y], color=colour, linewidth=2)
-                axes.plot(mean, y, marker, color=colour, markersize=4, label=name)
-        axes.set_yticks(range(len(lines)), list(lines), fontsize=8)
-        axes.grid(alpha=0.3)
-        axes.set_xlim(-0.03, 1.03)  # a marker at 0 or 1 is drawn whole
-        axes.set_title(f"{column}: {row}", fontsize=9)
-    grid[0][0].invert_yaxis()
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        unique.values(), [f"truth: {name}" for name in unique], loc="outside upper center", ncols=2, frameon=False
-    )
-    return figure
-
-
-def shares(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, ylabel: str) -> Figure:
-    """Draw curves over a share from 0 to 1, {panel: {name: values}}."""
-    figure = Figure(figsize=(4.6 * len(panels) + 2, 4), layout="constrained")
-    places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, lines) in zip(places, panels.items(), strict=True):
-        for (colour, marker), (name, values) in zip(line_styles(), lines.items(), strict=False):
-            axes.plot(
-                np.linspace(0, 1, len(values)),
-                values,
-                color=colour,
-                marker=marker,
-                markevery=7,
-                markersize=3,
-                label=name,
-            )
-        axes.set(title=title, xlabel=xlabel)
-        axes.grid(alpha=0.3)
-    places[0].set_ylabel(ylabel)
-    figure.legend(*places[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure

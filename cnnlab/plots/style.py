@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,6 @@ DPI = 110
 rcParams["text.parse_math"] = False  # a file name may hold dollars
 
 Array = NDArray[Any]
-Part = tuple[str, Sequence[str]]  # a name and its classes
 
 
 def save(figure: Figure, path: Path | BinaryIO) -> None:

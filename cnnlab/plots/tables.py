@@ -1,8 +1,7 @@
-"""Confusion matrices, grouped for heads with many classes, and tables of checks."""
+"""Confusion matrices and tables of checks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from textwrap import fill
@@ -13,14 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnlab.plots.style import FAILED, PASSED, RIGHT, UNDECIDED, WRONG, Array, Part, rgb
+from cnnlab.plots.style import FAILED, PASSED, RIGHT, UNDECIDED, WRONG, Array, rgb
 
 
-def confusion(counts: Array, classes: Sequence[str], title: str, parts: Sequence[Part] = ()) -> Figure:
-    """Draw a confusion matrix int (K, K), true classes by row. Classes that are the product of `parts` (in row-major
-    order) are grouped, and each part gets its own matrix."""
-    if parts:
-        return _grouped_confusion(counts, title, parts)
+def confusion(counts: Array, classes: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix int (K, K), true classes by row."""
     size = min(0.55 * len(classes) + 1.6, 24.0)  # inches; hundreds of classes would take gigabytes
     figure = Figure(figsize=(size + 0.6, size + 0.4), layout="constrained")
     axes = figure.subplots()
@@ -52,47 +48,6 @@ def _cells(counts: Array) -> Array:
     strength = np.where(counts == 0, 0, strength)[..., None]
     hue = np.where(right[..., None], rgb(RIGHT), rgb(WRONG))
     return 1 - strength * (1 - hue)  # type: ignore[no-any-return]
-
-
-def _grouped_confusion(counts: Array, title: str, parts: Sequence[Part]) -> Figure:
-    order, groups, (name, classes) = _grouping(parts)
-    figure = Figure(figsize=(16, 9), layout="constrained")
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.35, 1))[0]
-    axes = left.subplots()
-    axes.imshow(_cells(counts[np.ix_(order, order)]), interpolation="nearest")
-    step = len(classes)
-    middles = np.arange(len(groups)) * step + (step - 1) / 2
-    axes.set_xticks(middles, groups, rotation=30, ha="right", fontsize=9)
-    axes.set_yticks(middles, groups, fontsize=9)
-    for border in np.arange(1, len(groups)) * step - 0.5:
-        axes.axhline(border, color="0.8", linewidth=0.7)
-        axes.axvline(border, color="0.8", linewidth=0.7)
-    within = f"within each group by {name}, {classes[0]} to {classes[-1]}"
-    axes.set(xlabel=f"predicted ({within})", ylabel=f"true ({within})")
-    wrong = int(counts.sum() - np.trace(counts))
-    axes.set_title(f"{title}: {wrong} of {counts.sum()} wrong; grey: right, orange: wrong", fontsize=11)
-
-    top, below = right.subfigures(2, 1, squeeze=False, height_ratios=(1, 2))[:, 0]
-    coarse = [part for part in parts if part[0] != name]
-    places = dict(zip([part[0] for part in coarse], top.subplots(1, len(coarse), squeeze=False)[0], strict=True))
-    places[name] = below.subplots()
-    sizes = [len(part[1]) for part in parts]
-    for axis, (part, part_classes) in enumerate(parts):
-        others = tuple(i for i in range(2 * len(parts)) if i not in (axis, axis + len(parts)))
-        _matrix(places[part], counts.reshape(*sizes, *sizes).sum(axis=others), part_classes)
-        places[part].set_title(f"by {part}", fontsize=10)
-    return figure
-
-
-def _grouping(parts: Sequence[Part]) -> tuple[Array, list[str], Part]:
-    """Return an order of the product's classes with the finest part innermost, the names of the groups, and the finest
-    part."""
-    sizes = [len(classes) for _, classes in parts]
-    inner = sizes.index(max(sizes))
-    outer = [axis for axis in range(len(parts)) if axis != inner]
-    order = np.arange(math.prod(sizes)).reshape(sizes).transpose(*outer, inner).ravel()
-    groups = [" ".join(names) for names in product(*(parts[axis][1] for axis in outer))]
-    return order, groups, parts[inner]
 
 
 def checks(

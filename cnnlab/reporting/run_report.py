@@ -375,9 +375,8 @@ def write_figures(
     f1 = {head.name: scores[head.name]["class_f1"].cpu().numpy() for head in heads}
     figures["f_scores"] = plots.f_scores(f1, {head.name: head.classes for head in heads})
     for head in heads:
-        parts = [(part.name, part.classes) for part in head.parts]
         counts = scores[head.name]["confusion"].numpy()
-        figures[f"confusion_{head.name}"] = plots.confusion(counts, head.classes, head.name, parts)
+        figures[f"confusion_{head.name}"] = plots.confusion(counts, head.classes, head.name)
     for name, figure in figures.items():
         plots.save(figure, folder / f"{name}.png")
 

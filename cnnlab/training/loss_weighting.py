@@ -16,14 +16,20 @@ from cnnlab.utils.errors import UserError, did_you_mean
 
 
 class LossWeighting(nn.Module):
-    """The sum of the losses, each with weight 1."""
+    """The sum of the losses with fixed weights {head: weight}, by default 1. Raises `UserError` for an unknown head,
+    and for a weight that is negative or not a number."""
 
     current: Tensor  # float32 (heads,)
 
-    def __init__(self, heads: Sequence[Head]) -> None:
+    def __init__(self, heads: Sequence[Head], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        self.names = tuple(head.name for head in heads)
-        self.register_buffer("current", torch.ones(len(self.names)))
+        self.names, weights = tuple(head.name for head in heads), weights or {}
+        for name, weight in weights.items():
+            if name not in self.names:
+                raise UserError(f"weighting.weights.{name}: there is no head '{name}'{did_you_mean(name, self.names)}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise UserError(f"weighting.weights.{name}={weight} is not a number from 0 up")
+        self.register_buffer("current", torch.tensor([float(weights.get(name, 1.0)) for name in self.names]))
 
     def forward(self, losses: Tensor) -> Tensor:
         return (self.current * losses).sum()
@@ -34,17 +40,6 @@ class LossWeighting(nn.Module):
     def by_head(self) -> dict[str, float]:
         """Return {head: current weight}."""
         return dict(zip(self.names, self.current.tolist(), strict=True))
-
-
-class FixedWeights(LossWeighting):
-    """Fixed weights {head: weight}, by default 1. Raises `UserError` for an unknown head, and for a weight that is
-    negative or not a number."""
-
-    def __init__(self, heads: Sequence[Head], weights: Mapping[str, float]) -> None:
-        super().__init__(heads)
-        for name, weight in weights.items():
-            _check(name, weight, self.names)
-        self.current = torch.tensor([float(weights.get(name, 1.0)) for name in self.names])
 
 
 class UncertaintyWeighting(LossWeighting):
@@ -79,10 +74,3 @@ class DynamicWeightAverage(LossWeighting):
             ratio = losses / self.last.clamp(min=1e-12)
             self.current = len(losses) * (ratio / self.temperature).softmax(dim=0)
         self.last = losses
-
-
-def _check(name: str, weight: object, names: Sequence[str]) -> None:
-    if name not in names:
-        raise UserError(f"weighting.weights.{name}: there is no head '{name}'{did_you_mean(name, names)}")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise UserError(f"weighting.weights.{name}={weight} is not a number from 0 up")

@@ -8,39 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassExactMatch, MulticlassF1Score
 from torchmetrics.functional import classification as tm
 
 from cnnlab.models.heads import Head
 
 Scores = dict[str, dict[str, Tensor]]  # {head: result of `classification_scores`}
-
-
-class ExactMatch(Metric):
-    """The share of images with every head right, in [0, 1].
-
-    >>> metric = ExactMatch()
-    >>> metric.update(torch.tensor([[True, True], [True, False]]))
-    >>> metric.compute()
-    tensor(0.5000)
-    """
-
-    correct: Tensor
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("correct", "total"):
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, correct: Tensor) -> None:
-        """Count images; `correct` bool (heads, B)."""
-        self.correct += correct.all(dim=0).sum()
-        self.total += correct.shape[1]
-
-    def compute(self) -> Tensor:
-        """Return the share of all images so far, a scalar; NaN without images."""
-        return self.correct.float() / self.total
 
 
 class StageMetrics(nn.Module):
@@ -50,7 +23,7 @@ class StageMetrics(nn.Module):
     def __init__(self, heads: Sequence[Head], f1: bool = False, persistent: bool = False) -> None:
         super().__init__()
         self.heads = tuple(heads)
-        self.exact_match = ExactMatch()
+        self.exact_match = MulticlassExactMatch(max(len(head.classes) for head in heads), validate_args=False)
         self.losses = nn.ModuleList([MeanMetric() for _ in range(len(heads) + 1)])  # the weighted sum comes last
         self.by_head = nn.ModuleList([_head_metrics(len(head.classes), f1) for head in heads])
         for metric in (self.exact_match, *self.losses, *self.by_head):
@@ -65,7 +38,8 @@ class StageMetrics(nn.Module):
             metric.update(value, size)  # type: ignore[operator]
         for metric, head in zip(self.by_head, self.heads, strict=True):
             metric.update(predicted[head.name], targets[head.name])  # type: ignore[operator]
-        self.exact_match.update(torch.stack([predicted[head.name] == targets[head.name] for head in self.heads]))
+        answers, truth = (torch.stack([values[h.name] for h in self.heads], dim=1) for values in (predicted, targets))
+        self.exact_match.update(answers, truth)
 
     def compute(self) -> dict[str, Tensor]:
         """Return {"loss", "acc", "<head>/loss", "<head>/acc", ...: scalar} over all images of all processes."""

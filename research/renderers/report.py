@@ -101,7 +101,7 @@ class Robustness(Result):
             groups.setdefault(found.group, {})[found.name] = (pixels, found.joint, found.moments)
         return figures.readings(groups, ("the network", "moments, without learning"))
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {"count": self.count}
 
     def __repr__(self) -> str:

@@ -12,26 +12,15 @@ import torch
 from PIL import Image
 
 from cnnlab import plots
-from cnnlab.data.lines import class_head
 from cnnlab.interpret.attribution import IMAGENET_MEAN, IMAGENET_STD, Attribution, displayable
 from cnnlab.plots.charts import _digits
 from cnnlab.plots.style import line_styles
-from cnnlab.plots.tables import _cells, _grouping
+from cnnlab.plots.tables import _cells
 from cnnlab.reporting.html import render
 from cnnlab.utils.console import percent
 from tests.conftest import HEADS
 
 PARTS = [(head.name, head.classes) for head in HEADS]
-
-
-def test_classes_are_grouped_by_attribute() -> None:
-    order, groups, (name, classes) = _grouping(PARTS)
-    assert (name, len(classes)) == ("angle", 12)
-    assert groups[:3] == ["short thin red", "short thin blue", "short thick red"]
-    names = class_head().classes
-    assert [names[i] for i in order[:2]] == ["short thin 0° red", "short thin 15° red"]
-    assert [names[i] for i in order[12:14]] == ["short thin 0° blue", "short thin 15° blue"]
-    assert sorted(order) == list(range(96))
 
 
 def test_one_mistake_in_a_thousand_is_seen() -> None:
@@ -116,11 +105,7 @@ def test_no_curve_is_left_out_however_many_heads_there_are() -> None:
         styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
         assert len(styles) == 18
     by_epoch = {name: [0.1, 0.2] for name in names}
-    for figure in (
-        plots.by_epoch(by_epoch, "y"),
-        plots.by_epoch(by_epoch, "y", logarithmic=True),
-        plots.shares({"a": by_epoch}, "x", "y"),
-    ):
+    for figure in (plots.by_epoch(by_epoch, "y"), plots.by_epoch(by_epoch, "y", logarithmic=True)):
         assert len(figure.axes[0].lines) == 9
 
 

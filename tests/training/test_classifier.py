@@ -16,8 +16,8 @@ from cnnlab.models.networks import MultiHeadNet
 from cnnlab.reporting.run_report import summarize_test
 from cnnlab.training.build import build_net
 from cnnlab.training.classifier import Classifier
-from cnnlab.training.loss_weighting import FixedWeights
-from cnnlab.training.metrics import ExactMatch, PredictionCollector, Predictions, StageMetrics, classification_scores
+from cnnlab.training.loss_weighting import LossWeighting
+from cnnlab.training.metrics import PredictionCollector, Predictions, StageMetrics, classification_scores
 
 SIDE, SHADE = Head("side", ("left", "right")), Head("shade", ("dark", "grey", "light"))
 
@@ -44,7 +44,7 @@ SHADE_LOSS = (math.log(2) + math.log(4)) / 2
 
 def make(weights: dict[str, float] | None = None, l2: float = 0.0) -> Classifier:
     heads = (SIDE, SHADE)
-    weighting = FixedWeights(heads, weights or {})
+    weighting = LossWeighting(heads, weights or {})
     return Classifier(_Given(ANSWERS), partial(torch.optim.SGD, lr=0.1), weighting=weighting, l2=l2)
 
 
@@ -90,11 +90,14 @@ def test_metrics_weigh_batches_by_their_images() -> None:
     assert values == pytest.approx({**expected, "side/f1": 6 / 7})  # 3 of 4 found; "left" has no image
 
 
-def test_exact_match_counts_images_with_every_head_right() -> None:
-    metric = ExactMatch()
-    metric.update(torch.tensor([[True, True, False], [True, False, False]]))
-    metric.update(torch.tensor([[True], [True]]))
-    assert metric.compute().item() == pytest.approx(2 / 4)
+def test_an_image_counts_where_every_head_is_right() -> None:
+    metrics = StageMetrics((Head("side", ("left", "right")), Head("size", ("small", "large"))))
+    truth = {"side": torch.tensor([0, 1, 1]), "size": torch.tensor([0, 1, 0])}
+    metrics.update(torch.tensor(1.0), torch.ones(2), {**truth, "size": torch.tensor([0, 0, 0])}, truth)
+    metrics.update(
+        torch.tensor(1.0), torch.ones(2), *[{"side": torch.ones(1).long(), "size": torch.ones(1).long()}] * 2
+    )
+    assert metrics.compute()["acc"].item() == pytest.approx(3 / 4)
 
 
 def test_confusion_and_macro_averages() -> None:

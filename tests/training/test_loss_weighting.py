@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cnnlab.models.heads import Head
-from cnnlab.training.loss_weighting import DynamicWeightAverage, FixedWeights, UncertaintyWeighting
+from cnnlab.training.loss_weighting import DynamicWeightAverage, LossWeighting, UncertaintyWeighting
 from cnnlab.utils.errors import UserError
 
 HEADS = (Head("side", ("left", "right")), Head("shade", ("dark", "grey", "light")))
 
 
 def test_fixed_weights_stay() -> None:
-    weighting = FixedWeights(HEADS, {"shade": 3})
+    weighting = LossWeighting(HEADS, {"shade": 3})
     assert weighting(torch.tensor([2.0, 5.0])).item() == 2 + 3 * 5
     weighting.on_epoch_end(torch.tensor([1.0, 1.0]))
     assert weighting.by_head() == {"side": 1.0, "shade": 3.0}
@@ -31,7 +31,7 @@ def test_fixed_weights_stay() -> None:
 )
 def test_bad_weights_are_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        FixedWeights(HEADS, weights)
+        LossWeighting(HEADS, weights)
 
 
 def test_uncertainty_weighs_a_head_by_its_precision() -> None:

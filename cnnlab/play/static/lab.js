@@ -98,10 +98,6 @@ async function refresh() {
     settle = setTimeout(settled, 250);
   } catch (error) {
     say(error.message);
-    if (error.status === 429) {
-      await new Promise(done => setTimeout(done, 200));
-      changed ||= since;
-    }
   }
   busy = false;
   if (changed) setTimeout(refresh); else delete document.body.dataset.asking;

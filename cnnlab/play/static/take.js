@@ -19,7 +19,7 @@ function stateFile() {
   const said = Object.fromEntries(heads.map(({ name, classes }) => [name,
     Object.fromEntries(classes.map((word, k) => [word, answer.heads[name].probabilities[k]]))]));
   const content = {
-    run: folder, explain: `${explain} image=play.json method=${state.method}`,
+    run: folder, explain: `${explain} images=play.json method=${state.method}`,
     image: { shape: [...size, channels], pixels: Pixels.base64(own) }, said, state,
   };
   download(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }), "play.json");
