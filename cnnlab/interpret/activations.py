@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from cnnlab import plots
 from cnnlab.interpret.attribution import displayable
-from cnnlab.interpret.network import as_maps, batch_size, frozen_copy, layer_named
+from cnnlab.interpret.network import as_maps, batch_size, frozen_copy, layer_named, record_activations
 from cnnlab.plots.result import Result
+from cnnlab.utils.errors import UserError
 
 SHOWN = 32  # channels that are drawn
 SAMPLE = 500  # test images on which dead and saturated channels are judged
@@ -90,6 +91,11 @@ def activations(
         return [value.flatten(1)[:, :, None, None] if m is None else m for value, m in zip(values, maps, strict=True)]
 
     with torch.no_grad():
+        with record_activations(net, layers) as recorded:
+            net(images[:1])
+        for name in layers:
+            if not isinstance(recorded.get(name), Tensor):
+                raise UserError(f"layer '{name}' does not run, or answers no tensor: choose another")
         shown = outputs(images)
         extremes = [[_extremes(maps) for maps in outputs(batch)] for batch in sample.split(batch_size(sample))]
     results = []

@@ -56,7 +56,8 @@ def completeness_gap(net: HeadWrapper, images: Tensor, targets: Tensor, maps: Te
     with torch.no_grad():
         scores = net(images).gather(1, targets[:, None])[:, 0]
         expected = scores - net(baselines).mean(dim=0)[targets]
-    gap: Tensor = (maps.sum(dim=(1, 2)) - expected).abs() / expected.abs().clamp(min=1e-6)
+    least = (1e-5 * scores.abs()).clamp(min=1e-6)  # a smaller difference is lost in rounding
+    gap: Tensor = (maps.sum(dim=(1, 2)) - expected).abs() / torch.maximum(expected.abs(), least)
     return gap
 
 

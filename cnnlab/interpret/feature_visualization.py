@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,21 +22,20 @@ MAX_CHANNELS = 64  # where none are named
 class AscentConfig:
     """The settings of gradient ascent.
 
-    The reports' rule is `AscentConfig(bounded=False, fourier=False, tv=0, jitter=0)`: from a blank image, add `rate`
+    The reports' rule is `AscentConfig(bounded=False, fourier=False, jitter=0)`: from a blank image, add `rate`
     times the gradient divided by its root mean square, `steps` times. `bounded` keeps pixels in [0, 1] by a sigmoid;
-    `fourier` climbs in frequencies, each scaled by 1 / frequency (Olah et al. 2017); `tv` is the weight of the total
-    variation; `jitter` shifts the image by up to so many pixels at each step. Raises `UserError` for bad values.
+    `fourier` climbs in frequencies, each scaled by 1 / frequency (Olah et al. 2017); `jitter` shifts the image by up to
+    so many pixels at each step. Raises `UserError` for bad values.
     """
 
     steps: int = 80
     rate: float = 0.05
     bounded: bool = True
     fourier: bool = True
-    tv: float = 0.0
     jitter: int = 1
 
     def __post_init__(self) -> None:
-        bounds = {"steps": (1, 100_000), "rate": (1e-9, 1e9), "tv": (0, 1e9), "jitter": (0, 10_000)}
+        bounds = {"steps": (1, 100_000), "rate": (1e-9, 1e9), "jitter": (0, 10_000)}
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"ascent: {name}={getattr(self, name)} is not in {low:g}..{high:g}")
@@ -95,7 +93,7 @@ def visualize_channels(
         raise UserError(f"channels={channels.tolist()}: layer '{layer}' has 0..{count - 1}")
 
     def value(images: Tensor) -> Tensor:
-        own = forward_until(net, layer, images)[torch.arange(len(channels)), channels]
+        own = forward_until(net, layer, images)[range(len(channels)), channels.tolist()]
         return own.flatten(1).mean(dim=1) if own.ndim > 1 else own
 
     reached = _ascend(value, (len(channels), *image_shape), ascent)
@@ -117,7 +115,7 @@ def _ascend(
     """Return images, values and which are dead, for `value` (K, C, H, W) -> (K,)."""
     size = (shape[2], shape[3])
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         parameter = torch.zeros(*shape[:3], size[1] // 2 + 1, 2) if ascent.fourier else torch.zeros(shape)
         values = []
         for _ in range(ascent.steps):
@@ -126,8 +124,7 @@ def _ascend(
             shift = torch.randint(-ascent.jitter, ascent.jitter + 1, (2,), generator=generator).tolist()
             # A copy, as the first layer may work in place.
             reached = value(picture.roll(shift, dims=(2, 3)) if any(shift) else picture.clone())
-            penalty = ascent.tv * _total_variation(picture).sum() if ascent.tv else 0.0
-            (grad,) = torch.autograd.grad(reached.sum() - penalty, parameter)
+            (grad,) = torch.autograd.grad(reached.sum(), parameter)
             length = grad.flatten(1).square().mean(dim=1).sqrt()
             values.append(reached.detach())
             direction = grad / length.clamp(min=1e-12)[(...,) + (None,) * (grad.ndim - 1)]
@@ -147,17 +144,9 @@ def _picture(parameter: Tensor, size: tuple[int, int], ascent: AscentConfig) -> 
     return pixels.sigmoid() if ascent.bounded else pixels
 
 
-@cache
 def _frequency_scale(height: int, width: int) -> Tensor:
     """Return 1 / frequency, as in natural images, float32 (H, W // 2 + 1); the lowest frequency stands for 0."""
     down = torch.fft.fftfreq(height)[:, None]
     across = torch.fft.rfftfreq(width)[None, :]
     frequency: Tensor = (down.square() + across.square()).sqrt()
     return 1 / frequency.clamp(min=1 / max(height, width))
-
-
-def _total_variation(picture: Tensor) -> Tensor:
-    """Return the mean absolute difference of neighbouring pixels, (K,)."""
-    down = (picture[:, :, 1:] - picture[:, :, :-1]).abs().flatten(1).mean(dim=1)
-    across = (picture[:, :, :, 1:] - picture[:, :, :, :-1]).abs().flatten(1).mean(dim=1)
-    return down + across

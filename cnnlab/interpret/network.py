@@ -73,7 +73,7 @@ class HeadWrapper(nn.Module):
     The network answers a tensor, or a dict, dataclass or tuple of tensors, one per head; `head` is the key or the
     index. If `forward` takes `heads`, the network computes this head alone. A head of one unit scores its second class;
     its negative scores the first. Scores of places, (B, classes, H, W), are averaged. The sigmoid of one unit is
-    undone; softmax is not. Raises `UserError` for an unknown head.
+    undone; softmax and the sigmoids of several units are not. Raises `UserError` for an unknown head.
     """
 
     def __init__(self, net: nn.Module, head: str | int | None = None) -> None:
@@ -99,7 +99,7 @@ class HeadWrapper(nn.Module):
             with torch.no_grad(), SigmoidRecorder() as recorder:
                 self.ends_in = recorder.last_function(self.output(images[:MOST_PROBED]))
         answers = self._answers(images)
-        return to_logits(answers) if self.ends_in == "sigmoid" else answers
+        return torch.logit(answers, eps=1e-6) if self.ends_in == "sigmoid" else answers
 
     def _answers(self, images: Tensor) -> Tensor:
         answers = self.output(images)
@@ -136,7 +136,7 @@ class HeadWrapper(nn.Module):
         """Return class probabilities (B, classes)."""
         logits = self.logits(images)
         scores = self.scores(logits)
-        if self.ends_in == "softmax":
+        if self.ends_in == "probabilities":
             return scores
         return (scores / 2 if logits.shape[1] == 1 else scores).softmax(dim=1)  # of -z/2 and z/2: the sigmoid of z
 
@@ -149,10 +149,10 @@ class HeadWrapper(nn.Module):
 
     def mixes_images(self, images: Tensor) -> bool:
         """Return whether the scores of an image depend on the others of its batch, as by BatchNorm without running
-        statistics, found with two of `images` (B, C, H, W)."""
+        statistics, found with one of `images` (B, C, H, W) beside others and its own half."""
         if self._mixes_images is None and len(images) > 1:
             with torch.no_grad():
-                together, alone = self(images[:2])[:1], self(images[:1])
+                together, alone = self(torch.cat([images[:2], images[:1] / 2]))[:1], self(images[:1])
             near = 0.02 if alone.element_size() < 4 else 1e-4
             close = torch.allclose(together, alone, rtol=near, atol=near * alone.abs().max().item())
             self._mixes_images = not close
@@ -220,7 +220,16 @@ class HeadWrapper(nn.Module):
 def head_keys(net: nn.Module, images: Tensor) -> list[Any]:
     """Return the keys or indices of a network's heads, [None] for a network that answers one tensor."""
     with torch.no_grad():
-        return list(parts_of(net(images[:1])))
+        return list(head_parts(net(images[:1])))
+
+
+def head_parts(answers: Any) -> dict[Any, Tensor]:
+    """Return the scores (N, classes) among the tensors of `parts_of`; where there are none, the scores of places
+    (N, classes, ...). Raises `UserError` where there are none of these either."""
+    parts = {key: part for key, part in parts_of(answers).items() if part.is_floating_point() and part.ndim > 1}
+    if not parts:
+        raise UserError("the network answers no scores (N, classes)")
+    return {key: part for key, part in parts.items() if part.ndim == 2} or parts
 
 
 def parts_of(answers: Any) -> dict[Any, Tensor]:
@@ -269,22 +278,19 @@ class SigmoidRecorder(TorchDispatchMode):
         }
 
     def last_function(self, answers: Tensor) -> str:
-        """Return "softmax" for rows (N, classes, ...) that sum to 1 and hold no negative value, "sigmoid" for a single
-        unit that ends in one, and "" for scores."""
+        """Return "sigmoid" for a single unit that ends in one; "probabilities" for several that do, and for rows
+        (N, classes, ...) that sum to 1 and hold no negative value; "" for scores."""
         if answers.ndim < 2 or not answers.is_floating_point():
             return ""
-        if answers.shape[1] == 1:
-            return "sigmoid" if self._made(answers) else ""
+        if self._made(answers):
+            return "sigmoid" if answers.shape[1] == 1 else "probabilities"
         rows = mean_of_places(answers).float()
         near = 1e-3 if answers.element_size() > 2 else 0.02
-        return "softmax" if (rows >= 0).all() and ((rows.sum(dim=1) - 1).abs() < near).all() else ""
-
-
-def to_logits(probabilities: Tensor) -> Tensor:
-    """Return scores of probabilities (N, classes): their logarithms, or of one unit the input of its sigmoid."""
-    if probabilities.shape[1] == 1:
-        return torch.logit(probabilities, eps=1e-6)
-    return probabilities.clamp(min=1e-12).log()
+        return (
+            "probabilities"
+            if answers.shape[1] > 1 and (rows >= 0).all() and ((rows.sum(dim=1) - 1).abs() < near).all()
+            else ""
+        )
 
 
 def as_maps(value: Any, size: Sequence[int]) -> Tensor | None:

@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from cnnlab.data.image_io import image_files, open_in_colour
 from cnnlab.interpret.inputs import Inputs
-from cnnlab.interpret.network import SigmoidRecorder, batch_size, mean_of_places, parts_of, to_logits
+from cnnlab.interpret.network import batch_size, head_parts
 from cnnlab.models.heads import Head
 from cnnlab.utils.cli import as_list
 from cnnlab.utils.errors import UserError, one_line, user_errors
@@ -38,33 +38,18 @@ class OwnNetwork:
         self.title = self.path = str(cfg.net._target_)
         self.image_shape, self.baseline_images = tuple(self.inputs.images.shape[1:]), self.inputs.images
 
-    def named_heads(self) -> tuple[Head, ...]:
-        """Make the network answer {head: scores}, and return its heads. Classes are called by their numbers. Outputs
-        that are no scores (N, classes) are left out; probabilities become their logarithms."""
-        images = self.inputs.images[: batch_size(self.inputs.images)]
-        with user_errors(f"net={self.title}"), torch.no_grad(), SigmoidRecorder() as recorder:
-            answers = parts_of(self.net(images))
-        heads, keys = list[Head](), dict[str, tuple[Any, bool]]()
+    def named_heads(self) -> dict[Head, Any]:
+        """Return {head: its key in the network's answer}. Classes are called by their numbers."""
+        images, heads = self.inputs.images[: batch_size(self.inputs.images)], dict[Head, Any]()
+        with user_errors(f"net={self.title}"), torch.no_grad():
+            answers = head_parts(self.net(images))
         for key, part in answers.items():
-            if part.is_floating_point() and part.ndim in (2, 4) and len(part) == len(images):
-                scores = mean_of_places(part)
-                classes = tuple(map(str, range(max(2, scores.shape[1]))))
-                try:
-                    head = Head(str(ONLY_HEAD if key is None else key), classes)
-                except ValueError:  # a number, or a name that means something else here
-                    head = Head(f"head {key}".replace(".", " "), classes)
-                heads.append(head)
-                keys[head.name] = key, bool(recorder.last_function(part))
-        if not heads:
-            raise UserError(f"net={self.title} answers no scores (N, classes)")
-
-        def as_dict(_module: nn.Module, _inputs: object, answers: Any) -> dict[str, Tensor]:
-            parts = parts_of(answers)
-            scores = {name: mean_of_places(parts[key]) for name, (key, _) in keys.items()}
-            return {name: to_logits(values) if keys[name][1] else values for name, values in scores.items()}
-
-        self.net.register_forward_hook(as_dict)
-        return tuple(heads)
+            classes = tuple(map(str, range(max(2, part.shape[1]))))
+            try:
+                heads[Head(str(ONLY_HEAD if key is None else key), classes)] = key
+            except ValueError:  # a number, or a name that means something else here
+                heads[Head(f"head {key}".replace(".", " "), classes)] = key
+        return heads
 
 
 def own_network(cfg: DictConfig) -> OwnNetwork | None:

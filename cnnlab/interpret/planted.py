@@ -77,7 +77,7 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
         drawn = draw(torch.randint(len(images), (batch,), generator=generator), marked)
         with torch.enable_grad():
             scores = own(drawn)
-            if own.ends_in == "softmax":
+            if own.ends_in == "probabilities":
                 scores = scores.logit(eps=1e-6)
             # One class against the rest, so that the score of class 1 itself depends on the marker.
             wanted = F.one_hot(marked.long(), scores.shape[1]).to(scores)

@@ -55,7 +55,8 @@ def audit_run(cfg: DictConfig) -> Path:
     if own is not None:
         source, title, parent = str(cfg.images), own.title, Path("outputs/audit")
         with user_errors("method"), console.working() as progress:
-            result = audit(own.net, own.inputs.images, methods, progress=progress)
+            bound = {name: bind_baselines(method, lambda: own.baseline_images) for name, method in methods.items()}
+            result = audit(own.net, own.inputs.images, bound, progress=progress)
     elif not isinstance(count := 100 if cfg.images is None else cfg.images, int):
         raise UserError(f"images={cfg.images} is no number; a folder of images goes with net=<function>")
     else:

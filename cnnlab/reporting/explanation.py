@@ -21,13 +21,13 @@ from cnnlab import plots
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.image_io import image_files
 from cnnlab.interpret.activations import SAMPLE, activations
-from cnnlab.interpret.attribution import Attribution, attribute, bind_baselines, displayable
+from cnnlab.interpret.attribution import Attribution, attribute_head, bind_baselines, displayable
 from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
 from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, target_classes
 from cnnlab.interpret.layer_table import layer_table, layer_text
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.metrics import rank_accuracy, sobel
-from cnnlab.interpret.network import HeadWrapper, layer_named, leaf_modules, path_to_head, predict_logits
+from cnnlab.interpret.network import HeadWrapper, batch_size, frozen_copy, layer_named, leaf_modules, path_to_head
 from cnnlab.interpret.ood import load_ood_detector
 from cnnlab.interpret.own_network import OwnNetwork, own_network
 from cnnlab.interpret.prediction import image_warnings
@@ -63,8 +63,9 @@ class Explanation:
     """An explanation while it is made: the settings are checked here, `write` computes and writes."""
 
     def __init__(self, cfg: DictConfig, run: RunFolder | OwnNetwork) -> None:
-        self.cfg, self.run, self.net = cfg, run, run.net
-        self.all_heads = run.named_heads() if isinstance(run, OwnNetwork) else run.heads
+        self.cfg, self.run, self.net = cfg, run, frozen_copy(run.net)
+        keys = run.named_heads() if isinstance(run, OwnNetwork) else {head: head.name for head in run.heads}
+        self.all_heads, self.wrappers = tuple(keys), {head.name: HeadWrapper(self.net, keys[head]) for head in keys}
         self.heads = [head_named(self.all_heads, name) for name in as_list(cfg.heads)] or list(self.all_heads)
         self.methods = build_methods(cfg.method)
         with user_errors("ascent"):
@@ -74,8 +75,10 @@ class Explanation:
         self.pixels = (displayable(self.images)[0] * 255).round().to(torch.uint8)
         self.layers = self._layers()
         self.first_layer = first_convolution(self.net)
-        logits = predict_logits(self.net, [head.name for head in self.all_heads], self.images)
-        self.probabilities = {head.name: head.probabilities(logits[head.name]) for head in self.all_heads}
+        with torch.no_grad():
+            batches = self.images.split(batch_size(self.images))
+            self.probabilities = {name: torch.cat([wrapper.probabilities(batch).float() for batch in batches])
+                                  for name, wrapper in self.wrappers.items()}  # fmt: skip
         self.predicted = {name: shares.argmax(dim=1) for name, shares in self.probabilities.items()}
         self.targets = self._targets()
         self.arrays: dict[str, Tensor] = {"images": self.pixels}
@@ -114,14 +117,14 @@ class Explanation:
             return asked
         if isinstance(self.run, OwnNetwork):  # which may have hundreds of layers
             return self._two_layers()
-        used = {name for head in self.heads for name in path_to_head(HeadWrapper(self.net, head.name), self.images)}
+        used = {name for head in self.heads for name in path_to_head(self.wrappers[head.name], self.images)}
         layers = leaf_modules(self.net).items()
         shown = [name for name, layer in layers if isinstance(layer, SHOWN_TYPES) and name in used]
         return shown if len(shown) <= MOST_LAYERS else self._two_layers()
 
     def _two_layers(self) -> list[str]:
         """Return the first and the last convolution that the first head depends on."""
-        path = path_to_head(HeadWrapper(self.net, self.heads[0].name), self.images)
+        path = path_to_head(self.wrappers[self.heads[0].name], self.images)
         found = [name for name in path if isinstance(layer_named(self.net, name), nn.Conv2d)]
         return list(dict.fromkeys([*found[:1], *found[-1:]]))
 
@@ -209,7 +212,7 @@ class Explanation:
             for name, method in self.methods.items():
                 with user_errors(f"method.{name}"):
                     bound = bind_baselines(method, lambda: self.run.baseline_images)
-                    result = attribute(self.net, self.images, target, bound, head.name, head.classes, name)
+                    result = attribute_head(self.wrappers[head.name], self.images, target, bound, head.classes, name)
                 label = word if word in ("predicted", "true") else head.classes[int(target[0])]
                 maps.setdefault((name, label), {})[head.name] = result
                 key = f"{name}/{head.name}/{word}"

@@ -45,7 +45,7 @@ def torch_rounds(channels: int, count: int) -> Rounds:
     net = build_net(cfg, data.image_shape, data.heads).eval()
     images, targets = data.splits["test"].batch(torch.arange(count))
 
-    plain = AscentConfig(steps=STEPS, bounded=False, fourier=False, tv=0, jitter=0)  # the reports' rule
+    plain = AscentConfig(steps=STEPS, bounded=False, fourier=False, jitter=0)  # the reports' rule
     every_channel = torch.arange(channels)
 
     def one_by_one() -> None:

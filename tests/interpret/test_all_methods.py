@@ -209,6 +209,18 @@ def test_the_share_that_a_sum_misses() -> None:
     assert found == pytest.approx([0, 0.5, 2])
 
 
+def test_a_difference_that_is_lost_in_rounding_is_no_gap() -> None:
+    """A weight of 0.003 and a pixel of 1 / 255, beside a bias of 50: float32 keeps six digits of their sum."""
+    net, image = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 2)), torch.zeros(1, 3, 28, 28)
+    with torch.no_grad():
+        net[1].weight.fill_(0.003)
+        net[1].bias.fill_(50.0)
+    image[0, 0, 3, 3] = 1 / 255
+    result = attribute(net, image, 0, named_method("integrated_gradients")[1])
+    assert result.warnings == ()
+    assert result.maps[0, 3, 3].item() == pytest.approx(0.003 / 255, rel=1e-4)
+
+
 def test_relevance_is_handed_back_whole_where_there_is_no_bias() -> None:
     torch.manual_seed(0)
     stem = {"conv": nn.Conv2d(3, 4, 3, bias=False), "relu": nn.ReLU(), "pool": nn.MaxPool2d(2), "flatten": Flatten()}

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import cnnlab
+from cnnlab.interpret.network import head_keys
+from cnnlab.utils.console import percent
 from tests.conftest import in_process
 
 pytestmark = pytest.mark.slow
@@ -153,6 +157,50 @@ def test_probabilities_are_not_taken_for_scores(tmp_path: Path) -> None:
     assert maps["saliency/answer/predicted/target"].tolist() == [0, 0]
     assert html.count("0 99.9") == 2
     assert np.abs(maps["images"][0].astype(int) - maps["images"][1]).max() <= 1  # 16 bits are brought to 8
+
+
+def two_scores() -> nn.Module:
+    """A network with two scores, for the test below."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+    net[-1].bias.data = torch.tensor([3.0, -1.0])
+    return net
+
+
+def two_probabilities() -> nn.Module:
+    """The same with softmax."""
+    return nn.Sequential(two_scores(), nn.Softmax(dim=1))
+
+
+def two_labels() -> nn.Module:
+    """The same for labels that do not exclude each other."""
+    return nn.Sequential(two_scores(), nn.Sigmoid())
+
+
+@pytest.mark.parametrize("net", [two_scores, two_probabilities, two_labels])
+def test_two_outputs_are_two_classes(net: Callable[[], nn.Module], tmp_path: Path) -> None:
+    values = np.linspace(0, 255, 900).reshape(30, 30)
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "a.png")
+    words = [f"net={__name__}.{net.__name__}", f"images={tmp_path}", "image_size=30", "method=saliency"]
+    run_explain(*words, f"out={tmp_path}/o")
+    maps = np.load(tmp_path / "o" / "1" / "maps.npz")
+    image = torch.from_numpy(maps["images"]).float().div(255)
+    answers = net()(image)[0]
+    shares = answers.softmax(dim=0) if net is two_scores else answers
+    html = (tmp_path / "o" / "1" / "index.html").read_text()
+    assert maps["saliency/answer/predicted/target"].tolist() == [0]
+    assert f"0 {percent(shares[0].item())}" in html
+    assert f"1 {percent(shares[1].item())}" in html
+    expected = cnnlab.attribute(net(), image, method="saliency").maps
+    np.testing.assert_allclose(maps["saliency/answer/predicted"], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_features_beside_the_scores_are_no_head() -> None:
+    class Both(nn.Module):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {"features": images, "logits": images.mean(dim=(2, 3)), "loss": images.mean()}
+
+    assert head_keys(Both(), torch.rand(2, 3, 8, 8)) == ["logits"]
 
 
 def test_an_own_network_on_the_command_line(

@@ -46,7 +46,7 @@ METHODS: dict[str, Method] = {
     name: named_method(name, **FEW.get(name, {}))[1]
     for name in sorted(path.stem for path in (CONF / "method").iterdir())
 }
-PLAIN = AscentConfig(steps=20, rate=0.1, bounded=False, fourier=False, tv=0, jitter=0)
+PLAIN = AscentConfig(steps=20, rate=0.1, bounded=False, fourier=False, jitter=0)
 
 
 def _by_hand() -> MultiHeadNet:
@@ -158,7 +158,7 @@ def test_ascent_on_a_binary_head_has_both_signs() -> None:
     assert (found.activation > 0).all()
 
 
-@pytest.mark.parametrize("ascent", [AscentConfig(steps=30), AscentConfig(steps=30, fourier=False, tv=1.0)])
+@pytest.mark.parametrize("ascent", [AscentConfig(steps=30), AscentConfig(steps=30, fourier=False)])
 def test_bounded_ascent_climbs_and_stays_a_possible_image(ascent: AscentConfig) -> None:
     torch.manual_seed(0)
     net = Branched(**MULTI).eval()
@@ -184,9 +184,30 @@ def test_a_channel_that_never_answers_is_dead() -> None:
         False,
         False,
     ]
-    assert visualize_channels(
-        net, "stem.relu", torch.arange(3), (1, 28, 28), AscentConfig(steps=3, tv=1)
-    ).dead.tolist()[0]
+    assert visualize_channels(net, "stem.relu", torch.arange(3), (1, 28, 28), AscentConfig(steps=3)).dead.tolist()[0]
+
+
+def test_a_layer_without_maps_to_show_is_one_line() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused, self.lstm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LSTM(4, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.lstm(self.used(images).flatten(1))[0]  # type: ignore[no-any-return]
+
+    images = torch.rand(2, 1, 1, 4)
+    for layer in ("unused", "lstm"):
+        with pytest.raises(UserError, match=f"layer '{layer}' does not run, or answers no tensor"):
+            activations(Odd(), [layer], images, images)
+
+
+def test_features_are_the_same_in_inference_mode_and_after_it() -> None:
+    net, found = nn.Sequential(nn.Conv2d(1, 2, 3)), []
+    for inference in (True, False):
+        with torch.inference_mode(inference):
+            found.append(visualize_channels(net, "0", None, (1, 9, 11), AscentConfig(steps=1)).images)
+    assert torch.equal(*found)
 
 
 def test_activations_are_a_hooks_and_the_most_active_are_named() -> None:

@@ -209,8 +209,10 @@ def test_inference_mode_and_threads_change_nothing() -> None:
 
 def test_scores_that_mix_images_are_said() -> None:
     net = NETWORKS["BatchNorm without statistics"]()
-    (warning, *_) = attribute(net, torch.rand(3, 3, 32, 40), 1, saliency).warnings
-    assert warning == "the scores of an image depend on the other images of the batch: so does its map"
+    different, alike = torch.rand(3, 3, 32, 40), torch.rand(1, 3, 32, 40).expand(3, -1, -1, -1)
+    for images in (different, alike):
+        (warning, *_) = attribute(net, images, 1, saliency).warnings
+        assert warning == "the scores of an image depend on the other images of the batch: so does its map"
     assert attribute(net, torch.rand(1, 3, 32, 40), 1, saliency).warnings == ()
 
 

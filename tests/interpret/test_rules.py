@@ -220,10 +220,15 @@ class _Functional(nn.Module):
 
 
 @pytest.mark.parametrize("method", [guided_backprop, deconvolution])
-@pytest.mark.parametrize("activation", [F.gelu, F.silu, nn.Tanh(), nn.PReLU(), lambda x: x.clamp(min=0)])
+@pytest.mark.parametrize("activation", [F.gelu, F.silu, nn.Tanh(), nn.PReLU(), nn.Sigmoid(), lambda x: x.clamp(min=0)])
 def test_another_activation_is_refused(method: Callable[..., Tensor], activation: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(UserError, match="another activation than ReLU"):
         attribute(Net(_twice(activation)), torch.randn(1, 3, 12, 12), 0, method)
+
+
+def test_a_sigmoid_beside_relus_is_a_gate() -> None:
+    gated = Net(_twice(lambda values: values.relu() * values.mean(dim=(2, 3), keepdim=True).sigmoid()))
+    assert attribute(gated, torch.randn(1, 3, 12, 12), 0, guided_backprop).maps.any()
 
 
 @pytest.mark.parametrize("method", [deep_lift, lrp, guided_backprop, deconvolution])

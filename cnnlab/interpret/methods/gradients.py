@@ -33,7 +33,7 @@ def smooth_grad(
 ) -> Tensor:
     """Return the mean of `saliency` over `nt_samples` images with Gaussian noise (Smilkov et al. 2017)."""
     method = NoiseTunnel(Saliency(net))
-    settings = {"nt_type": "smoothgrad", "nt_samples": nt_samples, "stdevs": stdevs}
+    settings = {"nt_samples": nt_samples, "nt_samples_batch_size": batch_size(images), "stdevs": stdevs}
     return _one_by_one(lambda image, target: method.attribute(image, target=target, **settings).amax(dim=1))(
         images, targets
     )
@@ -55,8 +55,9 @@ def integrated_gradients(
     return _summed(IntegratedGradients(net).attribute(_leaf(images), baseline, **settings))
 
 
+@adds_up(lambda images, baselines=None: several_baselines(images, baselines))
 def expected_gradients(
-    net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None, n_steps: int = 4
+    net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None, n_steps: int = 16
 ) -> Tensor:
     """Return the mean of integrated gradients over `baselines` float32 (R, C, H, W), other images (Erion et al. 2021),
     with `n_steps` each instead of random places. None: a black image."""

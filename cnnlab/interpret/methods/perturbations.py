@@ -130,7 +130,7 @@ def _surrogate(
 ) -> Tensor:
     check_installed("surrogate", "sklearn")
     method, maps = kind(net), []
-    settings = {"n_samples": n_samples, "perturbations_per_eval": 100}
+    settings = {"n_samples": n_samples, "perturbations_per_eval": min(100, batch_size(images))}
     for image, target in zip(images.split(1), targets.split(1), strict=True):
         with torch.no_grad(), seeded():
             maps.append(

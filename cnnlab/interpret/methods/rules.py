@@ -31,6 +31,10 @@ ELEMENTWISE = (
     *(*RELUS, *ACTIVATIONS, "sigmoid", "hardsigmoid", "logsigmoid", "exp", "log", "sqrt", "rsqrt"),
     *("reciprocal", "rdiv", "abs", "square", "pow"),
 )
+NO_RULE = (
+    "the network has another activation than ReLU ({}), for which guided backpropagation and deconvolution have no "
+    "rule: choose another method, such as integrated_gradients"
+)
 PRODUCTS = ("mul", "multiply", "matmul", "bmm")
 
 
@@ -213,10 +217,7 @@ def _only_positive(output: Tensor) -> Tensor:
 
 
 def _no_relu(call: Call, *inputs: Any) -> Tensor:
-    raise UserError(
-        f"the network has another activation than ReLU ({call.func.__name__}), for which guided backpropagation and "  # type: ignore[attr-defined]
-        "deconvolution have no rule: choose another method, such as integrated_gradients"
-    )
+    raise UserError(NO_RULE.format(call.func.__name__))  # type: ignore[attr-defined]
 
 
 GUIDED: dict[str, Rule] = {
@@ -229,16 +230,34 @@ DECONVOLUTION: dict[str, Rule] = {
 }
 
 
+def _by_relus(net: HeadWrapper, images: Tensor, targets: Tensor, rules: Mapping[str, Rule]) -> Tensor:
+    """Return maps by rules for ReLU. Sigmoids are gates beside ReLUs; without a ReLU they are other activations."""
+    called = set()
+
+    def noted(name: str, rule: Rule) -> Rule:
+        def run(call: Call, *inputs: Any) -> Tensor:
+            called.add(name)
+            return rule(call, *inputs)
+
+        return run
+
+    every = {**dict.fromkeys(("sigmoid", "hardsigmoid"), lambda call, *inputs: call(*inputs)), **rules}
+    gradients = _input_gradients(net, images, targets, {name: noted(name, rule) for name, rule in every.items()})
+    if called and not called & {*RELUS}:
+        raise UserError(NO_RULE.format(called.pop()))
+    return gradients.sum(dim=1)
+
+
 def guided_backprop(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient that passes only positive contributions through every ReLU (Springenberg et al. 2015). Raises
     `UserError` for a network with other activations."""
-    return _input_gradients(net, images, targets, GUIDED).sum(dim=1)
+    return _by_relus(net, images, targets, GUIDED)
 
 
 def deconvolution(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient with only its positive part passed by every ReLU (Zeiler and Fergus 2014). Raises `UserError`
     for a network with other activations."""
-    return _input_gradients(net, images, targets, DECONVOLUTION).sum(dim=1)
+    return _by_relus(net, images, targets, DECONVOLUTION)
 
 
 def guided_grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
