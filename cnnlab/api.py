@@ -26,7 +26,7 @@ from cnnlab.models.heads import Head
 from cnnlab.reporting.audit import audit_run_folder
 from cnnlab.run import RunFolder, newest_run
 from cnnlab.utils import console
-from cnnlab.utils.cli import compose_config
+from cnnlab.utils.cli import compose_config, with_experiment_of_data
 from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ class Run(RunFolder):
         numbers = None if channels is None else torch.tensor(list(channels), dtype=torch.int64)
         return visualize_channels(self.net, name, numbers, self.image_shape, ascent)
 
-    def audit(self, methods: Any = ("grad_cam",), images: int = 100) -> AuditResult:
-        """Return a verdict on each method, from `images` random test images. `methods` are names, functions, or {name:
-        function}. The right pixels of lines are known exactly."""
+    def audit(self, methods: Any = ("grad_cam",), images: int | None = None) -> AuditResult:
+        """Return a verdict on each method, from `images` random test images; None: 100, or all of a smaller test split.
+        `methods` are names, functions, or {name: function}. The right pixels of lines are known exactly."""
         with console.working() as progress:
             return audit_run_folder(self, named_methods(methods), images, progress)
 
@@ -126,7 +126,7 @@ class Run(RunFolder):
 
 
 def train(
-    experiment: str = "multihead",
+    experiment: str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
     folder: Path | str | None = None,
@@ -137,7 +137,7 @@ def train(
         run = cnnlab.train("multihead", seed=1, overrides=["net.dropout=0.25", "trainer.max_epochs=1"])
 
     Args:
-        experiment: A name in `conf/experiment/`.
+        experiment: A name in `conf/experiment/`. None: "multihead", or the one that fits `data=` in `overrides`.
         seed: The seed of data, weights, order and dropout.
         overrides: The same `name=value` strings as on the command line. `["resume=<run folder>"]`, with a higher
             `trainer.max_epochs` or none, goes on with a run; experiment and seed are then its own.
@@ -156,7 +156,8 @@ def train(
             f"overrides={overrides!r}: give a list of words, like ['net.dropout=0.25', 'trainer.max_epochs=1']"
         )
     resumed = any(word.startswith("resume=") for word in overrides)
-    words = [*overrides] if resumed else [f"experiment={experiment}", f"seed={seed}", *overrides]
+    chosen = with_experiment_of_data(overrides) if experiment is None else [f"experiment={experiment}", *overrides]
+    words = [*overrides] if resumed else [*chosen, f"seed={seed}"]
     with compose_config("train", words, folder, config_dir) as cfg:
         try:
             planned = plan_run(cfg)

@@ -22,6 +22,7 @@ from cnnlab.models.networks import MultiHeadNet
 from cnnlab.training.build import build_datamodule, build_net
 from cnnlab.training.classifier import Classifier
 from cnnlab.utils.checkpoints import checkpoint_path, load_checkpoint
+from cnnlab.utils.cli import as_list
 from cnnlab.utils.console import echo
 from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 from cnnlab.utils.io import read_csv
@@ -235,7 +236,7 @@ def finished_runs(outputs: Path | str = "outputs") -> Iterator[Path]:
     for file in files:
         with suppress(UserError):
             run = RunFolder(file.parent)
-            debug, tags = (run.config.get("options") or {}).get("debug"), run.config.get("tags") or ()
+            debug, tags = (run.config.get("options") or {}).get("debug"), as_list(run.config.get("tags"))
             overfit = run.config.trainer.get("overfit_batches")
             if run.finished and not debug and not overfit and "research" not in tags:
                 yield run.path

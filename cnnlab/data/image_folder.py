@@ -33,7 +33,7 @@ class PictureDataset(BatchedDataset):
         return len(self.files)
 
     def images(self, indices: Tensor) -> Tensor:
-        pictures = [read_image(self.files[i], self.image_shape)[0] for i in indices.tolist()]
+        pictures = [read_image(self.files[i], self.image_shape, "photo")[0] for i in indices.tolist()]
         return torch.stack(pictures) if pictures else torch.zeros(0, *self.image_shape, dtype=torch.uint8)
 
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
@@ -56,6 +56,8 @@ class ImageFolderDataModule(ImageDataModule):
     Raises:
         UserError: For a missing folder or table, a file that is no picture, or a class without training pictures.
     """
+
+    input_type = "photo"
 
     def __init__(
         self,
@@ -91,7 +93,10 @@ class ImageFolderDataModule(ImageDataModule):
         given = {name: named[word] for name, words in SPLITS.items() for word in words if word in named}
         if self.table is not None:
             parts = {"train": _from_table(self.root, self.root / self.table)}
-        elif "train" in given:
+        elif "train" in given and _folders(given["train"]):
+            others = sorted({*named.values()} - {*given.values()})
+            if others:
+                raise UserError(f"{others[0]} is no split: beside train/ there are val/ and test/, and no other folder")
             parts = {name: _from_folders(folder) for name, folder in given.items()}
         else:
             parts = {"train": _from_folders(self.root)}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cnnlab.utils.errors import UserError
 
-INPUT_TYPES = ("image", "digit", "line")
+INPUT_TYPES = ("image", "photo", "digit", "line")
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp")
 STATE = ".json"  # of a state that play saved
@@ -62,8 +62,9 @@ def image_files(words: Sequence[str]) -> list[Path]:
             found += files
         elif not path.exists() and glob.has_magic(word):
             files = sorted(Path(file) for file in glob.glob(str(path), recursive=True))
+            files = [file for file in files if file.suffix.lower() in (*SUFFIXES, STATE)]
             if not files:
-                raise UserError(f"no file matches {word}")
+                raise UserError(f"no image matches {word}")
             found += files
         else:
             found.append(path)
@@ -122,8 +123,9 @@ def read_image(source: Any, image_shape: Sequence[int], input_type: str = "image
     """Return an image as uint8 (C, H, W) = `image_shape`, C 1 or 3, with notes on its conversion.
 
     `source` is a file, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W); floats are in [0, 1]. An array
-    or tensor of the right shape is kept, and so is the image in a state saved by Play (JSON). Digits and lines on a
-    light background are put on black. Raises `UserError` for a missing, broken or huge image.
+    or tensor of the right shape is kept, and so is the image in a state saved by Play (JSON). Digits, lines and grey
+    images on a light background are put on black, photos are not. Raises `UserError` for a missing, broken or huge
+    image.
     """
     channels, height, width = image_shape
     if isinstance(source, str | Path) and Path(source).suffix.lower() == STATE:
@@ -150,7 +152,7 @@ def read_image(source: Any, image_shape: Sequence[int], input_type: str = "image
         image = _as_digit(image, (width, height), notes)
     elif input_type == "line":
         image = _on_black(image, notes)
-    elif channels == 1 and float(np.median(_border(np.asarray(image)))) > 127:
+    elif input_type == "image" and channels == 1 and float(np.median(_border(np.asarray(image)))) > 127:
         image = ImageOps.invert(image)
         notes.append("dark on light, inverted")
     image = _fitted(image, (width, height), notes)

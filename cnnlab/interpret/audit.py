@@ -97,7 +97,7 @@ class AuditResult(Result):
     """The verdict on each method, and the checks behind it.
 
     `verdicts` is {method: (verdict, reason)}, `by_head` {(method, head): (verdict, reason)}; `planted` {head: how well
-    its copy learned the marker}; `notes` say what could not be checked.
+    its copy learned the marker}; `notes` say what could not be checked; `images` is their number.
     """
 
     checks: Sequence[Check]
@@ -105,7 +105,11 @@ class AuditResult(Result):
     by_head: dict[tuple[str, str], Verdict]
     notes: tuple[str, ...] = ()
     planted: dict[str, str] = field(default_factory=dict)
+    images: int = 0
     examples: dict[tuple[str, str], Example] = field(default_factory=dict)
+
+    def metadata(self) -> dict[str, Any]:
+        return {"verdicts": self.verdicts, "notes": self.notes, "planted": self.planted, "images": self.images}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of `to_pandas`: method, head, check, value, low, high, passed, verdict. Controls, as edges,
@@ -203,7 +207,7 @@ def audit(
                 raise
             notes.append(f"interrupted: {len(verdicts)} of {len(methods)} methods are audited")
     planted = {subject.name: subject.planted.summary for subject in subjects if subject.planted is not None}
-    return AuditResult(checks, verdicts, by_head, tuple(dict.fromkeys(notes)), planted, examples)
+    return AuditResult(checks, verdicts, by_head, tuple(dict.fromkeys(notes)), planted, len(images), examples)
 
 
 def _of_head(given: Any, key: Any, what: str, shape: Sequence[int]) -> Tensor | None:

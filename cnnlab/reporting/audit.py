@@ -28,14 +28,15 @@ from cnnlab.utils.io import new_folder, to_csv, write_atomically, write_json
 from cnnlab.utils.versions import versions
 
 Progress = Callable[[str], None]
+IMAGES = 100  # that are audited if no number is named
 
 
 def audit_run_folder(
-    run: RunFolder, methods: Mapping[str, Method], images: int = 100, progress: Progress = lambda _: None
+    run: RunFolder, methods: Mapping[str, Method], images: int | None = None, progress: Progress = lambda _: None
 ) -> AuditResult:
-    """Audit `methods` on `images` random test images of a run."""
+    """Audit `methods` on `images` random test images of a run; None: 100, or all of a smaller test split."""
     split = run.test_split
-    rows = sample_indices(len(split), images)
+    rows = sample_indices(len(split), min(IMAGES, len(split)) if images is None else images)
     masks = {}
     for head in run.heads:
         truths = split.truths(rows, head)
@@ -57,13 +58,14 @@ def audit_run(cfg: DictConfig) -> Path:
         with user_errors("method"), console.working() as progress:
             bound = {name: bind_baselines(method, lambda: own.baseline_images) for name, method in methods.items()}
             result = audit(own.net, own.inputs.images, bound, progress=progress)
-    elif not isinstance(count := 100 if cfg.images is None else cfg.images, int):
+    elif not isinstance(cfg.images, int | None):
         raise UserError(f"images={cfg.images} is no number; a folder of images goes with net=<function>")
     else:
         run = RunFolder(find_run(cfg.run))
-        source, title, parent = f"{count} test images of {run.path}", run.title, run.path / "audit"
+        title, parent = run.title, run.path / "audit"
         with console.working() as progress:
-            result = audit_run_folder(run, methods, count, progress)
+            result = audit_run_folder(run, methods, cfg.images, progress)
+        source = f"{result.images} test images of {run.path}"
     folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else parent)
     write_atomically(folder / "checks.csv", to_csv(result.rows()))
     plots.save(result.plot(), folder / "checks.png")
@@ -72,15 +74,8 @@ def audit_run(cfg: DictConfig) -> Path:
         examples = {head: example for (method, head), example in result.examples.items() if method == name}
         if examples:
             plots.save(_maps_figure(examples), folder / f"maps_{number}.png")
-    manifest = {
-        "title": title,
-        "images": source,
-        "settings": OmegaConf.to_container(cfg),
-        "verdicts": result.verdicts,
-        "notes": result.notes,
-        "planted": result.planted,
-        "versions": versions(),
-    }
+    known = {"title": title, "settings": OmegaConf.to_container(cfg), "versions": versions()}
+    manifest = {**known, **result.metadata(), "images": source}
     shown = [check for check in CHECKS if any(row.check == check for row in result.checks)]
     content: dict[str, Any] = {
         "manifest": manifest,

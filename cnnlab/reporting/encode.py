@@ -16,8 +16,8 @@ def as_base64(values: Tensor) -> str:
 
 
 def in_colour(pixels: Tensor) -> Tensor:
-    """Return images uint8 (N, C, H, W) as uint8 (N, 3, H, W)."""
-    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
+    """Return images uint8 (N, C, H, W) as uint8 (N, 3, H, W): the first three channels, or the first as grey."""
+    return pixels[:, :1].expand(-1, 3, -1, -1) if pixels.shape[1] < 3 else pixels[:, :3]
 
 
 def levels(values: Tensor) -> Tensor:

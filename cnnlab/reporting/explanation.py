@@ -83,7 +83,10 @@ class Explanation:
         self.targets = self._targets()
         self.arrays: dict[str, Tensor] = {"images": self.pixels}
         if isinstance(run, OwnNetwork):
-            self.folder, self.audit = Path("outputs/explain"), f"python -m cnnlab.audit net={run.title} images=<folder>"
+            words = {"weights": cfg.weights, "image_size": None if cfg.image_size == 224 else cfg.image_size}
+            given = " ".join(f"{name}={value}" for name, value in words.items() if value is not None)
+            self.folder = Path("outputs/explain")
+            self.audit = f"python -m cnnlab.audit net={run.title} images=<folder> {given}".strip()
         else:
             self.folder, self.audit = run.path / "explain", command_line("audit", "run", run.path)
 
@@ -153,7 +156,7 @@ class Explanation:
             maps, truths = self._heatmaps(), self._truths()
             folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.folder)
             for i in range(len(self.images)):
-                figure = heatmap_figure(self.pixels[i].numpy(), i, self.heads, self.probabilities, maps)
+                figure = heatmap_figure(in_colour(self.pixels)[i].numpy(), i, self.heads, self.probabilities, maps)
                 plots.save(figure, folder / f"heatmaps_{i + 1}.png")
             bar.update(task, description="activations")
             layers = self._write_activations(folder)
@@ -193,6 +196,7 @@ class Explanation:
                 viewer=viewer(self.inputs, self.pixels, self.heads, self.probabilities, maps, truths),
                 layers=layers,
                 filters=filters,
+                visualised=len(filters) > (self.first_layer is not None),
                 architecture=folder / "architecture.png",
                 model=layer_text(self.net, rows),
                 warnings=warnings,

@@ -29,6 +29,7 @@ INPUT_DESCRIPTIONS = {
     "line": "something coloured on black",
     "digit": "one light digit on black, as in MNIST",
     "image": "any",
+    "photo": "any",
 }
 
 Answers = Callable[[Tensor], dict[str, Tensor]]

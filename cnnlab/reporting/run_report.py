@@ -237,7 +237,7 @@ def summarize_test(heads: Sequence[Head], loss: float, predictions: Predictions,
         }
     joint = correct.all(dim=0).double().mean().item()
     results = {"images": correct.shape[1], "joint_accuracy": joint, "loss": loss, "heads": summaries}
-    return results | ({"by_class": accuracies_by_class(heads, predictions)} if len(heads) > 1 else {})
+    return {**results, "by_class": accuracies_by_class(heads, predictions)}
 
 
 def accuracies_by_class(heads: Sequence[Head], predictions: Predictions) -> dict[str, dict[str, dict[str, float]]]:

@@ -33,7 +33,8 @@ def precision(setting: str, accelerator: str = "auto") -> str:
 def threads_of_job(threads: int | None, launcher: Mapping[str, Any]) -> int | None:
     """Return the number of threads of a job: `threads`, its share of the cores where several jobs run at once, or None
     for all. `launcher` is Hydra's, with the number of jobs (joblib) or the cores of each (submitit)."""
-    cores = launcher.get("cpus_per_task") or os.cpu_count() or 1
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = launcher.get("cpus_per_task") or ours
     jobs = launcher.get("n_jobs", 1)
     jobs = cores if jobs < 1 else jobs  # joblib's -1: one per core
     share = max(1, cores // jobs) if jobs > 1 or launcher.get("cpus_per_task") else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import cnnlab
 from cnnlab.api import Run
 from cnnlab.data.image_folder import ImageFolderDataModule
 from cnnlab.utils.errors import UserError
@@ -129,6 +131,42 @@ def test_a_run_on_pictures_opens_from_anywhere(tmp_path: Path, monkeypatch: pyte
     assert run.predict(str(tmp_path / "pictures" / "red" / "0.png")).answers()
     in_process("explain", f"run={folder}", "method=saliency", "ascent.steps=1", "indices=[0]", "layers=[stem.conv]")
     assert (folder / "explain" / "1" / "index.html").is_file()
+
+
+def test_grey_pictures_are_not_inverted(tmp_path: Path) -> None:
+    for name in ("dark", "light"):
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            Image.new("L", (12, 12), 30 if name == "dark" else 220).save(tmp_path / name / f"{number}.png")
+    data = ImageFolderDataModule(str(tmp_path), size=12, channels=1, batch_size=3)
+    data.setup()
+    images, targets = data.splits["train"].batch(torch.arange(len(data.splits["train"])))
+    assert (images.mean(dim=(1, 2, 3)) * 255).round().tolist() == [[30, 220][k] for k in targets["class"].tolist()]
+
+
+@pytest.mark.parametrize("other", ["bus", "validate"])
+def test_train_is_a_split_if_it_holds_folders(other: str, tmp_path: Path) -> None:
+    make_folders(tmp_path / "classes", {"red": 12, "green": 12})
+    for colour, name in (("red", "train"), ("green", other)):
+        (tmp_path / "classes" / colour).rename(tmp_path / "classes" / name)
+    data = ImageFolderDataModule(str(tmp_path / "classes"), size=16, batch_size=4)
+    data.setup()
+    assert data.heads[0].classes == tuple(sorted(("train", other)))
+    make_folders(tmp_path / "splits" / "train", {"red": 12, "green": 12})
+    (tmp_path / "classes" / other).rename(tmp_path / "splits" / other)
+    with pytest.raises(UserError, match=f"{other} is no split: beside train/ there are val/ and test/"):
+        ImageFolderDataModule(str(tmp_path / "splits"), size=16).setup()
+
+
+def test_a_small_run_is_audited_on_all_of_its_test_pictures(tmp_path: Path) -> None:
+    make_folders(tmp_path / "pictures", {"red": 30, "green": 30})
+    words = [f"data.root={tmp_path / 'pictures'}", "data.size=16", "net.filters=[8]", "trainer.max_epochs=1"]
+    run = cnnlab.train(overrides=["data=folder", *words], folder=tmp_path / "run")
+    assert run.config.experiment == "folder"
+    result = run.audit(["saliency"])
+    assert result.images == len(run.test_split) < 100
+    manifest = json.loads((result.save(tmp_path / "audit") / "manifest.json").read_text())
+    assert manifest["verdicts"]["saliency"] == list(result.verdicts["saliency"])
 
 
 def test_a_run_goes_on_with_the_same_pictures_only(tmp_path: Path) -> None:

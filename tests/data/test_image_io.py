@@ -232,7 +232,7 @@ def test_one_or_many_given_anyhow(tmp_path: Path) -> None:
     assert len(images_of(np.zeros((7, 28, 28)))) == 7
     assert len(images_of(np.zeros((28, 28, 3)))) == 1
     assert len(images_of([np.zeros((28, 28)), tmp_path / "b.png"])) == 2
-    with pytest.raises(UserError, match="no file matches"):
+    with pytest.raises(UserError, match="no image matches"):
         image_files([f"{tmp_path}/*.tiff"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="there is no image in"):
