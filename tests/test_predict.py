@@ -74,7 +74,7 @@ def test_a_folder_with_an_unreadable_file_among_others(
         ((), "name the images: images="),
         (("images=nothing.png",), "there is no image nothing.png"),
         (("images=broken.png",), "broken.png cannot be read as an image"),
-        (("images='x/*.png'",), "no file matches x/"),
+        (("images='x/*.png'",), "no image matches x/"),
         (("imag=a.png",), "did you mean 'images'"),
     ],
 )

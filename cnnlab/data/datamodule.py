@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from cnnlab.models.heads import Head
 from cnnlab.utils.errors import UserError
@@ -112,18 +112,9 @@ class SeededBatchSampler(Sampler[Tensor]):
         yield from order[self.rank : shared : self.world_size].split(self.batch_size)[skip:]
 
 
-class SequentialBatchSampler(Sampler[Tensor]):
-    """The batches of a split in order, indices int64 (B,) each. Of `world_size` processes each takes every
-    `world_size`-th image."""
-
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.batches = torch.arange(rank, size, world_size).split(batch_size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.batches)
+def in_order(size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> BatchSampler:
+    """Return the batches of a split in order. Of `world_size` processes each takes every `world_size`-th image."""
+    return BatchSampler(range(rank, size, world_size), batch_size, drop_last=False)
 
 
 class BatchLoader(DataLoader[Batch]):
@@ -214,7 +205,7 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         size, place = len(self.splits["train"]), self._process()
         if getattr(self.trainer, "overfit_batches", 0):  # the same few, in order
-            return self._loader("train", SequentialBatchSampler(size, self.batch_size, *place))
+            return self._loader("train", in_order(size, self.batch_size, *place))
         return self._loader(
             "train", SeededBatchSampler(size, self.batch_size, self.seed, self.resample_each_epoch, *place)
         )
@@ -226,24 +217,18 @@ class ImageDataModule(LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, name: str) -> DataLoader[Batch]:
-        return self._loader(
-            name, SequentialBatchSampler(len(self.splits[name]), self.eval_batch_size, *self._process())
-        )
+        return self._loader(name, in_order(len(self.splits[name]), self.eval_batch_size, *self._process()))
 
-    def _loader(self, name: str, batch_sampler: Sampler[Tensor]) -> DataLoader[Batch]:
+    def _loader(self, name: str, batch_sampler: Sampler[Any]) -> DataLoader[Batch]:
         check_targets(name, self.splits[name], self.heads)
         loader = ResumableLoader if isinstance(batch_sampler, SeededBatchSampler) else BatchLoader
         return loader(
             self.splits[name],
-            batch_sampler=batch_sampler,  # type: ignore[arg-type]
+            batch_sampler=batch_sampler,
             num_workers=self.num_workers,
             # The loader must not draw from the global random state.
             generator=torch.Generator().manual_seed(self.seed),
         )
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        images, targets = batch
-        return images.to(device), {name: values.to(device) for name, values in targets.items()}
 
     def _process(self) -> tuple[int, int]:
         """Return the rank of this process and the number of processes."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnlab.data.backgrounds import BACKGROUNDS
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
 from cnnlab.data.rendering import (
     ATTRIBUTES,
@@ -20,9 +19,8 @@ from cnnlab.data.rendering import (
     Style,
     class_id_of,
     counterfactual_ids,
-    line_mask,
+    grey_levels,
     render,
-    render_float,
 )
 from cnnlab.data.sampling import HOLDOUTS, MAX_JITTER, MIXED, PLACEMENTS, LineSampler
 from cnnlab.models.heads import Head
@@ -97,10 +95,6 @@ class LineDataset(BatchedDataset):
     def images(self, indices: Tensor) -> Tensor:
         return self.sampler.add_background(render(*self.drawing(indices)), indices)
 
-    def inputs(self, indices: Tensor) -> Tensor:
-        plain = self.sampler.background == "plain"
-        return render_float(*self.drawing(indices)) if plain else super().inputs(indices)
-
     def counterfactuals(self, indices: Tensor, head: Head) -> Tensor:
         """Return the images with other answers to the head's question, uint8 (K, B, 3, 28, 28)."""
         class_ids, centres, style, jitter = self.drawing(indices)
@@ -115,7 +109,7 @@ class LineDataset(BatchedDataset):
         """Return the right pixels bool (B, 28, 28): "line", the pixels of the line, and "counterfactual", the pixels
         that change with another answer."""
         changed = self.counterfactuals(indices, head) != self.images(indices)
-        return {"line": line_mask(*self.drawing(indices)), "counterfactual": changed.any(dim=2).any(dim=0)}
+        return {"line": grey_levels(*self.drawing(indices)) > 0, "counterfactual": changed.any(dim=2).any(dim=0)}
 
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
         classes = indices % self.classes
@@ -131,7 +125,7 @@ class LineDataModule(ImageDataModule):
         task: "attributes" (four heads) or "class" (one head of all their combinations).
         colours: Two or three of red, blue, green.
         train_per_class, val_per_class, test_per_class: Images of each combination.
-        style, jitter, holdout, placement, background: See `LineSampler`; jitter applies to training lines.
+        style, jitter, holdout, placement: See `LineSampler`; jitter applies to training lines.
         test_style: The style of test lines; None: `style`.
         resample_each_epoch: Draw new training lines every epoch.
         seed, batch_size, eval_batch_size, num_workers: See `ImageDataModule`.
@@ -156,14 +150,13 @@ class LineDataModule(ImageDataModule):
         resample_each_epoch: bool = False,
         holdout: str = "none",
         placement: str = "anywhere",
-        background: str = "plain",
         num_workers: int = 0,
     ) -> None:
         super().__init__(seed, batch_size, eval_batch_size, num_workers)
         styles = (*STYLES, MIXED)
         options: dict[str, tuple[str, Sequence[str]]] = {
             "task": (task, TASKS), "holdout": (holdout, HOLDOUTS), "placement": (placement, PLACEMENTS),
-            "background": (background, tuple(BACKGROUNDS)), "style": (style, styles),
+            "style": (style, styles),
             "test_style": (test_style or style, styles),
         }  # fmt: skip
         for name, (value, choices) in options.items():
@@ -184,7 +177,7 @@ class LineDataModule(ImageDataModule):
             raise UserError(f"data.placement={placement} goes with neither data.holdout nor data.jitter")
         self.heads = line_heads(colours) if task == "attributes" else (class_head(colours),)
         self.resample_each_epoch, self.task, self.colours = resample_each_epoch, task, colours
-        common: dict[str, Any] = {"seed": seed, "holdout": holdout, "placement": placement, "background": background}
+        common: dict[str, Any] = {"seed": seed, "holdout": holdout, "placement": placement}
         self.samplers = {
             "train": LineSampler(split="train", style=style, jitter=jitter, **common),
             "val": LineSampler(split="val", style=style, **common),

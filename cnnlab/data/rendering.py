@@ -33,10 +33,8 @@ _PIXELS = torch.arange(IMAGE_SIZE) + 0.5  # their centres, along either axis
 
 _AT = dict(zip(ATTRIBUTES, torch.unravel_index(torch.arange(NUM_CLASSES), SHAPE), strict=True))  # (144,) each
 
-# The channels of each class, 1 or 0, uint8 (144, 3); and the divisor that maps grey levels in [0, 255] to [0, 1] there
-# and to 0 elsewhere.
+# The channels of each class, 1 or 0, uint8 (144, 3)
 _LIT = (torch.tensor(list(COLOURS.values()))[_AT["colour"]] // 255).to(torch.uint8)
-_DIVISOR = torch.where(_LIT == 1, 255.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -242,16 +240,6 @@ def render(class_ids: Tensor, centres: Tensor, style: Style = "antialiased", jit
     return grey[:, None] * _LIT[class_ids][:, :, None, None]
 
 
-def render_float(class_ids: Tensor, centres: Tensor, style: Style = "antialiased", jitter: Jitter = None) -> Tensor:
-    """Return `render` / 255, float32 (B, 3, 28, 28) in [0, 1], faster than by dividing."""
-    return grey_levels(class_ids, centres, style, jitter)[:, None] / _DIVISOR[class_ids][:, :, None, None]
-
-
-def line_mask(class_ids: Tensor, centres: Tensor, style: Style = "antialiased", jitter: Jitter = None) -> Tensor:
-    """Return the pixels that the line lights in the 8-bit image, bool (B, 28, 28)."""
-    return grey_levels(class_ids, centres, style, jitter) > 0
-
-
 def counterfactual_ids(attribute: str, class_ids: Tensor, values: Sequence[int] | None = None) -> Tensor:
     """Return the class ids int64 (K, B) of the lines with another value of one attribute: every other one of `values`
     (None: all). Of more than three values only the two neighbours count, ±15° for angles, because all angles together
@@ -261,13 +249,3 @@ def counterfactual_ids(attribute: str, class_ids: Tensor, values: Sequence[int] 
     place = (at[attribute][:, None] == known).long().argmax(dim=1)
     steps = sorted({1, len(known) - 1})
     return torch.stack([class_id_of({**at, attribute: known[(place + step) % len(known)]}) for step in steps])
-
-
-def counterfactual_mask(
-    attribute: str, class_ids: Tensor, centres: Tensor, style: Style = "antialiased", jitter: Jitter = None
-) -> Tensor:
-    """Return the pixels bool (B, 28, 28) of the 8-bit image that change with another value of one attribute (see
-    `counterfactual_ids`). Some of them are black."""
-    image = render(class_ids, centres, style, jitter)
-    others = [render(other, centres, style, jitter) for other in counterfactual_ids(attribute, class_ids)]
-    return (torch.stack(others) != image).any(dim=2).any(dim=0)

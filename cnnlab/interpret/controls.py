@@ -3,72 +3,49 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from cnnlab.interpret.attribution import Method
 from cnnlab.interpret.metrics import sobel
 from cnnlab.interpret.network import HeadWrapper, batch_size, leaf_modules
 from cnnlab.models.layers import keras_init
 
-RANDOM, EDGES, BRIGHTNESS = "random map", "edges (Sobel)", "image brightness"
+RANDOM = "random map"
 
 
-def random_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Return random maps float32 (N, H, W)."""
-    return torch.rand(len(images), *images.shape[2:], generator=torch.Generator().manual_seed(0))
-
-
-def edge_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the Sobel edges of the images, float32 (N, H, W)."""
-    return sobel(images)
-
-
-def brightness_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the brightest channel of each pixel, float32 (N, H, W)."""
-    return images.amax(dim=1)
-
-
-def saturation_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the difference between the brightest and the darkest channel of each pixel, float32 (N, H, W)."""
-    return images.amax(dim=1) - images.amin(dim=1)
-
-
-def centre_map(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+def centre_map(images: Tensor) -> Tensor:
     """Return maps float32 (N, H, W) that fall from 1 in the middle of the image to 0 in its corners."""
     rows, columns = (torch.linspace(-1, 1, count) for count in images.shape[2:])
     distance = (rows[:, None].square() + columns[None].square()).sqrt() / 2**0.5
     return (1 - distance).expand(len(images), -1, -1)
 
 
-TRIVIAL_MAPS: dict[str, Method] = {
-    RANDOM: random_map,
-    EDGES: edge_map,
-    BRIGHTNESS: brightness_map,
-    "image saturation": saturation_map,
+TRIVIAL_MAPS: dict[str, Callable[[Tensor], Tensor]] = {  # images (N, C, H, W) -> maps (N, H, W), without a network
+    RANDOM: lambda images: torch.rand(len(images), *images.shape[2:], generator=torch.Generator().manual_seed(0)),
+    "edges (Sobel)": sobel,
+    "image brightness": lambda images: images.amax(dim=1),
+    "image saturation": lambda images: images.amax(dim=1) - images.amin(dim=1),
     "image centre": centre_map,
 }
 
 
-def randomise(net: nn.Module, layers: Sequence[str] | None = None, seed: int = 0) -> nn.Module:
-    """Return a copy with random weights in all layers, or in those named: by `reset_parameters`, Keras's for
-    convolutions and dense layers. The global random state is kept."""
+def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy with random weights: by `reset_parameters`, Keras's for convolutions and dense layers. The global
+    random state is kept."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         other = copy.deepcopy(net)
-        for name, module in other.named_modules():
-            if layers is not None and name not in layers:
-                continue
-            if hasattr(module, "reset_parameters") and not module._forward_pre_hooks:  # as of weight_norm
-                module.reset_parameters()
+        for module in other.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset) and not module._forward_pre_hooks:  # as of weight_norm
+                reset()
             else:  # no constructor's distribution is known: one with the same mean and deviation
                 for parameter in module.parameters(recurse=False):
                     nn.init.normal_(parameter, parameter.mean().item(), parameter.std(correction=0).item())
-        for name, module in leaf_modules(other).items():
-            if layers is None or name in layers:
-                keras_init(module)
+        for module in leaf_modules(other).values():
+            keras_init(module)
     return other
 
 

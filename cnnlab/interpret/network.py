@@ -537,15 +537,9 @@ class ReceptiveField:
     def interpolation(self, places: int, pixels: int) -> Tensor:
         """Return the linear map float32 (pixels, places) from the layer to the image. Each place stands at the middle
         of its receptive field; beyond the outermost places values stay constant."""
-        distance = (self._places(pixels).clamp(0, places - 1)[:, None] - torch.arange(places)[None, :]).abs()
+        place = ((torch.arange(pixels) + 0.5 - self.start) / self.step).clamp(0, places - 1)
+        distance = (place[:, None] - torch.arange(places)[None, :]).abs()
         return (1 - distance).clamp(min=0)
-
-    def nearest(self, places: int, pixels: int) -> Tensor:
-        """Return the nearest place of each pixel, int64 (pixels,)."""
-        return self._places(pixels).round().clamp(0, places - 1).long()
-
-    def _places(self, pixels: int) -> Tensor:
-        return (torch.arange(pixels) + 0.5 - self.start) / self.step
 
 
 def receptive_fields(net: HeadWrapper, layer: str, images: Tensor) -> tuple[ReceptiveField, ReceptiveField]:

@@ -38,7 +38,7 @@ IGNORED_KEYS = ("logger", "callbacks.last_checkpoint", "callbacks.interval_check
 IMAGE_KEYS = tuple(
     f"data.{name}"
     for name in (
-        *("style", "test_style", "holdout", "placement", "task", "colours", "background"),
+        *("style", "test_style", "holdout", "placement", "task", "colours"),
         *("split_seed", "val_size", "test_size", "val_per_class", "test_per_class"),
     )
 )

@@ -27,9 +27,9 @@ from research.attribution.shapley import exchange_shapley
 
 BOTH = ("trained", "untrained")
 DIFFERENCE = "difference |x − x′|"
-TRIVIAL = {
-    **{name: method for name, method in TRIVIAL_MAPS.items() if name != "image centre"},
-    "edges of saturation": lambda net, images, targets: sobel((images.amax(1) - images.amin(1))[:, None]),
+TRIVIAL: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: maps for name, maps in TRIVIAL_MAPS.items() if name != "image centre"},
+    "edges of saturation": lambda images: sobel((images.amax(1) - images.amin(1))[:, None]),
 }
 
 Array = NDArray[Any]
@@ -101,28 +101,28 @@ def grade(
         shapley_images: For how many images the network's own truth is found.
         progress: Is told what is being done.
     """
-    every, refused = {**TRIVIAL, **methods}, dict[str, str]()
+    refused = dict[str, str]()
     nets = [frozen_copy(net), frozen_copy(randomise(net, seed=1000 + seed))]
     heads, step = list(data.targets), max(1, len(data.images) // max(1, shapley_images))
     chosen = torch.arange(0, len(data.images), step)[:shapley_images]
     rows: dict[str, list[Tensor]] = {name: [] for name in ("found", "right", "flips", "own", "reliability")}
     for head in heads:
         changes, found, trained_maps = data.changes(head), [], []
-        for name, single in zip(BOTH, nets, strict=True):
+        for stage, single in zip(BOTH, nets, strict=True):
             wrapper = HeadWrapper(single, head)
             with torch.no_grad():
                 answers = wrapper(data.images).argmax(dim=1)
                 others = torch.stack([wrapper(other).argmax(dim=1) for other in data.others[head]])
-            maps = {}
-            for method_name, method in every.items():
-                progress(f"{head}, {name}: {method_name}")
+            maps = {name: trivial(data.images) for name, trivial in TRIVIAL.items()}
+            for method_name, method in methods.items():
+                progress(f"{head}, {stage}: {method_name}")
                 try:
                     maps[method_name] = attribute_head(wrapper, data.images, answers, method, name=method_name).maps
                 except UserError as error:
                     refused[method_name] = str(error)
                     maps[method_name] = torch.full_like(changes, torch.nan)
             found.append(torch.stack([share_found(map_, changes) for map_ in maps.values()]))
-            if name == "trained":
+            if stage == "trained":
                 trained_maps = [*maps.values(), changes]
                 rows["right"].append(answers == data.targets[head])
                 rows["flips"].append((others != answers).all(dim=0))
@@ -131,7 +131,13 @@ def grade(
         rows["found"].append(torch.stack(found))
         rows["own"].append(torch.stack([row for row, _ in own], dim=1))
         rows["reliability"].append(torch.stack([reliability for _, reliability in own]))
-    known = {**facts, "heads": heads, "methods": list(every), "refused": refused, "fingerprint": fingerprint(net, data)}
+    known = {
+        **facts,
+        "heads": heads,
+        "methods": [*TRIVIAL, *methods],
+        "refused": refused,
+        "fingerprint": fingerprint(net, data),
+    }
     arrays = {name: torch.stack(parts) for name, parts in rows.items()}
     arrays["found"] = arrays["found"].transpose(0, 1)
     return Grades(known, **{n: (a.half() if a.is_floating_point() else a).numpy() for n, a in arrays.items()})

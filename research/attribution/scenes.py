@@ -132,7 +132,7 @@ class SceneDataModule(LineDataModule):
         if size < IMAGE_SIZE or (size > IMAGE_SIZE and scene != "photos"):
             raise UserError(f"data.size={size}: choose {IMAGE_SIZE}, or more with data.scene=photos")
         self.image_shape = (3, size, size)
-        self.samplers = {split: SceneSampler(self.seed, split, background=scene, scene=scene, size=size)
+        self.samplers = {split: SceneSampler(self.seed, split, scene=scene, size=size)
                          for split in self.names}  # fmt: skip
 
 

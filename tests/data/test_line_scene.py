@@ -17,9 +17,9 @@ from cnnlab.data.rendering import (
     STYLES,
     WIDTHS,
     attributes_of,
-    counterfactual_mask,
     render,
 )
+from tests.data.test_lines import changed_pixels
 
 SHORT_RED = LineScene(7, 1, 45, (255, 0, 0), 14, 14)
 
@@ -48,7 +48,7 @@ def test_a_line_of_a_class_is_drawn_as_the_data_set_draws_it(style: str) -> None
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_its_truth_is_that_of_the_data_set(attribute: str) -> None:
     for kind in (0, 17, 70, 99, 140):
-        expected = counterfactual_mask(attribute, torch.tensor([kind]), torch.tensor([[13.3, 14.8]]))[0]
+        expected = changed_pixels(attribute, torch.tensor([kind]), torch.tensor([[13.3, 14.8]]))[0]
         found = of_kind(kind, 13.3, 14.8).truth([attribute])
         assert (found != expected).sum() <= 1  # a grey level that lies between two steps
 

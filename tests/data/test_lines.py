@@ -6,12 +6,19 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from cnnlab.data.lines import LineDataModule, LineDataset
-from cnnlab.data.rendering import STYLES, Lines, centre_bounds, class_id_of, render
+from cnnlab.data.rendering import STYLES, Lines, centre_bounds, class_id_of, counterfactual_ids, render
 from cnnlab.data.sampling import LineSampler
 from cnnlab.utils.errors import UserError
 from tests.conftest import HEADS
+
+
+def changed_pixels(head: str, class_ids: Tensor, centres: Tensor) -> Tensor:
+    """The pixels bool (B, 28, 28) of lines that change with another value of a head."""
+    others = [render(other, centres) for other in counterfactual_ids(head, class_ids)]
+    return (torch.stack(others) != render(class_ids, centres)).any(dim=2).any(dim=0)
 
 
 def test_centres_are_uniform_over_all_places() -> None:

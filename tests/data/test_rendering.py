@@ -13,13 +13,11 @@ from cnnlab.data.rendering import (
     NUM_CLASSES,
     STYLES,
     Lines,
-    Style,
     attributes_of,
     centre_bounds,
     class_id_of,
     coverage,
     render,
-    render_float,
 )
 
 EVERY = torch.arange(NUM_CLASSES)
@@ -92,13 +90,6 @@ def test_the_whole_line_is_inside() -> None:
             assert (low[:, 1] + y).min() > -1e-4
             assert (high[:, 1] + y).max() < 28 + 1e-4
     assert low[0].tolist() == [3.5, 0.5]  # 7 x 1, upright
-
-
-@pytest.mark.parametrize("style", [*STYLES, torch.arange(NUM_CLASSES) % len(STYLES)])
-def test_drawn_as_floats_is_what_is_drawn_as_bytes(style: Style) -> None:
-    centres = torch.rand(NUM_CLASSES, 2) * 6 + 11
-    bytes_ = render(EVERY, centres, style)
-    assert torch.equal(render_float(EVERY, centres, style), bytes_.float() / 255)
 
 
 @pytest.mark.parametrize("angle", [0, 3, 6, 9])  # 0°, 45°, 90°, 135°, where every program draws the same pixels

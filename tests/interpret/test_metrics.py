@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cnnlab.data.lines import LineDataset, class_head
-from cnnlab.data.rendering import NUM_CLASSES, attributes_of, class_id_of, counterfactual_mask, line_mask
+from cnnlab.data.rendering import NUM_CLASSES, attributes_of, class_id_of, render
 from cnnlab.data.sampling import LineSampler
 from cnnlab.interpret.metrics import METRICS, auc, mass_accuracy, pointing_game, rank_accuracy, sobel
 from tests.conftest import HEADS
+from tests.data.test_lines import changed_pixels
 
 # True are the four pixels of the upper left corner.
 MASK = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -145,7 +146,7 @@ CENTRES = torch.full((NUM_CLASSES, 2), 14.0)
 
 
 def test_the_colour_is_carried_by_the_line() -> None:
-    assert torch.equal(counterfactual_mask("colour", EVERY, CENTRES), line_mask(EVERY, CENTRES))
+    assert torch.equal(changed_pixels("colour", EVERY, CENTRES), render(EVERY, CENTRES).any(dim=1))
 
 
 def test_a_lines_length_is_carried_by_its_ends() -> None:
@@ -153,7 +154,7 @@ def test_a_lines_length_is_carried_by_its_ends() -> None:
     short = class_id_of({name: torch.tensor([0]) for name in ("length", "width", "angle", "colour")})
     long = class_id_of({**attributes_of(short), "length": torch.tensor([1])})
     for line in (short, long):
-        mask = counterfactual_mask("length", line, torch.tensor([[14.0, 13.5]]))[0]
+        mask = changed_pixels("length", line, torch.tensor([[14.0, 13.5]]))[0]
         columns = mask[13].nonzero()[:, 0].tolist()
         assert mask.sum() == mask[13].sum()
         assert columns == [6, 7, 8, 9, 10, 17, 18, 19, 20, 21]
@@ -163,7 +164,7 @@ def test_an_angles_truth_is_the_difference_to_its_neighbours() -> None:
     vertical = class_id_of(
         {**{n: torch.tensor([1]) for n in ("length", "width", "colour")}, "angle": torch.tensor([6])}
     )
-    mask = counterfactual_mask("angle", vertical, torch.tensor([[14.0, 14.0]]))[0]
+    mask = changed_pixels("angle", vertical, torch.tensor([[14.0, 14.0]]))[0]
     assert torch.equal(mask, mask.flip(1))  # the two neighbours mirror each other
     assert not mask[13:15, 13:15].any()  # the middle is the same for all
     assert mask[7, 12]

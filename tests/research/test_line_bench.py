@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cnnlab.data.rendering import NUM_CLASSES, Lines, attributes_of, centre_bounds, coverage, render_float
+from cnnlab.data.rendering import NUM_CLASSES, Lines, attributes_of, centre_bounds, coverage, render
 from cnnlab.data.sampling import in_region
 from research.renderers.external import RENDERERS, available, foreign_coverage
 from research.renderers.line_bench import PLACES, LineBench, moments_baseline
@@ -73,7 +73,7 @@ def test_moments_read_a_box_worked_out_by_hand() -> None:
 def test_moments_read_every_line_that_we_draw() -> None:
     low, high = centre_bounds(Lines.from_class_ids(EVERY))
     centres = low + torch.rand(NUM_CLASSES, 2, generator=torch.Generator().manual_seed(1)) * (high - low)
-    read, truth = moments_baseline(render_float(EVERY, centres)), attributes_of(EVERY)
+    read, truth = moments_baseline(render(EVERY, centres) / 255), attributes_of(EVERY)
     assert all(torch.equal(read[name], truth[name]) for name in truth)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +33,8 @@ def smooth_grad(
     net: HeadWrapper, images: Tensor, targets: Tensor, nt_samples: int = 32, stdevs: float = 0.15
 ) -> Tensor:
     """Return the mean of `saliency` over `nt_samples` images with Gaussian noise (Smilkov et al. 2017)."""
-    method = NoiseTunnel(Saliency(net))
     settings = {"nt_samples": nt_samples, "nt_samples_batch_size": batch_size(images), "stdevs": stdevs}
-    return _one_by_one(lambda image, target: method.attribute(image, target=target, **settings).amax(dim=1))(
-        images, targets
-    )
+    return _one_by_one(NoiseTunnel(Saliency(net)), images, targets, **settings).amax(dim=1)
 
 
 def input_x_gradient(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
@@ -82,11 +80,8 @@ def gradient_shap(
 ) -> Tensor:
     """Return gradients at `n_samples` random places between the noisy image and a random one of `baselines`, times the
     difference (Lundberg and Lee 2017)."""
-    method, others = GradientShap(net), several_baselines(images, baselines)
-    settings = {"n_samples": n_samples, "stdevs": stdevs}
-    return _one_by_one(lambda image, target: _summed(method.attribute(image, others, target=target, **settings)))(
-        images, targets
-    )
+    settings = {"baselines": several_baselines(images, baselines), "n_samples": n_samples, "stdevs": stdevs}
+    return _summed(_one_by_one(GradientShap(net), images, targets, **settings))
 
 
 def _summed(shares: Tensor) -> Tensor:
@@ -103,18 +98,14 @@ def several_baselines(images: Tensor, baselines: Tensor | None = None) -> Tensor
     return torch.zeros_like(images[:1]) if baselines is None else baselines.to(images)
 
 
-def _one_by_one(method: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the method for one image at a time with the same random numbers, so that a map depends on its image
-    only."""
-
-    def maps(images: Tensor, targets: Tensor) -> Tensor:
-        found = []
-        for image, target in zip(images.split(1), targets.split(1), strict=True):
-            with seeded():
-                found.append(method(_leaf(image), target).detach())
-        return torch.cat(found)
-
-    return maps
+def _one_by_one(method: Any, images: Tensor, targets: Tensor, **settings: Any) -> Tensor:
+    """Return the shares (N, C, H, W) of one image at a time with the same random numbers, so that a map depends on its
+    image only."""
+    shares = []
+    for image, target in zip(images.split(1), targets.split(1), strict=True):
+        with seeded():
+            shares.append(method.attribute(_leaf(image), target=target, **settings).detach())
+    return torch.cat(shares)
 
 
 _RANDOM = threading.RLock()  # the random state belongs to all threads
