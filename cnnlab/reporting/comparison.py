@@ -253,8 +253,12 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     folder = out or (paths[0] if len(paths) == 1 else new_folder(Path("outputs") / "compare"))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.csv", to_csv(rows))
-    curves = {group.name(): [accuracies(record.rows) for record in group.records if record.rows] for group in found}
-    every = {group.name(): [record.accuracies(on)["joint"] for record in group.finished] for group in found}
+    labels = [group.name() for group in found]
+    labels = [label if labels.count(label) == 1 else f"{label} ({i})" for i, label in enumerate(labels, start=1)]
+    curves = {label: [accuracies(record.rows) for record in group.records if record.rows]
+              for label, group in zip(labels, found, strict=True)}  # fmt: skip
+    every = {label: [record.accuracies(on)["joint"] for record in group.finished]
+             for label, group in zip(labels, found, strict=True)}  # fmt: skip
     figures = {
         "compare.png": plots.comparison({name: lines for name, lines in curves.items() if lines}),
         "compare_seeds.png": plots.seeds({name: values for name, values in every.items() if values}),
