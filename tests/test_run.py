@@ -90,7 +90,7 @@ ATTACKS = [
         "cnnlab.models.networks.nn.Linear",
         "cnnlab.data.mnist.subprocess.run",
     ),
-    *("cnnlab.data.mnist.pickle.loads", "cnnlab.data.mnist.MNIST", "cnnlab.data.mnist.tempfile.mkdtemp"),
+    *("cnnlab.data.mnist.pickle.loads", "cnnlab.data.mnist.hashlib.md5", "cnnlab.data.mnist.tempfile.mkdtemp"),
     *("importlib.import_module", "cnnlab", "cnnlab.", ".os.system", "", "CNNLAB.models.networks.Branched"),
     *("cnnlab.models.networks.Branched ", " os.system", "cnnlab.models..networks.Branched", "datetime.datetime.now"),
 ]

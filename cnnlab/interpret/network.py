@@ -149,10 +149,10 @@ class HeadWrapper(nn.Module):
 
     def mixes_images(self, images: Tensor) -> bool:
         """Return whether the scores of an image depend on the others of its batch, as by BatchNorm without running
-        statistics, found with one of `images` (B, C, H, W) beside others and its own half."""
+        statistics, found with one of `images` (B, C, H, W) beside another at half its brightness."""
         if self._mixes_images is None and len(images) > 1:
             with torch.no_grad():
-                together, alone = self(torch.cat([images[:2], images[:1] / 2]))[:1], self(images[:1])
+                together, alone = self(torch.cat([images[:1], images[1:2] / 2]))[:1], self(images[:1])
             near = 0.02 if alone.element_size() < 4 else 1e-4
             close = torch.allclose(together, alone, rtol=near, atol=near * alone.abs().max().item())
             self._mixes_images = not close
