@@ -66,9 +66,12 @@ def test_a_mistake_is_one_line(words: list[str], message: str, lines_run: Path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 40)])
-def test_broken_methods_are_not_believed_and_sound_ones_are(channels: int, side: int) -> None:
-    net, images = toy_network(channels, side)
+@pytest.mark.parametrize(
+    ("channels", "side", "shortcut"),
+    [(1, 28, False), (3, 40, False), pytest.param(3, 32, True, marks=pytest.mark.slow)],
+)
+def test_broken_methods_are_not_believed_and_sound_ones_are(channels: int, side: int, shortcut: bool) -> None:
+    net, images = toy_network(channels, side, shortcut=shortcut)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     result = cnnlab.audit(net, images, methods={**SOUND, **BROKEN})
     verdicts = {name: verdict for name, (verdict, _) in result.verdicts.items()}
