@@ -10,7 +10,7 @@ from pathlib import Path
 
 from research.performance.side_by_side import RESULT_HEADER, Result, markdown
 
-NAMES = ("training", "explaining", "time_to_accuracy", "rendering", "startup", "scale")
+NAMES = ("training", "explaining", "time_to_accuracy", "startup", "scale")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m research.performance", description=__doc__)

@@ -92,7 +92,7 @@ def test_the_networks_in_plain_pytorch_have_the_heads_of_ours() -> None:
 
 @pytest.mark.slow
 # those that need no peer
-@pytest.mark.parametrize("name", ["rendering", "scale", "startup"])
+@pytest.mark.parametrize("name", ["scale", "startup"])
 def test_a_benchmark_measures_something(name: str, tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     words = [sys.executable, "-m", f"research.performance.{name}", "--rounds", "1", "--out", str(file)]
