@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -374,8 +375,11 @@ def test_what_is_taken_away_comes_back(browser: Browsed, server: Served, learned
     assert torch.equal((run.inputs(state).images[0] * 255).round().long(), image.permute(2, 0, 1))
     said = content["said"]["angle"]
     assert run.predict(state)["angle"] == [max(said, key=said.get)]
-    few = ("ascent.steps=1", "layers=[stem.conv]")
-    in_process("explain", f"run={learned}", f"images={state}", f"out={tmp_path}", *few)
+    python, flag, module, *words = shlex.split(content["explain"])  # the command that the state names
+    assert (python, flag, module, f"run={learned}") == ("python", "-m", "cnnlab.explain", words[0])
+    words = [word.replace("images=play.json", f"images={state}") for word in words]
+    assert f"images={state}" in words
+    in_process("explain", *words, f"out={tmp_path}", "ascent.steps=1", "layers=[stem.conv]")
     with tab.expect_download() as download:
         tab.get_by_role("button", name="Picture").click()
     download.value.save_as(tmp_path / "play.png")
