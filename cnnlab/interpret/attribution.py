@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from textwrap import fill, shorten
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,21 +33,17 @@ class LayerMap:
     warnings: tuple[str, ...] = ()
 
 
-# (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), or maps of a layer, which are then
-# interpolated. The head is of a frozen copy: no method needs to restore anything.
-Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | LayerMap]
-AnyMethod = TypeVar("AnyMethod", bound=Callable[..., Any])
+@dataclass(frozen=True)
+class Shares:
+    """Maps float32 (N, H, W) that sum to the class score minus the mean score of `baselines` float32 (R, C, H, W)."""
+
+    values: Tensor
+    baselines: Tensor
 
 
-def adds_up(baselines: Callable[..., Tensor]) -> Callable[[AnyMethod], AnyMethod]:
-    """Mark a method with maps that sum to the class score minus the mean score of its baselines. `baselines` returns
-    them, float32 (R, C, H, W), for (images, **settings of the method)."""
-
-    def mark(method: AnyMethod) -> AnyMethod:
-        method.check_baselines = baselines  # type: ignore[attr-defined]
-        return method
-
-    return mark
+# (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), shares whose sums are checked, or
+# maps of a layer, which are then interpolated. The head is of a frozen copy: no method needs to restore anything.
+Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | Shares | LayerMap]
 
 
 def completeness_gap(net: HeadWrapper, images: Tensor, targets: Tensor, maps: Tensor, baselines: Tensor) -> Tensor:
@@ -64,14 +60,6 @@ def bind_baselines(method: Method, baselines: Callable[[], Tensor]) -> Method:
     """Return the method with `baselines()`, images float32 (R, C, H, W), if it takes `baselines` and has none."""
     parameter = inspect.signature(method).parameters.get("baselines")
     return partial(method, baselines=baselines()) if parameter and parameter.default is None else method  # type: ignore[call-arg]
-
-
-def unwrap(method: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the function inside `functools.partial`, and its settings."""
-    settings: dict[str, Any] = {}
-    while isinstance(method, partial):
-        method, settings = method.func, {**method.keywords, **settings}
-    return method, settings
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,7 +153,6 @@ def attribute_head(
     if wrapper.mixes_images(images):
         warnings.append("the scores of an image depend on the other images of the batch: so does its map")
     name = name or str(getattr(method, "__name__", "method"))
-    function, settings = unwrap(method)
     maps, layer_maps, gaps = [], [], []
     count = batch_size(images)
     for batch, batch_targets in zip(images.split(count), targets.split(count), strict=True):
@@ -179,15 +166,14 @@ def attribute_head(
             layer_maps.append(result)
             warnings += [*result.warnings, placement(wrapper, result.layer, batch)[2]]
             result = to_image(result, wrapper, batch)
+        if isinstance(result, Shares):
+            gaps.append(completeness_gap(wrapper, batch, batch_targets, result.values, result.baselines))
+            result = result.values
         if not isinstance(result, Tensor) or result.shape != (len(batch), *batch.shape[2:]):
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise UserError(f"{name}: maps of {shape} are not a tensor (N, H, W) of {tuple(batch.shape)}")
         if not torch.isfinite(result).all():  # a metric would leave such maps out, and flatter the method
             raise UserError(f"{name}: maps hold values that are not finite")
-        if hasattr(function, "check_baselines"):
-            known = inspect.signature(function.check_baselines).parameters
-            baselines = function.check_baselines(batch, **{k: v for k, v in settings.items() if k in known})
-            gaps.append(completeness_gap(wrapper, batch, batch_targets, result, baselines))
         maps.append(_plain(result))
     if not any(part.any() for part in maps):
         warnings.append("all maps are 0: the method finds no evidence for these classes, or cannot see it")

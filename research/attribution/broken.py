@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +19,15 @@ from cnnlab.interpret.attribution import Method, to_image
 from cnnlab.interpret.audit import AVOID, AuditResult, audit
 from cnnlab.interpret.controls import randomise
 from cnnlab.interpret.methods.cams import grad_cam
+from cnnlab.interpret.methods.gradients import input_x_gradient
 from cnnlab.interpret.metrics import sobel
 from cnnlab.interpret.network import HeadWrapper
-from cnnlab.interpret.registry import named_method, named_methods
+from cnnlab.interpret.registry import named_methods
 
 
-def full_size(method: Method) -> Callable[[HeadWrapper, Tensor, Tensor], Tensor]:
-    """Return a method with maps of the image's size."""
-
-    def maps(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
-        result = method(net, images, targets)
-        return result if isinstance(result, Tensor) else to_image(result, net, images)
-
-    return maps
-
-
-CAM = full_size(grad_cam)
-GRADIENT = full_size(named_method("input_x_gradient")[1])
+def cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+    """Return Grad-CAM at the image's size."""
+    return to_image(grad_cam(net, images, targets), net, images)
 
 
 def noise(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
@@ -47,21 +38,21 @@ def noise(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
 
 def untrained_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     """Return the maps of random weights that are not among the audit's own."""
-    return CAM(HeadWrapper(randomise(net.net, seed=77), net.head), images, targets)
+    return cam(HeadWrapper(randomise(net.net, seed=77), net.head), images, targets)
 
 
 BROKEN: dict[str, Method] = {
-    "shifted": lambda net, images, targets: torch.roll(CAM(net, images, targets), images.shape[3] // 4, dims=2),
-    "mirrored": lambda net, images, targets: CAM(net, images, targets).flip(2),
-    "sign flipped": lambda net, images, targets: -GRADIENT(net, images, targets),
+    "shifted": lambda net, images, targets: torch.roll(cam(net, images, targets), images.shape[3] // 4, dims=2),
+    "mirrored": lambda net, images, targets: cam(net, images, targets).flip(2),
+    "sign flipped": lambda net, images, targets: -input_x_gradient(net, images, targets),
     "edge detector": lambda net, images, targets: sobel(images),
     "blurred edges": lambda net, images, targets: F.avg_pool2d(sobel(images)[:, None], 5, 1, 2)[:, 0],
     "noise": noise,
     "constant": lambda net, images, targets: torch.ones_like(images[:, 0]),
     "one channel": lambda net, images, targets: images[:, 0],
-    "another class": lambda net, images, targets: CAM(net, images, (targets + 1) % net.classes(images)),
+    "another class": lambda net, images, targets: cam(net, images, (targets + 1) % net.classes(images)),
     "random weights": untrained_cam,
-    "another image": lambda net, images, targets: CAM(net, images, targets).roll(1, dims=0),
+    "another image": lambda net, images, targets: cam(net, images, targets).roll(1, dims=0),
     "new noise": lambda net, images, targets: torch.rand_like(images[:, 0]),
 }  # fmt: skip
 SOUND = named_methods(["grad_cam", "input_x_gradient", "deep_lift"])

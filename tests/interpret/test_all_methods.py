@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cnnlab.interpret.attribution import attribute, completeness_gap
 from cnnlab.interpret.method_names import method_description, method_title
+from cnnlab.interpret.methods.rules import deep_lift
 from cnnlab.interpret.network import HeadWrapper, frozen_copy
 from cnnlab.interpret.registry import named_method
 from cnnlab.models.heads import Head
@@ -207,6 +208,14 @@ def test_the_share_that_a_sum_misses() -> None:
         for value in (2, 1, -2)
     ]
     assert found == pytest.approx([0, 0.5, 2])
+
+
+def test_a_sum_is_checked_within_a_function_of_ones_own() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm([4, 26, 26]), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 676, 2))
+    image = torch.rand(2, 3, 28, 28)
+    for method in (deep_lift, lambda head, images, targets: deep_lift(head, images, targets)):
+        (warning,) = attribute(net, image, 1, method).warnings
+        assert warning.startswith("do not trust it: on 2 of 2 images the map's sum")
 
 
 def test_a_difference_that_is_lost_in_rounding_is_no_gap() -> None:

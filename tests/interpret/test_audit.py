@@ -37,7 +37,7 @@ from cnnlab.interpret.planted import (
 from cnnlab.models.networks import Branched
 from cnnlab.utils.checkpoints import load_checkpoint
 from cnnlab.utils.errors import UserError
-from research.attribution.broken import BROKEN, CAM, SOUND, toy_network
+from research.attribution.broken import BROKEN, SOUND, cam, toy_network
 from tests.conftest import HEADS, TINY_LINES, in_process, run_train
 from tests.interpret.test_methods import _by_hand
 from tests.models.test_networks import MULTI
@@ -218,7 +218,7 @@ def test_a_method_that_fails_does_not_end_the_audit() -> None:
 
     def small(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
         """Works on images of 20 pixels only."""
-        return CAM(net, images, targets) * torch.ones(20, 20)
+        return cam(net, images, targets) * torch.ones(20, 20)
 
     net, images = toy_network(1, 20)
     kept = images.clone()

@@ -12,7 +12,7 @@ import torch
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from torch import Tensor
 
-from cnnlab.interpret.attribution import adds_up
+from cnnlab.interpret.attribution import Shares
 from cnnlab.interpret.network import HeadWrapper, batch_size
 
 
@@ -42,21 +42,20 @@ def input_x_gradient(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tenso
     return _summed(InputXGradient(net).attribute(_leaf(images), target=targets))
 
 
-@adds_up(one_baseline)
 def integrated_gradients(
     net: HeadWrapper, images: Tensor, targets: Tensor, n_steps: int = 32, baselines: float | Tensor = 0.0
-) -> Tensor:
+) -> Shares:
     """Return integrated gradients (Sundararajan et al. 2017) from `baselines`: one value for all pixels, or an image
     (1, C, H, W)."""
-    baseline = one_baseline(images, baselines).expand_as(images)
+    baseline = one_baseline(images, baselines)
     settings = {"target": targets, "n_steps": n_steps, "internal_batch_size": batch_size(images)}
-    return _summed(IntegratedGradients(net).attribute(_leaf(images), baseline, **settings))
+    shares = IntegratedGradients(net).attribute(_leaf(images), baseline.expand_as(images), **settings)
+    return Shares(_summed(shares), baseline)
 
 
-@adds_up(lambda images, baselines=None: several_baselines(images, baselines))
 def expected_gradients(
     net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None, n_steps: int = 16
-) -> Tensor:
+) -> Shares:
     """Return the mean of integrated gradients over `baselines` float32 (R, C, H, W), other images (Erion et al. 2021),
     with `n_steps` each instead of random places. None: a black image."""
     method, others = IntegratedGradients(net), several_baselines(images, baselines)
@@ -67,7 +66,7 @@ def expected_gradients(
         "internal_batch_size": batch_size(images),
     }
     maps = [_summed(method.attribute(_leaf(images), one[None].expand_as(images), **settings)) for one in others]
-    return torch.stack(maps).mean(dim=0)
+    return Shares(torch.stack(maps).mean(dim=0), others)
 
 
 def gradient_shap(

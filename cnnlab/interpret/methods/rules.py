@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cnnlab.interpret.attribution import adds_up, to_image
+from cnnlab.interpret.attribution import Shares, to_image
 from cnnlab.interpret.methods.cams import grad_cam
 from cnnlab.interpret.methods.gradients import one_baseline, several_baselines
 from cnnlab.interpret.network import HeadWrapper
@@ -156,20 +156,19 @@ DEEP_LIFT: dict[str, Rule] = {
 }
 
 
-@adds_up(one_baseline)
-def deep_lift(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: float | Tensor = 0.0) -> Tensor:
+def deep_lift(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: float | Tensor = 0.0) -> Shares:
     """Return DeepLIFT with the rescale rule (Shrikumar et al. 2017) from `baselines`: one value for all pixels, or an
     image (1, C, H, W). Products share their change equally between the factors."""
-    baseline = one_baseline(images, baselines).expand_as(images)
-    slopes = _input_gradients(net, torch.cat([images, baseline]), targets, DEEP_LIFT)
-    return (slopes * (images - baseline)).sum(dim=1)
+    baseline = one_baseline(images, baselines)
+    slopes = _input_gradients(net, torch.cat([images, baseline.expand_as(images)]), targets, DEEP_LIFT)
+    return Shares((slopes * (images - baseline)).sum(dim=1), baseline)
 
 
-@adds_up(several_baselines)
-def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None) -> Tensor:
+def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None) -> Shares:
     """Return the mean of DeepLIFT over `baselines` float32 (R, C, H, W) (Lundberg and Lee 2017). None: black."""
-    maps = [deep_lift(net, images, targets, one[None]) for one in several_baselines(images, baselines)]
-    return torch.stack(maps).mean(dim=0)
+    others = several_baselines(images, baselines)
+    maps = [deep_lift(net, images, targets, one[None]).values for one in others]
+    return Shares(torch.stack(maps).mean(dim=0), others)
 
 
 def _alpha_1_beta_0(call: Call, value: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
@@ -203,12 +202,12 @@ LRP: dict[str, Rule] = {
 }
 
 
-@adds_up(one_baseline)
-def lrp(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+def lrp(net: HeadWrapper, images: Tensor, targets: Tensor) -> Shares:
     """Return layer-wise relevance propagation (Bach et al. 2015): the alpha-1-beta-0 rule for convolutions, the epsilon
     rule with epsilon 0 for other layers (a composite after Montavon et al. 2019), half of a product's relevance to each
     factor (Achtibat et al. 2024)."""
-    return (_input_gradients(net, images, targets, LRP) * images).sum(dim=1)
+    relevance = (_input_gradients(net, images, targets, LRP) * images).sum(dim=1)
+    return Shares(relevance, torch.zeros_like(images[:1]))
 
 
 def _only_positive(output: Tensor) -> Tensor:
