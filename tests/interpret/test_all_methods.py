@@ -210,6 +210,18 @@ def test_the_share_that_a_sum_misses() -> None:
     assert found == pytest.approx([0, 0.5, 2])
 
 
+def test_smooth_grad_takes_the_mean_of_gradients_with_their_sign() -> None:
+    """Of a square around 0 gradients of both signs cancel; their absolute values would have a mean of 0.24."""
+
+    class Square(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            total = images.square().sum(dim=(1, 2, 3))
+            return torch.stack([-total, total], dim=1)
+
+    found = maps(Square(), torch.zeros(1, 1, 4, 4), "smooth_grad", nt_samples=400, stdevs=0.15)
+    assert found.max() < 0.06  # four standard errors of 2 * 0.15 / sqrt(400)
+
+
 def test_a_sum_is_checked_within_a_function_of_ones_own() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm([4, 26, 26]), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 676, 2))
     image = torch.rand(2, 3, 28, 28)

@@ -32,9 +32,10 @@ def saliency(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
 def smooth_grad(
     net: HeadWrapper, images: Tensor, targets: Tensor, nt_samples: int = 32, stdevs: float = 0.15
 ) -> Tensor:
-    """Return the mean of `saliency` over `nt_samples` images with Gaussian noise (Smilkov et al. 2017)."""
+    """Return the mean gradient over `nt_samples` images with Gaussian noise, its absolute value, the largest of the
+    channels (Smilkov et al. 2017)."""
     settings = {"nt_samples": nt_samples, "nt_samples_batch_size": batch_size(images), "stdevs": stdevs}
-    return _one_by_one(NoiseTunnel(Saliency(net)), images, targets, **settings).amax(dim=1)
+    return _one_by_one(NoiseTunnel(Saliency(net)), images, targets, abs=False, **settings).abs().amax(dim=1)
 
 
 def input_x_gradient(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
