@@ -49,8 +49,7 @@ def table(every: Sequence[Grades]) -> pd.DataFrame:
     for one in every:
         for h, head in enumerate(one.facts["heads"]):
             found = np.where(one.flips[h], one.found[:, h].astype(float), np.nan)
-            means = np.nanmean(found, axis=2)
-            own = np.nanmean(one.own[h].astype(float), axis=1)
+            means, own = known_mean(found), known_mean(one.own[h].astype(float))
             best = means[0, : len(TRIVIAL)].max()
             place = {name: one.facts[name] for name in ("scene", "network", "seed")}
             for m, name in enumerate(one.facts["methods"]):
@@ -58,7 +57,7 @@ def table(every: Sequence[Grades]) -> pd.DataFrame:
                     {**place, "head": head, "method": name, "grade": means[0, m], "untrained": means[1, m],
                      "gain": means[0, m] - means[1, m], "lead": means[0, m] - best, "own": own[m]}
                 )  # fmt: skip
-            reliability = float(np.nanmean(one.reliability[h].astype(float)))
+            reliability = float(known_mean(one.reliability[h].astype(float)))
             extra = {"grade": np.nan, "untrained": np.nan, "gain": np.nan, "lead": np.nan}
             rows.append({**place, "head": head, "method": DIFFERENCE, **extra, "own": own[-1]})
             rows.append({**place, "head": head, "method": CEILING, **extra, "own": reliability})
@@ -66,6 +65,12 @@ def table(every: Sequence[Grades]) -> pd.DataFrame:
 
 
 CEILING = "another half of the Shapley values"
+
+
+def known_mean(values: Array) -> Array:
+    """Return means over the last axis without NaN, and NaN where there is nothing else."""
+    rows = pd.DataFrame(values.reshape(-1, values.shape[-1]))
+    return rows.mean(axis=1).to_numpy().reshape(values.shape[:-1])  # type: ignore[no-any-return]
 
 
 def by_network(frame: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -131,27 +131,25 @@ def tables(every: list[Grades]) -> dict[str, Rows]:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Draw every method's grade over its grade on random weights, a panel per scene."""
-    parts = [(scene, part) for scene, part in scenes_of(frame).items() if part["network"].nunique() > 2]
-    drawn = Figure(figsize=(4.3 * len(parts), 4.4), layout="constrained")
+    """Draw every method's grade over its grade with random weights, a panel per scene of eight networks."""
+    parts = {scene: part for scene, part in scenes_of(frame).items() if part["network"].nunique() > 4}
+    drawn = Figure(figsize=(4.6 * len(parts), 4.9), layout="constrained")
     for axes, (scene, part) in zip(
-        np.ravel(drawn.subplots(1, len(parts), sharex=True, sharey=True)), parts, strict=True
+        drawn.subplots(1, len(parts), sharey=True, squeeze=False)[0], parts.items(), strict=True
     ):
         names = methods_of(part)
         grade, untrained = (by_network(part, column).loc[names].mean(axis=1) for column in ("grade", "untrained"))
-        best = (
-            part[part["method"].isin(TRIVIAL)].groupby(["head", "method"])["grade"].mean().groupby("head").max().mean()
-        )
+        trivial_maps = part[part["method"].isin(TRIVIAL)].groupby(["head", "method"])["grade"].mean()
+        best = trivial_maps.groupby("head").max().mean()
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, zorder=0)
         axes.axhline(best, color=ORANGE, linewidth=1.2, zorder=0)
-        axes.text(0.79, best + 0.01, "best map without a network", fontsize=8, ha="right", color="#9c6b00")
-        axes.text(0.63, 0.60, "no gain", fontsize=8, color="#666666", rotation=45, ha="center", va="center")
+        axes.text(0.02, best + 0.01, "best map without a network", fontsize=8, color="#9c6b00")
+        axes.text(0.74, 0.70, "no gain", fontsize=8, color="#666666", rotation=45, ha="center", va="center")
         axes.scatter(untrained, grade, s=26, color=BLUE)
-        for name in (grade - untrained).sort_values(ascending=False).index[:3]:
-            axes.annotate(
-                method_title(name), (untrained[name], grade[name]), (4, 4), textcoords="offset points", fontsize=8
-            )
-        axes.set(title=SCENES[scene], xlabel="grade with random weights", xlim=(0, 0.8), ylim=(0, 0.8), aspect="equal")
+        for name in {grade.idxmax(), untrained.idxmax(), (grade - untrained).idxmax(), (grade - untrained).idxmin()}:
+            place = (untrained[name], grade[name])
+            axes.annotate(method_title(name), place, (5, -9), textcoords="offset points", fontsize=8)
+        axes.set(title=SCENES[scene], xlabel="grade with random weights", xlim=(0, 0.95), ylim=(0, 0.95))
     drawn.axes[0].set_ylabel("grade after training")
     return drawn
 

@@ -89,6 +89,7 @@ def test_names_with_html_in_them_are_shown_not_run(tmp_path: Path) -> None:
         model="</pre><script>alert(4)</script>",
         layers=[],
         filters={},
+        visualised=True,
         warnings=[],
         audit="",
         **rest,
