@@ -157,7 +157,7 @@ def train(
         )
     resumed = any(word.startswith("resume=") for word in overrides)
     chosen = with_experiment_of_data(overrides) if experiment is None else [f"experiment={experiment}", *overrides]
-    words = [*overrides] if resumed else [*chosen, f"seed={seed}"]
+    words = [*overrides] if resumed else [f"seed={seed}", *chosen]
     with compose_config("train", words, folder, config_dir) as cfg:
         try:
             planned = plan_run(cfg)

@@ -152,7 +152,8 @@ class HeadWrapper(nn.Module):
         statistics, found with one of `images` (B, C, H, W) beside another at half its brightness."""
         if self._mixes_images is None and len(images) > 1:
             with torch.no_grad():
-                together, alone = self(torch.cat([images[:1], images[1:2] / 2]))[:1], self(images[:1])
+                other = (images[1:2] / 2).to(images.dtype)
+                together, alone = self(torch.cat([images[:1], other]))[:1], self(images[:1])
             near = 0.02 if alone.element_size() < 4 else 1e-4
             close = torch.allclose(together, alone, rtol=near, atol=near * alone.abs().max().item())
             self._mixes_images = not close
@@ -220,13 +221,14 @@ class HeadWrapper(nn.Module):
 def head_keys(net: nn.Module, images: Tensor) -> list[Any]:
     """Return the keys or indices of a network's heads, [None] for a network that answers one tensor."""
     with torch.no_grad():
-        return list(head_parts(net(images[:1])))
+        return list(head_parts(net(images[:1]), 1))
 
 
-def head_parts(answers: Any) -> dict[Any, Tensor]:
-    """Return the scores (N, classes) among the tensors of `parts_of`; where there are none, the scores of places
-    (N, classes, ...). Raises `UserError` where there are none of these either."""
+def head_parts(answers: Any, count: int) -> dict[Any, Tensor]:
+    """Return the scores (N, classes) of N = `count` images among the tensors of `parts_of`; where there are none, the
+    scores of places (N, classes, ...). Raises `UserError` where there are none of these either."""
     parts = {key: part for key, part in parts_of(answers).items() if part.is_floating_point() and part.ndim > 1}
+    parts = {key: part for key, part in parts.items() if len(part) == count}
     if not parts:
         raise UserError("the network answers no scores (N, classes)")
     return {key: part for key, part in parts.items() if part.ndim == 2} or parts

@@ -42,7 +42,7 @@ class OwnNetwork:
         """Return {head: its key in the network's answer}. Classes are called by their numbers."""
         images, heads = self.inputs.images[: batch_size(self.inputs.images)], dict[Head, Any]()
         with user_errors(f"net={self.title}"), torch.no_grad():
-            answers = head_parts(self.net(images))
+            answers = head_parts(self.net(images), len(images))
         for key, part in answers.items():
             classes = tuple(map(str, range(max(2, part.shape[1]))))
             try:

@@ -21,7 +21,7 @@ from cnnlab import plots
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.data.image_io import image_files
 from cnnlab.interpret.activations import SAMPLE, activations
-from cnnlab.interpret.attribution import Attribution, attribute_head, bind_baselines, displayable
+from cnnlab.interpret.attribution import Attribution, attribute, bind_baselines, displayable
 from cnnlab.interpret.feature_visualization import AscentConfig, visualize_channels, visualize_classes
 from cnnlab.interpret.inputs import Inputs, from_split, pick, read_inputs, target_classes
 from cnnlab.interpret.layer_table import layer_table, layer_text
@@ -216,7 +216,8 @@ class Explanation:
             for name, method in self.methods.items():
                 with user_errors(f"method.{name}"):
                     bound = bind_baselines(method, lambda: self.run.baseline_images)
-                    result = attribute_head(self.wrappers[head.name], self.images, target, bound, head.classes, name)
+                    key = self.wrappers[head.name].head
+                    result = attribute(self.net, self.images, target, bound, key, head.classes, name)
                 label = word if word in ("predicted", "true") else head.classes[int(target[0])]
                 maps.setdefault((name, label), {})[head.name] = result
                 key = f"{name}/{head.name}/{word}"

@@ -26,7 +26,7 @@ from research.attribution.scenes import Pairs
 from research.attribution.shapley import exchange_shapley
 
 BOTH = ("trained", "untrained")
-DIFFERENCE = "difference |x − x′|"
+DIFFERENCE = "size of the difference"
 TRIVIAL: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: maps for name, maps in TRIVIAL_MAPS.items() if name != "image centre"},
     "edges of saturation": lambda images: sobel((images.amax(1) - images.amin(1))[:, None]),
@@ -37,13 +37,13 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Grades:
-    """The grades of one network. H heads, M maps (trivial ones first), N images, the first S of them with Shapley
-    values; NaN where a method refuses the network."""
+    """The grades of one network. H heads, M maps (trivial ones first), N images, S of them with Shapley values;
+    NaN where a method refuses the network."""
 
     facts: dict[str, Any]  # scene, network, seed, heads, methods, refused, accuracy, fingerprint
     found: Array  # float16 (2, H, M, N): share of the truth found, trained and untrained
     right: Array  # bool (H, N): the answer is true
-    flips: Array  # bool (H, N): the answer changes with the image
+    flips: Array  # bool (H, N): every other line changes the answer
     own: Array  # float16 (H, M + 1, S): rank correlation with the network's Shapley values; the last is of |x − x′|
     reliability: Array  # float16 (H, S): of two halves of the Shapley values, their rank correlation
 

@@ -161,8 +161,8 @@ def test_train_is_a_split_if_it_holds_folders(other: str, tmp_path: Path) -> Non
 def test_a_small_run_is_audited_on_all_of_its_test_pictures(tmp_path: Path) -> None:
     make_folders(tmp_path / "pictures", {"red": 30, "green": 30})
     words = [f"data.root={tmp_path / 'pictures'}", "data.size=16", "net.filters=[8]", "trainer.max_epochs=1"]
-    run = cnnlab.train(overrides=["data=folder", *words], folder=tmp_path / "run")
-    assert run.config.experiment == "folder"
+    run = cnnlab.train(overrides=["data=folder", "seed=3", *words], folder=tmp_path / "run")
+    assert (run.config.experiment, run.config.seed) == ("folder", 3)
     result = run.audit(["saliency"])
     assert result.images == len(run.test_split) < 100
     manifest = json.loads((result.save(tmp_path / "audit") / "manifest.json").read_text())

@@ -198,7 +198,8 @@ def test_two_outputs_are_two_classes(net: Callable[[], nn.Module], tmp_path: Pat
 def test_features_beside_the_scores_are_no_head() -> None:
     class Both(nn.Module):
         def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {"features": images, "logits": images.mean(dim=(2, 3)), "loss": images.mean()}
+            logits = images.mean(dim=(2, 3))
+            return {"features": images, "logits": logits, "loss": images.mean(), "likeness": logits.T @ logits}
 
     assert head_keys(Both(), torch.rand(2, 3, 8, 8)) == ["logits"]
 

@@ -216,6 +216,15 @@ def test_scores_that_mix_images_are_said() -> None:
     assert attribute(net, torch.rand(1, 3, 32, 40), 1, saliency).warnings == ()
 
 
+def test_images_of_whole_numbers_stay_so_when_mixing_is_looked_for() -> None:
+    class Whole(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.dtype == torch.uint8
+            return images.float().mean(dim=(2, 3))
+
+    assert not HeadWrapper(Whole()).mixes_images(torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8))
+
+
 def test_a_map_that_is_0_everywhere_is_said() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     nn.init.constant_(net[0].bias, -100)
