@@ -260,7 +260,7 @@ def test_any_network_of_several_heads_is_explained(form: type, head: str | int) 
         cnnlab.attribute(net, images)
 
 
-def test_a_foreign_network_is_audited_beside_a_foreign_method() -> None:
+def test_another_network_is_audited_with_another_method() -> None:
     """The brightness of a line is the line: all right pixels are found, and the map ignores the weights."""
     torch.manual_seed(0)
     split, rows = LineDataset(LineSampler(0, "test"), 1), torch.arange(0, 96, 5)

@@ -104,7 +104,7 @@ def _rebuild(folder: Path) -> None:
 
 @pytest.mark.parametrize("target", ATTACKS)
 @pytest.mark.parametrize("place", ["data", "net", "net.filters", "data.colours"])
-def test_a_configuration_with_foreign_code_in_it_is_refused(target: str, place: str, copy: Path) -> None:
+def test_a_configuration_with_other_code_in_it_is_refused(target: str, place: str, copy: Path) -> None:
     config = OmegaConf.load(copy / "config.yaml")
     node = {"_target_": target}
     if place == "data.colours":

@@ -79,13 +79,16 @@ class SeededBatchSampler(Sampler[Tensor]):
     """The shuffled batches of an epoch, indices int64 (B,) each, as a function of (seed, epoch).
 
     `resample` counts the indices on from epoch to epoch. `skip` = (epoch, batches) leaves out the first batches of that
-    epoch. Of `world_size` processes each takes every `world_size`-th image; a remainder is left out.
+    epoch. Of `world_size` processes each takes every `world_size`-th image; a remainder is left out. So is a last batch
+    of a single image, which BatchNorm may refuse.
     """
 
     def __init__(
         self, size: int, batch_size: int, seed: int, resample: bool = False, rank: int = 0, world_size: int = 1
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size // world_size, seed
+        used = size - (size % batch_size == 1 < size)
+        self.shared = used - used % world_size
         self.resample, self.rank, self.world_size = resample, rank, world_size
         self.epoch, self.skip = 0, (0, 0)
         self.sampler = self  # where Lightning looks for `set_epoch`
@@ -101,15 +104,14 @@ class SeededBatchSampler(Sampler[Tensor]):
         return batches if epoch == self.epoch else 0
 
     def __len__(self) -> int:
-        return math.ceil(self.size // self.world_size / self.batch_size)
+        return math.ceil(self.shared // self.world_size / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(stream_seed(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)
         skip, self.skip = self.skipped, (0, 0)
         order += self.resample * self.epoch * self.size
-        shared = self.size - self.size % self.world_size
-        yield from order[self.rank : shared : self.world_size].split(self.batch_size)[skip:]
+        yield from order[self.rank : self.shared : self.world_size].split(self.batch_size)[skip:]
 
 
 def in_order(size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> BatchSampler:

@@ -110,11 +110,6 @@ class ImageFolderDataModule(ImageDataModule):
         for number, name in enumerate(("train", *self.shares)):
             kept = self._numbered(parts[name]) if name in parts and number else _chosen(files, classes, taken == number)
             self.splits[name] = PictureDataset(*kept, self.image_shape)
-        if len(self.splits["train"]) % self.batch_size == 1:
-            raise UserError(
-                f"data.batch_size={self.batch_size} leaves one picture for the last batch, and BatchNorm needs two; "
-                "choose another"
-            )
         if not len(self.splits["test"]):
             raise UserError("data: no picture is left for the test; add pictures, or raise data.test_share")
         for head in self.heads:
@@ -187,11 +182,11 @@ def _folders(folder: Path) -> list[Path]:
 def _from_folders(folder: Path) -> Pictures:
     files, labels = list[Path](), list[str]()
     for place in _folders(folder):
-        found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
+        pictures = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not pictures:
             raise UserError(f"{place} holds no pictures ({', '.join(SUFFIXES)})")
-        files += found
-        labels += [place.name] * len(found)
+        files += pictures
+        labels += [place.name] * len(pictures)
     if not files:
         raise UserError(f"{folder} needs a folder per class, each with pictures ({', '.join(SUFFIXES)})")
     return files, {ONLY_HEAD: labels}

@@ -52,25 +52,25 @@ Pixels = NDArray[np.float64]
 def image_files(words: Sequence[str]) -> list[Path]:
     """Return the files that words name: files, the images in folders, and matches of patterns like `a/*.png`. Raises
     `UserError` for a word without files."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for word in words:
         path = Path(word).expanduser()
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
             if not files:
                 raise UserError(f"there is no image in {path}: {', '.join(SUFFIXES)} are read")
-            found += files
+            paths += files
         elif not path.exists() and glob.has_magic(word):
             files = sorted(Path(file) for file in glob.glob(str(path), recursive=True))
             files = [file for file in files if file.suffix.lower() in (*SUFFIXES, STATE)]
             if not files:
                 raise UserError(f"no image matches {word}")
-            found += files
+            paths += files
         else:
-            found.append(path)
-    if not found:
+            paths.append(path)
+    if not paths:
         raise UserError("images=[]: name at least one image file")
-    return found
+    return paths
 
 
 def images_of(given: Any, image_shape: Sequence[int] = (3, 28, 28)) -> list[Any]:
@@ -85,7 +85,7 @@ def images_of(given: Any, image_shape: Sequence[int] = (3, 28, 28)) -> list[Any]
     if isinstance(given, np.ndarray | Tensor):
         return _images_of_array(given, tuple(image_shape))
     if isinstance(given, Sequence):
-        return [image for one in given for image in images_of(one, image_shape)]
+        return [image for item in given for image in images_of(item, image_shape)]
     return [given]
 
 
@@ -108,10 +108,10 @@ def _images_of_array(given: NDArray[Any] | Tensor, image_shape: tuple[int, ...])
         if isinstance(given, Tensor) and shape[0] == image_shape[0]:
             return [given]
         size, (height, width) = shape[0], shape[1:]
-        one, many = f"(1, {size}, {height}, {width})", f"({size}, 1, {height}, {width})"
+        as_one, as_many = f"(1, {size}, {height}, {width})", f"({size}, 1, {height}, {width})"
         if isinstance(given, np.ndarray):
-            one, many = f"(1, {height}, {width}, {size})", f"({size}, {height}, {width}, 1)"
-        raise UserError(f"{words} is one image in colour or {size} grey ones: give it as {one} or as {many}")
+            as_one, as_many = f"(1, {height}, {width}, {size})", f"({size}, {height}, {width}, 1)"
+        raise UserError(f"{words} is one image in colour or {size} grey ones: give it as {as_one} or as {as_many}")
     if (shape[0] if isinstance(given, Tensor) else shape[2]) in (1, 3, 4):
         return [given]
     if min(shape[1:]) < 8:

@@ -76,8 +76,8 @@ class LineScene:
         return LineScene(colour=(red, green, blue), **numbers)
 
 
-def _but_the_nearest(values: Iterable[float], own: float) -> list[float]:
-    return sorted(values, key=lambda value: abs(value - own))[1:]
+def _but_the_nearest(values: Iterable[float], value_now: float) -> list[float]:
+    return sorted(values, key=lambda value: abs(value - value_now))[1:]
 
 
 def draw(scenes: Sequence[LineScene], style: str = "antialiased") -> Tensor:

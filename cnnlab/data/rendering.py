@@ -156,8 +156,8 @@ def _snapped(lines: Lines, centres: Tensor) -> tuple[Lines, Tensor]:
     first, last = ((centres + sign * reach).floor().clamp(0, IMAGE_SIZE - 1) + 0.5 for sign in (-1, 1))
     length = (last - first).norm(dim=1)
     x, y = ((last - first) / length[:, None]).unbind(dim=1)
-    one = length == 0  # both end points in one pixel: it keeps its direction
-    cos, sin = torch.where(one, lines.cos, x), torch.where(one, lines.sin, -y)
+    same_pixel = length == 0  # both end points in one pixel: it keeps its direction
+    cos, sin = torch.where(same_pixel, lines.cos, x), torch.where(same_pixel, lines.sin, -y)
     return Lines(length, lines.width, cos, sin), (first + last) / 2
 
 

@@ -145,8 +145,8 @@ class TorchvisionDataModule(ImageDataModule):
             if stage == "fit":
                 others = class_names(self._open("test"))
                 if names and others and names != others:
-                    found = ", ".join(sorted({*names} ^ {*others})) or "the same in another order"
-                    raise UserError(f"data: training and test set do not have the same classes: {found}")
+                    differing = ", ".join(sorted({*names} ^ {*others})) or "the same in another order"
+                    raise UserError(f"data: training and test set do not have the same classes: {differing}")
             if not len(dataset):
                 raise UserError(f"data: {kind} holds no images")
             images, labels = zip(*(dataset[i] for i in range(len(dataset))), strict=True)

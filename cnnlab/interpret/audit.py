@@ -119,8 +119,8 @@ class AuditResult(Result):
     def table(self, head: str) -> dict[str, dict[str, Check]]:
         """Return {method or control: {check: its number}} for a head."""
         names = dict.fromkeys([*self.verdicts, *(row.method for row in self.checks)])
-        own = [row for row in self.checks if row.head == head]
-        return {name: {row.check: row for row in own if row.method == name} for name in names}
+        checks = [row for row in self.checks if row.head == head]
+        return {name: {row.check: row for row in checks if row.method == name} for name in names}
 
     @property
     def heads(self) -> list[str]:
@@ -188,9 +188,9 @@ def audit(
             untrained = [randomise(net, seed=seed) for seed in range(UNTRAINED)]
             subjects = []
             for key in keys:
-                own = _of_head(masks, key, "masks", [len(images), *images.shape[2:]])
+                known_masks = _of_head(masks, key, "masks", [len(images), *images.shape[2:]])
                 others = _of_head(counterfactuals, key, "counterfactuals", images.shape)
-                subjects.append(_Subject(net, key, images, untrained, own, others, progress))
+                subjects.append(_Subject(net, key, images, untrained, known_masks, others, progress))
                 checks += subjects[-1].controls
                 notes += subjects[-1].notes
             for name, method in methods.items():
@@ -216,8 +216,8 @@ def _of_head(given: Any, key: Any, what: str, shape: Sequence[int]) -> Tensor | 
     if value is None:
         return None
     if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape):
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(f"{what} of {found} do not fit: give a tensor of {tuple(shape)}")
+        given_shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"{what} of {given_shape} do not fit: give a tensor of {tuple(shape)}")
     return value
 
 
@@ -285,13 +285,13 @@ class _Subject:
             return None
         generator, built, asked = torch.Generator().manual_seed(0), [], []
         for number in range(self.trials):
-            own = by_class[number % len(by_class)]
-            foreign = torch.cat([rows for rows in by_class if rows is not own])
-            rows = foreign[torch.randint(len(foreign), (4,), generator=generator)]
-            rows[number % 4] = own[number // len(by_class) % len(own)]
+            members = by_class[number % len(by_class)]
+            others = torch.cat([rows for rows in by_class if rows is not members])
+            rows = others[torch.randint(len(others), (4,), generator=generator)]
+            rows[number % 4] = members[number // len(by_class) % len(members)]
             four = self.images[rows]
             built.append(torch.cat([torch.cat([*four[:2]], dim=2), torch.cat([*four[2:]], dim=2)], dim=1))
-            asked.append(classes[own[0]])
+            asked.append(classes[members[0]])
         mosaics = torch.stack(built)
         try:
             with torch.no_grad():
@@ -409,7 +409,7 @@ class _Grader:
         shares = zip(
             self.subject.untrained, images.tensor_split(UNTRAINED), targets.tensor_split(UNTRAINED), strict=True
         )
-        return torch.cat([self._attribute(net, part, own).maps for net, part, own in shares if len(part)])
+        return torch.cat([self._attribute(net, part, classes).maps for net, part, classes in shares if len(part)])
 
     def _add(self, check: str, scores: Tensor, passed: bool | None) -> None:
         if not scores.isnan().all():
@@ -418,7 +418,7 @@ class _Grader:
     def _planted(self, planted: Planted) -> None:
         ones = torch.ones(len(planted.images), dtype=torch.int64, device=planted.images.device)
         maps = self._attribute(planted.net, planted.images, ones).maps
-        signed, positive = (contrast(*marker_and_lookalike(own, planted)) for own in (maps, maps.clamp(min=0)))
+        signed, positive = (contrast(*marker_and_lookalike(values, planted)) for values in (maps, maps.clamp(min=0)))
         low = -torch.inf if signed.mean() >= positive.mean() else 0.0  # the sign of a plain gradient is no evidence
         maps = maps.clamp(min=low)
         marker, lookalike = marker_and_lookalike(maps, planted)
@@ -508,8 +508,8 @@ def _compare_heads(graded: Sequence[_Grader]) -> None:
         for other in graded:
             if other is not grader:
                 few = grader.subject.few
-                own = evidence_rank_correlation(grader.maps[:few], other.maps[:few])
-                likeness.append(evidence_rank_correlation(grader.untrained, other.untrained) - own)
+                trained = evidence_rank_correlation(grader.maps[:few], other.maps[:few])
+                likeness.append(evidence_rank_correlation(grader.untrained, other.untrained) - trained)
         if likeness:
             scores = torch.stack(likeness).nanmean(dim=0)
             grader._add(HEADS, scores, None)
@@ -520,9 +520,9 @@ def _overall(by_head: Mapping[str, Verdict]) -> Verdict:
     words = {word for word, _ in by_head.values()}
     if len(words) == 1:
         return next(iter(by_head.values()))
-    heads = {word: ", ".join(head for head, own in by_head.items() if own[0] == word) for word in (USE, CARE, AVOID)}
-    reason = next(own[1] for word in (AVOID, CARE) for own in by_head.values() if own[0] == word)
-    parts = [f"{word}: {heads[word]}" for word in (USE, CARE, AVOID) if heads[word]]
+    heads = {word: ", ".join(head for head, (verdict, _) in by_head.items() if verdict == word) for word in words}
+    reason = next(why for word in (AVOID, CARE) for verdict, why in by_head.values() if verdict == word)
+    parts = [f"{word}: {heads[word]}" for word in (USE, CARE, AVOID) if word in heads]
     return CARE, f"{'; '.join(parts)}. {reason[0].upper()}{reason[1:]}"
 
 

@@ -93,8 +93,8 @@ def visualize_channels(
         raise UserError(f"channels={channels.tolist()}: layer '{layer}' has 0..{count - 1}")
 
     def value(images: Tensor) -> Tensor:
-        own = forward_until(net, layer, images)[range(len(channels)), channels.tolist()]
-        return own.flatten(1).mean(dim=1) if own.ndim > 1 else own
+        values = forward_until(net, layer, images)[range(len(channels)), channels.tolist()]
+        return values.flatten(1).mean(dim=1) if values.ndim > 1 else values
 
     reached = _ascend(value, (len(channels), *image_shape), ascent)
     return FeatureVisualization(layer, [str(channel) for channel in channels.tolist()], *reached, ascent.bounded)

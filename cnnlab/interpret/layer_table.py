@@ -28,13 +28,13 @@ def layer_table(net: nn.Module, image_shape: Sequence[int]) -> list[LayerRow]:
     def row_of(name: str) -> Callable[..., Any]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             runs[name] = runs.get(name, 0) + 1
-            own = name if runs[name] == 1 else f"{name} ({runs[name]})"
+            run_name = name if runs[name] == 1 else f"{name} ({runs[name]})"
             sources = [source for value in inputs if isinstance(value, Tensor) for source in _sources(value, nodes)]
             kernel = getattr(layer, "kernel_size", ())
             kernel = kernel if isinstance(kernel, tuple) else (kernel, kernel)
             rows.append(
                 LayerRow(
-                    name=own,
+                    name=run_name,
                     type=" ".join([type(layer).__name__, " × ".join(map(str, kernel))]).strip(),
                     shape=tuple(output.shape[1:]) if isinstance(output, Tensor) else (),
                     parameters=counts[name] if runs[name] == 1 else 0,
@@ -44,7 +44,7 @@ def layer_table(net: nn.Module, image_shape: Sequence[int]) -> list[LayerRow]:
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return output
             output = output.clone()  # so that its node in the graph is this layer's alone
-            nodes[output.grad_fn] = own
+            nodes[output.grad_fn] = run_name
             return output
 
         return hook
@@ -58,15 +58,15 @@ def layer_table(net: nn.Module, image_shape: Sequence[int]) -> list[LayerRow]:
 
 def _sources(value: Tensor, nodes: dict[Any, str]) -> list[str]:
     """Return the nearest layers before a tensor."""
-    found, waiting, seen = list[str](), [value.grad_fn], set[Any]()
+    sources, waiting, seen = list[str](), [value.grad_fn], set[Any]()
     while waiting:
         node = waiting.pop(0)
         if node in nodes:
-            found.append(nodes[node])
+            sources.append(nodes[node])
         elif node is not None and node not in seen:
             waiting += [before for before, _ in node.next_functions]
         seen.add(node)
-    return found
+    return sources
 
 
 def layer_text(net: nn.Module, rows: Sequence[LayerRow]) -> str:

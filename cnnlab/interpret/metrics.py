@@ -88,12 +88,12 @@ def evidence_rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Spearman's correlation of two maps of each image, in [-1, 1], on the pixels with a value in either map.
     Pixels that are 0 in both are ties, and would make any two maps of a black image look alike. NaN for a constant
     map."""
-    found = []
+    correlations = []
     for one, other in zip(first, second, strict=True):
         evidence = (one != 0) | (other != 0)
         nan = torch.full((1,), torch.nan, dtype=torch.float64)
-        found.append(rank_correlation(one[evidence][None], other[evidence][None]) if evidence.any() else nan)
-    return torch.cat(found)
+        correlations.append(rank_correlation(one[evidence][None], other[evidence][None]) if evidence.any() else nan)
+    return torch.cat(correlations)
 
 
 def standard_ranks(maps: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
     size = max(5, min(images.shape[2:]) // 4)
     if min(images.shape[2:]) < 3 * size:
         raise UserError("the images are too small for a marker")
-    own = HeadWrapper(frozen_copy(net.net), net.head)
-    path, layers = path_to_head(own, images), path_from_last_convolution(own, images)
-    optimizer = _optimizer(own, layers)
+    copied = HeadWrapper(frozen_copy(net.net), net.head)
+    path, layers = path_to_head(copied, images), path_from_last_convolution(copied, images)
+    optimizer = _optimizer(copied, layers)
     generator, start = torch.Generator().manual_seed(0), time.monotonic()
     accuracy, batch = 0.0, BATCH if batch_size(images) >= 100 else BATCH // 2
 
@@ -76,8 +76,8 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
         marked = torch.arange(batch) % 2 == 0
         drawn = draw(torch.randint(len(images), (batch,), generator=generator), marked)
         with torch.enable_grad():
-            scores = own(drawn)
-            if own.ends_in == "probabilities":
+            scores = copied(drawn)
+            if copied.ends_in == "probabilities":
                 scores = scores.logit(eps=1e-6)
             # One class against the rest, so that the score of class 1 itself depends on the marker.
             wanted = F.one_hot(marked.long(), scores.shape[1]).to(scores)
@@ -89,20 +89,20 @@ def plant(net: HeadWrapper, images: Tensor, count: int, progress: Callable[[str]
         if step % CHECK_EVERY == 0 or late:
             rows = torch.randint(len(images), (TEST,), generator=generator)
             corners = draw_corners(TEST, images, size, generator)
-            before, accuracy = accuracy, follows(own, images[rows], corners, size).double().mean().item()
+            before, accuracy = accuracy, follows(copied, images[rows], corners, size).double().mean().item()
             progress(f"planting a marker: {accuracy:.0%} after {step} steps")
             if min(before, accuracy) >= GOAL or late:
                 break
         if step == PATIENCE and accuracy < LEARNED:
             half = path[len(path) // 2 :]
             layers = half if len(layers) < len(half) else path
-            optimizer = _optimizer(own, layers)
-    for parameter in own.net.parameters():
+            optimizer = _optimizer(copied, layers)
+    for parameter in copied.net.parameters():
         parameter.requires_grad_(False)
     corners = draw_corners(count, images, size, torch.Generator().manual_seed(1))
-    kept = follows(own, images[:count], corners, size)
+    kept = follows(copied, images[:count], corners, size)
     painted = paint(images[:count], corners, size, torch.ones(count, dtype=torch.bool))
-    return Planted(own, painted[kept], corners[kept.cpu()], size, accuracy, layers[0])
+    return Planted(copied, painted[kept], corners[kept.cpu()], size, accuracy, layers[0])
 
 
 def follows(net: HeadWrapper, images: Tensor, corners: Tensor, size: int) -> Tensor:
@@ -147,8 +147,8 @@ def paint(images: Tensor, corners: Tensor, size: int, marked: Tensor) -> Tensor:
     low, high = images.amin(dim=(0, 2, 3), keepdim=True)[0], images.amax(dim=(0, 2, 3), keepdim=True)[0]
     upright = ((torch.arange(size) // round(size / 4)) % 2 == 0).to(images).expand(size, size)
     painted = images.clone()
-    for image, own, on in zip(painted, corners.tolist(), marked.tolist(), strict=True):
-        for place, (y, x) in enumerate(own):
+    for image, corners_of_image, on in zip(painted, corners.tolist(), marked.tolist(), strict=True):
+        for place, (y, x) in enumerate(corners_of_image):
             stripes = upright if on and place == 0 else upright.T
             image[:, y : y + size, x : x + size] = low + (high - low) * stripes
     return painted

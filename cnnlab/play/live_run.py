@@ -73,7 +73,7 @@ class LiveRun:
         with record_activations(self.net, modules) as outputs, torch.no_grad():
             self.net(image)
         known = {head: {layer.name for layer in wrapper.path(image)} for head, wrapper in self.wrappers.items()}
-        found = []
+        described = []
         for name, output in outputs.items():
             users = [head for head, path in known.items() if name in path]
             branch = name.partition(".")[0]
@@ -92,8 +92,8 @@ class LiveRun:
             if size:
                 fields = receptive_fields(self.wrappers[users[0]], name, image)
                 facts["looks"] = [{"start": f.start, "step": f.step, "size": f.size} for f in fields]
-            found.append(facts)
-        return found
+            described.append(facts)
+        return described
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -171,9 +171,9 @@ class LiveRun:
             logits = self.net(inputs)
         heads, edges = {}, sobel(inputs[:1])
         for name, head in self.heads.items():
-            own, *old = head.probabilities(logits[name]).tolist()
-            evidence = self._evidence(head, question, of, inputs[:1], own, edges)
-            heads[name] = {"probabilities": own, "before": old[0] if old else None, **evidence}
+            shares, *shares_before = head.probabilities(logits[name]).tolist()
+            evidence = self._evidence(head, question, of, inputs[:1], shares, edges)
+            heads[name] = {"probabilities": shares, "before": shares_before[0] if shares_before else None, **evidence}
         return {
             "pixels": as_base64(in_colour(image[None])[0].permute(1, 2, 0)),
             "notes": notes,
@@ -195,7 +195,7 @@ class LiveRun:
         self, head: Head, question: Question, of: LiveRun, image: Tensor, shares: list[float], edges: Tensor
     ) -> dict[str, Any]:
         """Return the heatmap for one class of a head, the right pixels, and the map's rank accuracy."""
-        name, found = head.name, dict[str, Any]()
+        name, evidence = head.name, dict[str, Any]()
         target = question.targets.get(name, max(range(len(shares)), key=shares.__getitem__))
         if target >= len(head.classes):
             raise UserError(f"targets.{name}: the classes are 0..{len(head.classes) - 1}")
@@ -207,18 +207,18 @@ class LiveRun:
                         self.wrappers[name], image, target, self.methods[question.method], head.classes, question.method
                     )
                 maps = result.maps
-                found |= {"target": target, "map": _scaled(maps[0]), "warnings": result.warnings}
+                evidence |= {"target": target, "map": _scaled(maps[0]), "warnings": result.warnings}
             except UserError as error:
-                found |= {"target": target, "map": None, "why": str(error)}
+                evidence |= {"target": target, "map": None, "why": str(error)}
         truth = self._truth(head, question, of)
         if truth is not None:
             truth = question.unpainted(truth)
-            found["truth"] = as_base64(truth.to(torch.uint8))
-            found["chance"] = truth.float().mean().item()
+            evidence["truth"] = as_base64(truth.to(torch.uint8))
+            evidence["chance"] = truth.float().mean().item()
             if maps is not None and truth.any():
                 both = rank_accuracy(torch.cat([maps, edges]), truth.expand(2, -1, -1))
-                found["rank"], found["edges"] = both.tolist()
-        return found
+                evidence["rank"], evidence["edges"] = both.tolist()
+        return evidence
 
     def _true_classes(self, question: Question, of: LiveRun) -> dict[str, str]:
         """Return {head: true class} for a test image of this run, else {}."""
@@ -259,10 +259,10 @@ class LiveRun:
             frames = (first + shares * (last.float() - first)).round().to(torch.uint8)
         with torch.no_grad():
             logits = self.net(frames.float() / 255)
-        said = {key: head.probabilities(logits[key]).tolist() for key, head in self.heads.items()}
+        probabilities = {key: head.probabilities(logits[key]).tolist() for key, head in self.heads.items()}
         pixels = in_colour(frames).permute(0, 2, 3, 1)
         lines = None if scenes is None else [vars(scene) for scene in scenes]
-        return {"frames": [as_base64(frame) for frame in pixels], "said": said, "lines": lines, "words": words}
+        return {"frames": [as_base64(frame) for frame in pixels], "said": probabilities, "lines": lines, "words": words}
 
     def _predicted(self, images: Tensor, name: str) -> Tensor:
         """Return the predicted classes int64 (N,) of images uint8 (N, C, H, W)."""

@@ -70,15 +70,15 @@ class OpenRuns:
         """Return {"runs": [{name, title}], "first": name}, the first run and then the newest. A run is named by its
         path below `outputs`, or else by its folder or its whole path."""
         outputs = self.outputs.resolve()
-        found = {str(path.relative_to(outputs)): Run(path) for path in finished_runs(outputs)}
-        names = {run.path: name for name, run in found.items()}
+        runs = {str(path.relative_to(outputs)): Run(path) for path in finished_runs(outputs)}
+        names = {run.path: name for name, run in runs.items()}
         first = names.get(self.first.path) or self.first.path.name
-        if found.get(first, self.first).path != self.first.path:
+        if runs.get(first, self.first).path != self.first.path:
             first = str(self.first.path)
-        found = {first: self.first, **found}
-        self._known = {name: run.path for name, run in found.items()}
+        runs = {first: self.first, **runs}
+        self._known = {name: run.path for name, run in runs.items()}
         return {
-            "runs": [{"name": name, "title": f"{run.title} · {name}"} for name, run in found.items()],
+            "runs": [{"name": name, "title": f"{run.title} · {name}"} for name, run in runs.items()],
             "first": first,
         }
 

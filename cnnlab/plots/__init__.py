@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from cnnlab.plots.architecture import architecture
-from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores, seeds
+from cnnlab.plots.charts import by_epoch, comparison, curves, f_scores
 from cnnlab.plots.style import Array, save
 from cnnlab.plots.tables import checks, confusion
 from cnnlab.plots.tiles import heat, heat_tables, images, mosaics, overlay, small_images
@@ -24,6 +24,5 @@ __all__ = [
     "mosaics",
     "overlay",
     "save",
-    "seeds",
     "small_images",
 ]

@@ -79,26 +79,6 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     return figure
 
 
-def seeds(groups: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw accuracies in [0, 1] of groups of runs, {name: [value per run]}: a dot per run, a bar for the mean."""
-    figure = Figure(figsize=(10.5, 0.34 * len(groups) + 1.1), layout="constrained")
-    axes = figure.subplots()
-    for place, values in enumerate(groups.values()):
-        percents = 100 * np.array(values)
-        axes.plot(percents, np.full(len(percents), place), "o", color=BLUE, alpha=0.6, markersize=6)
-        axes.plot(percents.mean(), place, "|", color=BLUE, markersize=16, markeredgewidth=2)
-    axes.set_yticks(range(len(groups)), [fill(name, 42) for name in groups], fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(y=0.6 / max(1, len(groups)))
-    every = [100 * value for values in groups.values() for value in values] or [100.0]
-    span = max(max(every) - min(every), 0.05)  # alike ones, too, lie on a scale that can be read
-    axes.set_xlim(min(every) - 0.1 * span, min(max(every) + 0.1 * span, 100 + 0.03 * span))
-    axes.ticklabel_format(axis="x", useOffset=False)
-    axes.grid(alpha=0.3)
-    axes.set_xlabel("test images with every head right (%)")
-    return figure
-
-
 def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: bool = False) -> Figure:
     """Draw a number by epoch, {head: [value per epoch]}, in [0, 1] unless `logarithmic`."""
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")

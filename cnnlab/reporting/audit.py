@@ -52,12 +52,12 @@ def audit_run(cfg: DictConfig) -> Path:
     """Run an audit with `conf/audit.yaml`; return the page's path. Raises `UserError` before anything is written."""
     disable_malloc_trim()
     methods = build_methods(cfg.method)
-    own = own_network(cfg)
-    if own is not None:
-        source, title, parent = str(cfg.images), own.title, Path("outputs/audit")
+    network = own_network(cfg)
+    if network is not None:
+        source, title, parent = str(cfg.images), network.title, Path("outputs/audit")
         with user_errors("method"), console.working() as progress:
-            bound = {name: bind_baselines(method, lambda: own.baseline_images) for name, method in methods.items()}
-            result = audit(own.net, own.inputs.images, bound, progress=progress)
+            bound = {name: bind_baselines(method, lambda: network.baseline_images) for name, method in methods.items()}
+            result = audit(network.net, network.inputs.images, bound, progress=progress)
     elif not isinstance(cfg.images, int | None):
         raise UserError(f"images={cfg.images} is no number; a folder of images goes with net=<function>")
     else:

@@ -191,23 +191,24 @@ def groups(records: Sequence[Record]) -> list[Group]:
     folded: dict[str, list[Record]] = {}
     for record in records:
         folded.setdefault(json.dumps(record.settings, sort_keys=True, default=str), []).append(record)
-    found = []
+    folded_groups = []
     for members in folded.values():
-        own = members[0].settings
-        found.append(Group(members, *({key: own[key] for key in keys if key in own} for keys in (differing, shown))))
-    return sorted(found, key=lambda group: -(group.row().get("validation", -1.0)))
+        first = members[0].settings
+        parts = ({key: first[key] for key in keys if key in first} for keys in (differing, shown))
+        folded_groups.append(Group(members, *parts))
+    return sorted(folded_groups, key=lambda group: -(group.row().get("validation", -1.0)))
 
 
 def _differing(settings: Sequence[dict[str, Any]], within: Sequence[str]) -> list[str]:
     """Return the keys with values that differ among runs with the same choice in the key's own group and in `within`;
     and the differing keys of `within`."""
     keys = []
-    for key in dict.fromkeys(key for own in settings for key in own):
+    for key in dict.fromkeys(key for run_settings in settings for key in run_settings):
         chosen = [name for name in (*within, key.partition(".")[0]) if name != key]
         values: dict[Any, set[Any]] = {}
-        for own in settings:
-            choice = () if key in within else tuple(own.get(name) for name in chosen)
-            values.setdefault(choice, set()).add(own.get(key))
+        for run_settings in settings:
+            choice = () if key in within else tuple(run_settings.get(name) for name in chosen)
+            values.setdefault(choice, set()).add(run_settings.get(key))
         if any(len(different) > 1 for different in values.values()):
             keys.append(key)
     return keys
@@ -242,35 +243,28 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     on = next(iter(where.items())) if where else None
     if where and len(where) > 1:
         raise UserError(f"where={dict(where)}: name one head and its class, like where.colour=green")
-    found = groups(find(paths))
-    rows = [group.row(on) for group in found]
+    ranked = groups(find(paths))
+    rows = [group.row(on) for group in ranked]
     sets: dict[str, list[int]] = {}  # accuracies on different images are not ranked against each other
-    names = [_data_set(group) for group in found]
+    names = [_data_set(group) for group in ranked]
     first = next(filter(None, names), "data")
     for place, name in enumerate(names):  # unreadable runs go into the first table
         sets.setdefault(name or first, []).append(place)
-    tables = {name: _table([found[i] for i in places], [rows[i] for i in places]) for name, places in sets.items()}
+    tables = {name: _table([ranked[i] for i in places], [rows[i] for i in places]) for name, places in sets.items()}
     folder = out or (paths[0] if len(paths) == 1 else new_folder(Path("outputs") / "compare"))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.csv", to_csv(rows))
-    labels = [group.name() for group in found]
+    labels = [group.name() for group in ranked]
     labels = [label if labels.count(label) == 1 else f"{label} ({i})" for i, label in enumerate(labels, start=1)]
     curves = {label: [accuracies(record.rows) for record in group.records if record.rows]
-              for label, group in zip(labels, found, strict=True)}  # fmt: skip
-    every = {label: [record.accuracies(on)["joint"] for record in group.finished]
-             for label, group in zip(labels, found, strict=True)}  # fmt: skip
-    figures = {
-        "compare.png": plots.comparison({name: lines for name, lines in curves.items() if lines}),
-        "compare_seeds.png": plots.seeds({name: values for name, values in every.items() if values}),
-    }
-    for file, figure in figures.items():
-        plots.save(figure, folder / file)
+              for label, group in zip(labels, ranked, strict=True)}  # fmt: skip
+    plots.save(plots.comparison({name: lines for name, lines in curves.items() if lines}), folder / "compare.png")
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
     findings = {
-        name: _finding([found[i] for i in places], [rows[i] for i in places], subject) for name, places in sets.items()
+        name: _finding([ranked[i] for i in places], [rows[i] for i in places], subject) for name, places in sets.items()
     }
     page = html.render(
-        "compare.html", tables=tables, findings=findings, folder=folder, groups=found, note=NOTE, subject=subject
+        "compare.html", tables=tables, findings=findings, folder=folder, groups=ranked, note=NOTE, subject=subject
     )
     write_atomically(folder / "compare.html", page)
     for name, table in tables.items():
@@ -287,14 +281,14 @@ def _data_set(group: Group) -> str:
     return ", ".join([str(data), *differing]) if data else ""
 
 
-def _finding(found: Sequence[Group], rows: Sequence[Row], subject: str) -> str:
+def _finding(ranked: Sequence[Group], rows: Sequence[Row], subject: str) -> str:
     """Return which group is best, and how sure that is. `subject` names the test images that were counted."""
     if "validation" not in rows[0]:
         return "No finished run has a validation accuracy."
     text = f"{percent(rows[0]['joint'])} of {subject} right"
-    if len(found) == 1:
+    if len(ranked) == 1:
         return f"{text}."
-    near = [group.name() for mark, group in zip(_marks(found)[1:], found[1:], strict=True) if mark]
+    near = [group.name() for mark, group in zip(_marks(ranked)[1:], ranked[1:], strict=True) if mark]
     if rows[0]["finished"] < 2:
         sure = "One seed says little: another may change the order"
     elif near:
@@ -302,19 +296,19 @@ def _finding(found: Sequence[Group], rows: Sequence[Row], subject: str) -> str:
         sure = f"The seeds do not tell it from {'; '.join(near[:3])}{more}"
     else:
         sure = "Its worst seed beats every other group"
-    return f"Best on validation is {found[0].name()}: {text}. {sure}."
+    return f"Best on validation is {ranked[0].name()}: {text}. {sure}."
 
 
-def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
+def _table(ranked: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
     """Return the header, and a row of cells per group."""
-    settings = list(dict.fromkeys(key for group in found for key in group.shown))
+    settings = list(dict.fromkeys(key for group in ranked for key in group.shown))
     keys = list(dict.fromkeys(key for row in rows for key in row))
     spreads = [key for key in keys if f"{key}_min" in keys and f"{key}_max" in keys]
     extra = [key for key in ("f1", "epochs_to_goal", "epochs", "seconds", "parameters") if key in keys]
     titles = {"heads_mean": "mean of heads", "joint": "all heads right", "f1": "F1"}
     titles["epochs_to_goal"] = f"epochs to {GOAL:.1%}"
-    several = any(len(group.records) > 1 for group in found)
-    unfinished = any(group.status for group in found)
+    several = any(len(group.records) > 1 for group in ranked)
+    unfinished = any(group.status for group in ranked)
     header = [
         "",
         *settings,
@@ -323,7 +317,7 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
         *(titles.get(key, key) for key in spreads + extra),
     ]
     cells = [header + (["status"] if unfinished else [])]
-    for mark, group, row in zip(_marks(found), found, rows, strict=True):
+    for mark, group, row in zip(_marks(ranked), ranked, rows, strict=True):
         line = [mark, *("–" if (value := group.shown.get(key)) is None else f"{value!s:.60}" for key in settings)]
         if several:
             line.append(f"{row['finished']}" + (f" of {row['runs']}" if row["finished"] < row["runs"] else ""))
@@ -334,12 +328,12 @@ def _table(found: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
     return cells
 
 
-def _marks(found: Sequence[Group]) -> list[str]:
+def _marks(ranked: Sequence[Group]) -> list[str]:
     """Return "best" or "≈" for groups with seeds that reach the first group's."""
-    seeds = [[best_accuracy(record.rows) for record in group.finished] for group in found]
-    if len(found) < 2 or len(seeds[0]) < 2:
-        return [""] * len(found)
-    close = [bool(own) and max(own) >= min(seeds[0]) for own in seeds]
+    seeds = [[best_accuracy(record.rows) for record in group.finished] for group in ranked]
+    if len(ranked) < 2 or len(seeds[0]) < 2:
+        return [""] * len(ranked)
+    close = [bool(values) and max(values) >= min(seeds[0]) for values in seeds]
     return [("best" if sum(close) == 1 else "≈") if near else "" for near in close]
 
 

@@ -102,7 +102,7 @@ class Explanation:
             detector = load_ood_detector(run.path)
             scores = None if detector is None else detector.scores(self.net, inputs.images)
             warnings = image_warnings(inputs.images, scores, inputs.notes)
-            notes = [[*own, *([text] if text else [])] for own, text in zip(inputs.notes, warnings, strict=True)]
+            notes = [[*done, *([text] if text else [])] for done, text in zip(inputs.notes, warnings, strict=True)]
             return replace(inputs, notes=notes)
         if cfg.indices is None:
             return from_split(split, pick(self.net, run.heads, split, PICKED))
@@ -128,8 +128,8 @@ class Explanation:
     def _two_layers(self) -> list[str]:
         """Return the first and the last convolution that the first head depends on."""
         path = path_to_head(self.wrappers[self.heads[0].name], self.images)
-        found = [name for name in path if isinstance(layer_named(self.net, name), nn.Conv2d)]
-        return list(dict.fromkeys([*found[:1], *found[-1:]]))
+        convolutions = [name for name in path if isinstance(layer_named(self.net, name), nn.Conv2d)]
+        return list(dict.fromkeys([*convolutions[:1], *convolutions[-1:]]))
 
     def _targets(self) -> list[tuple[Head, str, Tensor]]:
         """Return (head, word, class of each image int64 (N,)) for every head and each of `targets` that it knows."""
@@ -137,15 +137,15 @@ class Explanation:
             raise UserError("targets=[]: name at least one, like targets=[predicted]")
         targets = []
         for word in as_list(self.cfg.targets):
-            found = [
+            answerable = [
                 (head, word, classes)
                 for head in self.heads
                 if (classes := target_classes(head, word, self.inputs, self.predicted[head.name])) is not None
             ]
-            if not found:
+            if not answerable:
                 known = ["predicted", "true", *(name for head in self.heads for name in head.classes)]
                 raise UserError(f"there is no target '{word}'{did_you_mean(word, known)}")
-            targets += found
+            targets += answerable
         return targets
 
     def write(self) -> Path:
@@ -313,14 +313,14 @@ def mistakes_sentence(heads: Sequence[Head], probabilities: Shares, inputs: Inpu
 def ranks(maps: Maps, images: Tensor, truths: Mapping[str, Tensor]) -> dict[tuple[str, str, str], Tensor]:
     """Return {(method, target's word, head): rank accuracy float64 (N,)} where the right pixels, bool (N, H, W) by
     head, are known; the method is also `EDGES`."""
-    found = {}
+    accuracies = {}
     for head, mask in truths.items():
         edges = rank_accuracy(sobel(images), mask)
         for (method, word), by_head in maps.items():
             if head in by_head:
-                found[method, word, head] = rank_accuracy(by_head[head].maps, mask)
-                found[EDGES, word, head] = edges
-    return found
+                accuracies[method, word, head] = rank_accuracy(by_head[head].maps, mask)
+                accuracies[EDGES, word, head] = edges
+    return accuracies
 
 
 def rank_table(maps: Maps, images: Tensor, truths: Mapping[str, Tensor]) -> list[list[str]]:
@@ -367,9 +367,9 @@ def viewer(
     words, wrong = [], []
     for i, name in enumerate(inputs.names):
         true = {} if inputs.truth is None else {h.name: h.classes[inputs.truth[h.name][i]] for h in heads}
-        said = {head.name: head.classes[predicted[head.name][i]] for head in heads}
-        words.append(" ".join([name, *said.values(), *true.values()]))
-        wrong.append({head: answer for head, answer in true.items() if answer != said[head]})
+        answers = {head.name: head.classes[predicted[head.name][i]] for head in heads}
+        words.append(" ".join([name, *answers.values(), *true.values()]))
+        wrong.append({head: answer for head, answer in true.items() if answer != answers[head]})
     return {
         "size": list(pixels.shape[2:]),
         "heads": [head.name for head in heads],

@@ -151,10 +151,10 @@ def open_onnx(content: bytes) -> Answers:
 def largest_difference(run: RunFolder, answers: Answers, images: Tensor) -> float:
     """Return the largest difference of a probability between an exported network and the run's; NaN for a NaN."""
     with torch.no_grad():
-        expected, found = Probabilities(run.net, run.heads)(images), answers(images)
-    if any(found[name].shape != values.shape for name, values in expected.items()):
+        expected, exported = Probabilities(run.net, run.heads)(images), answers(images)
+    if any(exported[name].shape != values.shape for name, values in expected.items()):
         return float("inf")
-    return torch.stack([(found[name] - values).abs().max() for name, values in expected.items()]).max().item()
+    return torch.stack([(exported[name] - values).abs().max() for name, values in expected.items()]).max().item()
 
 
 FORMATS = {

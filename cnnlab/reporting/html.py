@@ -31,9 +31,9 @@ def render(template: str, templates: Path | None = None, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def pluralize(number: int, one: str, many: str | None = None) -> str:
+def pluralize(number: int, singular: str, plural: str | None = None) -> str:
     """Return a number with its noun: "1 head", "24,000 images"."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def join_words(words: Sequence[str]) -> str:

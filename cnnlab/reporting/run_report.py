@@ -249,8 +249,8 @@ def accuracies_by_class(heads: Sequence[Head], predictions: Predictions) -> dict
         for number, name in enumerate(head.classes):
             members = predictions.targets[head.name] == number
             if members.any():
-                own = {row: values[members].double().mean().item() for row, values in rows.items()}
-                accuracies.setdefault(head.name, {})[name] = own
+                accuracies_of_class = {row: values[members].double().mean().item() for row, values in rows.items()}
+                accuracies.setdefault(head.name, {})[name] = accuracies_of_class
     return accuracies
 
 
@@ -269,9 +269,9 @@ def class_rows(heads: Sequence[Head], scores: Scores) -> list[dict[str, Any]]:
         mistakes = confusion.clone().fill_diagonal_(0)
         for i, name in enumerate(head.classes):
             support = int(confusion[i].sum())
-            own = {s: values[f"class_{s}"][i].item() if support else None for s in ("precision", "recall", "f1")}
+            by_score = {s: values[f"class_{s}"][i].item() if support else None for s in ("precision", "recall", "f1")}
             taken_for = head.classes[int(mistakes[i].argmax())] if mistakes[i].any() else ""
-            rows.append({"head": head.name, "class": name, **own, "support": support, "taken_for": taken_for})
+            rows.append({"head": head.name, "class": name, **by_score, "support": support, "taken_for": taken_for})
     return rows
 
 

@@ -172,7 +172,9 @@ class Classifier(L.LightningModule):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.trained_parameters())
+        optimizer: Any = self.optimizer(self.trained_parameters())
+        if str(self.trainer.precision) == "bf16-mixed":  # gradients are not scaled: Lightning may clip them
+            optimizer._step_supports_amp_scaling = False
         if self.lr_scheduler.get("scheduler") is None:
             return optimizer
         config = self.scheduler_config(optimizer, self._total_steps() if self._counts_steps() else 1)
@@ -188,18 +190,6 @@ class Classifier(L.LightningModule):
         make, config = self.lr_scheduler["scheduler"], {**self.lr_scheduler}
         config["scheduler"] = make(optimizer, total_steps=total_steps) if self._counts_steps() else make(optimizer)
         return config
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        # Lightning refuses to clip for a fused optimizer in mixed precision, which may unscale the gradients first;
-        # bfloat16 does not scale them.
-        if gradient_clip_val and str(self.trainer.precision) == "bf16-mixed" and optimizer.defaults.get("fused"):
-            by_value = gradient_clip_algorithm == "value"
-            clip: Any = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
-            clip(self.trained_parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validates(self) -> bool:
         """Return whether the run validates at all."""

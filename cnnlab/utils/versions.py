@@ -14,11 +14,11 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on."""
-    found = {"cnnlab": __version__}
+    known = {"cnnlab": __version__}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            known[package] = version(package)
+    return known
 
 
 def commit() -> str | None:

@@ -119,7 +119,7 @@ def available() -> list[str]:
     return [name for name in RENDERERS if opencv or not name.startswith("OpenCV")]
 
 
-def foreign_coverage(name: str, lines: Lines, centres: Tensor) -> Tensor:
+def external_coverage(name: str, lines: Lines, centres: Tensor) -> Tensor:
     """How bright each pixel is, float32 (B, 28, 28) in [0, 1], as one of `RENDERERS` draws it; `centres` float32
     (B, 2)."""
     draw, shorter = RENDERERS[name]

@@ -23,7 +23,7 @@ from cnnlab.data.rendering import (
     centre_bounds,
     coverage,
 )
-from research.renderers.external import available, foreign_coverage
+from research.renderers.external import available, external_coverage
 
 OURS, OTHERS, PLACES = "drawn by cnnlab", "drawn by others", "at another place"
 SHAPES, LIGHT = "a little unlike their class", "in another light"
@@ -67,7 +67,7 @@ class LineBench:
         for style in STYLES:
             yield Variation(OURS, style, self._lit(coverage(lines, centres, style)))
         for name in available():
-            yield Variation(OTHERS, name, self._lit(foreign_coverage(name, lines, centres)))
+            yield Variation(OTHERS, name, self._lit(external_coverage(name, lines, centres)))
         low, high = centre_bounds(lines, "capped")
         middle = IMAGE_SIZE / 2
         share = (centres - low) / (high - low)

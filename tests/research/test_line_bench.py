@@ -9,7 +9,7 @@ import torch
 
 from cnnlab.data.rendering import NUM_CLASSES, Lines, attributes_of, centre_bounds, coverage, render
 from cnnlab.data.sampling import in_region
-from research.renderers.external import RENDERERS, available, foreign_coverage
+from research.renderers.external import RENDERERS, available, external_coverage
 from research.renderers.line_bench import PLACES, LineBench, moments_baseline
 
 EVERY = torch.arange(NUM_CLASSES)
@@ -29,14 +29,14 @@ def test_all_programs_are_installed_here() -> None:
 def test_a_thin_upright_line_is_exact_to_the_pixel(name: str, first: int, last: int) -> None:
     expected = torch.zeros(28, 28)
     expected[8, first : last + 1] = 1
-    torch.testing.assert_close(foreign_coverage(name, UPRIGHT, AT)[0], expected)
+    torch.testing.assert_close(external_coverage(name, UPRIGHT, AT)[0], expected)
 
 
 @pytest.mark.parametrize("name", TRUE_TO_SIZE)
 def test_what_is_drawn_true_to_size_is_what_we_draw(name: str) -> None:
     lines = Lines.from_class_ids(EVERY)
     centres = 14 + torch.rand(NUM_CLASSES, 2, generator=torch.Generator().manual_seed(0))
-    theirs, ours = foreign_coverage(name, lines, centres), coverage(lines, centres)
+    theirs, ours = external_coverage(name, lines, centres), coverage(lines, centres)
     area = lines.length * lines.width
     assert (theirs.sum(dim=(1, 2)) / area).mean().item() == pytest.approx(1, abs=0.06)  # Pillow rounds to an eighth
     assert ((theirs - ours).abs().sum(dim=(1, 2)) / area).mean() < 0.12
@@ -45,7 +45,7 @@ def test_what_is_drawn_true_to_size_is_what_we_draw(name: str) -> None:
 @pytest.mark.parametrize("name", RENDERERS)
 def test_every_program_draws_lines_where_and_how_they_lie(name: str) -> None:
     lines = Lines.from_class_ids(EVERY)
-    grey = foreign_coverage(name, lines, torch.full((NUM_CLASSES, 2), 14.0)).double()
+    grey = external_coverage(name, lines, torch.full((NUM_CLASSES, 2), 14.0)).double()
     assert grey.min() >= 0
     assert grey.max() <= 1
     places = torch.arange(28.0).double() + 0.5
