@@ -28,7 +28,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of plain tensors and numbers, never code. Raises `UserError` for a broken file or another kind of file."""
+    """Load a checkpoint of plain tensors and numbers, never code. Raises `UserError` for any other file."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not check the checksums
             if archive.testzip() is not None:

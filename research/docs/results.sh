@@ -33,7 +33,7 @@ for seed in 0 1 2; do
   train multihead_anywhere $seed experiment=multihead_anywhere
   train anywhere_light $seed experiment=multihead_anywhere augment=light
   for name in multihead_report_b multihead_mixed multihead_jitter anywhere_plain anywhere_mixed multihead_anywhere anywhere_light; do
-    [ -e "$root/$name/$seed/robustness" ] || "$python" -m cnnlab.robustness run="$root/$name/$seed" per_kind=100
+    [ -e "$root/$name/$seed/robustness" ] || "$python" -m research.renderers run="$root/$name/$seed" per_kind=100
   done
   train multihead_report_b_region $seed experiment=multihead_report_b data.holdout=region
   train multihead_mixed_region $seed experiment=multihead_report_b data.holdout=region $mixed

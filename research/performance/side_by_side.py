@@ -102,9 +102,9 @@ class Result:
     @property
     def cells(self) -> list[str]:
         low, middle, high = (f"{f(self.values):.3g}" for f in (min, median, max))
-        asked = f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
+        goal = f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
         spread = f"{low} to {high}"
-        return [self.work, self.against, f"**{middle}** {self.unit}", spread, str(len(self.values)), asked]
+        return [self.work, self.against, f"{middle} {self.unit}", spread, str(len(self.values)), goal]
 
 
 def best(seconds: dict[str, list[float]], among: Iterable[str]) -> str:
@@ -123,7 +123,7 @@ def compared(seconds: dict[str, list[float]], work: str, ours: str, theirs: str,
     return Result(work, theirs, [other / own for own, other in pairs], at_least=at_least)
 
 
-RESULT_HEADER = ["work", "against", "median", "spread", "rounds", "asked"]
+RESULT_HEADER = ["work", "against", "median", "spread", "rounds", "goal"]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -64,9 +64,9 @@ def test_a_contestant_that_cannot_start_is_named(capfd: pytest.CaptureFixture[st
 def test_a_ratio_is_that_of_neighbours_in_one_round() -> None:
     result = compared({"ours": [1, 2, 4], "theirs": [3, 4, 4]}, "work", "ours", "theirs", 1.6)
     assert result.values == [3, 2, 1]
-    assert result.cells == ["work", "theirs", "**2** times", "1 to 3", "3", "≥ 1.6"]
+    assert result.cells == ["work", "theirs", "2 times", "1 to 3", "3", "≥ 1.6"]
     assert Result("drawing", "training", [1.5], at_most=2, unit="%").cells[2:] == [
-        "**1.5** %", "1.5 to 1.5", "1", "≤ 2",
+        "1.5 %", "1.5 to 1.5", "1", "≤ 2",
     ]  # fmt: skip
 
 
@@ -106,9 +106,9 @@ def test_a_report_is_markdown() -> None:
     result = {"work": "w", "against": "a", "values": [1.0], "at_least": 1, "at_most": None, "unit": "s"}
     text = report({"results": [result], "figures": [{"who": "x", "of": "y", "images/s": "5"}]})
     assert text.splitlines() == [
-        "| work | against | median | spread | rounds | asked |",
+        "| work | against | median | spread | rounds | goal |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
-        "| w | a | **1** s | 1 to 1 | 1 | ≥ 1 |",
+        "| w | a | 1 s | 1 to 1 | 1 | ≥ 1 |",
         "",
         "| who | of | images/s |",
         "| --- | --- | ---: |",
