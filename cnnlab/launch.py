@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.pipeline import train
@@ -37,14 +38,14 @@ def plan_run(cfg: DictConfig) -> DictConfig | RunFolder:
     Raises `UserError` for settings that do not fit together."""
     folder = Path(cfg.paths.output_dir)
     if cfg.resume is not None:
-        run = RunFolder(str(cfg.resume))
+        run = RunFolder(to_absolute_path(str(cfg.resume)))
         check_trusted(run.config, run.path / "config.yaml")
         return _runtime(_resumed(run, cfg), run.path, _last_checkpoint(run))
-    init_from = RunFolder(str(cfg.init_from)) if cfg.init_from is not None else None
+    init_from = RunFolder(to_absolute_path(str(cfg.init_from))) if cfg.init_from is not None else None
     config = config_with_choices(with_base_network(cfg, init_from))
     root = config.data.get("root")
     if isinstance(root, str) and not root.startswith("~"):
-        config.data.root = str(Path(root).absolute())  # the run is opened from anywhere
+        config.data.root = to_absolute_path(root)  # the run is opened from anywhere
     if cfg.skip_finished and (folder / "config.yaml").is_file():
         run = RunFolder(folder)
         if run.config != OmegaConf.create(OmegaConf.to_container(config, resolve=True)):
@@ -125,6 +126,8 @@ def _resumed(run: RunFolder, cfg: DictConfig) -> DictConfig:
                 f"trainer.max_epochs={epochs}: the run has {before}; it can only be raised to a whole number"
             )
         config.trainer.max_epochs = epochs
+    if run.finished and config.trainer.get("max_steps", -1) != -1:
+        raise UserError(f"{run.path} is finished: it ends at trainer.max_steps={config.trainer.max_steps}; train anew")
     if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
         raise UserError(f"{run.path} is finished; raise trainer.max_epochs to train it longer")
     return config

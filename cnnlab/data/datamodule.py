@@ -175,6 +175,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: Images of a training batch, of all processes together.
         eval_batch_size: Images of a validation or test batch.
         num_workers: Processes that load batches.
+
+    Several processes share out the batches themselves: a Trainer of your own needs `use_distributed_sampler=False`.
     """
 
     heads: tuple[Head, ...]
@@ -217,6 +219,9 @@ class ImageDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self.test_dataloader()
 
     def _in_order(self, name: str) -> DataLoader[Batch]:
         return self._loader(name, in_order(len(self.splits[name]), self.eval_batch_size, *self._process()))

@@ -207,7 +207,7 @@ class HeadWrapper(nn.Module):
         with torch.enable_grad():
             head = HeadWrapper(copied, self.head)
             answers = head.output(image)
-            scores = head.scores(mean_of_places(answers))[:, -1].sum()
+            scores = sum_of_classes(head.scores(mean_of_places(answers)))
             if not runs or not scores.requires_grad:
                 return []
             grads = torch.autograd.grad(scores, [output for _, output in runs], allow_unused=True)
@@ -255,6 +255,12 @@ def parts_of(answers: Any) -> dict[Any, Tensor]:
 def mean_of_places(answers: Tensor) -> Tensor:
     """Return scores (N, classes), of scores of places (N, classes, ...) the mean."""
     return answers.flatten(2).mean(dim=2) if answers.ndim > 2 else answers
+
+
+def sum_of_classes(scores: Tensor) -> Tensor:
+    """Return a weighted sum of scores (N, classes), a scalar: its gradient shows what any class depends on. The weights
+    differ, because probabilities have a constant sum."""
+    return (scores * torch.linspace(1, 2, scores.shape[1]).to(scores)).sum()
 
 
 class SigmoidRecorder(TorchDispatchMode):
@@ -494,7 +500,7 @@ def bypasses(net: HeadWrapper, images: Tensor, layer: str) -> bool:
         image = images[:1].detach().clone().requires_grad_()
         with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
             passage.register_forward_hook(lambda _module, _inputs, output: output.detach())
-            scores = net(image)[:, -1].sum()
+            scores = sum_of_classes(net(image))
         grads = torch.autograd.grad(scores, image, allow_unused=True) if scores.requires_grad else (None,)
         net._bypassed[key] = grads[0] is not None and bool(grads[0].any())
     return net._bypassed[key]

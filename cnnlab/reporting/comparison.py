@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from cnnlab import plots
 from cnnlab.reporting import html
 from cnnlab.run import RunFolder
-from cnnlab.training.callbacks import accuracies, best_accuracy
 from cnnlab.utils.cli import as_list, flatten
 from cnnlab.utils.console import as_table, echo, percent
 from cnnlab.utils.errors import UserError
@@ -29,18 +28,15 @@ NOTE = (
     "how many runs did."
 )
 # Runs that differ only in these are repetitions of one another.
-SEED_KEYS = (
-    *("seed", "data.seed", "resume", "data.root", "data.train.root", "data.test.root"),
-    *("data.num_workers", "threads", "tags"),
-)
+SEED_KEYS = ("seed", "data.seed", "resume", "data.num_workers", "threads", "tags")
+DOWNLOADS = ("data.root", "data.train.root", "data.test.root")  # where files are kept that torchvision fetches
 IGNORED_KEYS = ("logger", "callbacks.last_checkpoint", "callbacks.interval_checkpoint", "callbacks.progress_bar")
 # Settings of a data set that change its validation and test images.
-IMAGE_KEYS = tuple(
-    f"data.{name}"
-    for name in (
-        *("style", "test_style", "holdout", "placement", "task", "colours"),
-        *("split_seed", "val_size", "test_size", "val_per_class", "test_per_class"),
-    )
+IMAGE_KEYS = (
+    *("data.style", "data.test_style", "data.holdout", "data.placement", "data.task", "data.colours"),
+    *("data.split_seed", "data.val_size", "data.test_size", "data.val_per_class", "data.test_per_class"),
+    *("data.root", "data.table", "data.size", "data.channels", "data.val_share", "data.test_share"),
+    *("trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.overfit_batches"),
 )
 
 
@@ -57,6 +53,11 @@ class Record:
     @property
     def status(self) -> str:
         return self.error or str(self.summary.get("status", "unfinished"))
+
+    @property
+    def validation(self) -> list[float]:
+        """The validation accuracy with every head right, for each epoch that has one."""
+        return [row["val/acc"] for row in self.rows if "val/acc" in row]
 
     def accuracies(self, on: tuple[str, str] | None) -> dict[str, float]:
         """Return test accuracies in [0, 1], {"joint", and each head if there are several}, on all test images, or `on`
@@ -111,9 +112,8 @@ class Group:
         row |= {"runs": len(self.records), "finished": len(done), "status": self.status or "finished"}
         if not done:
             return row
-        best = mean(best_accuracy(record.rows) for record in done)
-        if best == best:  # NaN without a history
-            row["validation"] = best
+        if all(record.validation for record in done):
+            row["validation"] = mean(max(record.validation) for record in done)
         columns = [record.accuracies(on) for record in done]
         for name in columns[0]:
             row |= _spread(name, [column[name] for column in columns])
@@ -179,7 +179,8 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     if flat.get("init_from"):  # another seed of the same experiment is a repetition
         base = Path(flat["init_from"])
         flat["init_from"] = RunFolder(base).config.experiment if base.is_dir() else str(base)
-    kept = {key: v for key, v in flat.items() if key not in (*SEED_KEYS, *options) and not key.endswith("_target_")}
+    ignored = {*SEED_KEYS, *options, *(DOWNLOADS if "data.train._target_" in flat else ())}
+    kept = {key: v for key, v in flat.items() if key not in ignored and not key.endswith("_target_")}
     return {key: value for key, value in {**options, **kept}.items() if not key.startswith(IGNORED_KEYS)}
 
 
@@ -256,7 +257,7 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     write_atomically(folder / "compare.csv", to_csv(rows))
     labels = [group.name() for group in ranked]
     labels = [label if labels.count(label) == 1 else f"{label} ({i})" for i, label in enumerate(labels, start=1)]
-    curves = {label: [accuracies(record.rows) for record in group.records if record.rows]
+    curves = {label: [record.validation for record in group.records if record.validation]
               for label, group in zip(labels, ranked, strict=True)}  # fmt: skip
     plots.save(plots.comparison({name: lines for name, lines in curves.items() if lines}), folder / "compare.png")
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
@@ -330,7 +331,7 @@ def _table(ranked: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
 
 def _marks(ranked: Sequence[Group]) -> list[str]:
     """Return "best" or "≈" for groups with seeds that reach the first group's."""
-    seeds = [[best_accuracy(record.rows) for record in group.finished] for group in ranked]
+    seeds = [[max(record.validation, default=0.0) for record in group.finished] for group in ranked]
     if len(ranked) < 2 or len(seeds[0]) < 2:
         return [""] * len(ranked)
     close = [bool(values) and max(values) >= min(seeds[0]) for values in seeds]

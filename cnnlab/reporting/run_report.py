@@ -145,7 +145,8 @@ class RunReport:
         predictions, scores = self.classifier.predictions, self.classifier.scores
         steps = sum(row["seconds"] for row in rows)
         images = sum(row.get("train/images", 0) for row in rows)
-        best = min(load_checkpoint(self.best)["epoch"] + 1, self.epochs) if self.best else self.epochs
+        kept = load_checkpoint(self.best) if self.best else {}
+        best = min(kept.get("epoch", self.epochs) + 1, self.epochs)
         self.summary |= {
             "status": "trial" if self.is_trial else "finished",
             "test_evaluations": self.summary["test_evaluations"] + 1,
@@ -154,7 +155,7 @@ class RunReport:
             "train_seconds": round(sum(row["seconds"] + row["val_seconds"] for row in rows), 1),
             "images_per_second": round(images / steps) if steps else None,
             "best_epoch": best,
-            "accuracy": learned_accuracies(rows, best, heads),
+            "accuracy": learned_accuracies(rows, best, heads, kept.get("val_metrics", {})),
             "test": summarize_test(heads, metrics["loss"].item(), predictions, scores),
         }
         classes = class_rows(heads, scores)
@@ -209,10 +210,13 @@ class RunReport:
         return int(RunFolder(self.folder).summary.get("test_evaluations", 0))
 
 
-def learned_accuracies(rows: Sequence[Row], epoch: int, heads: Sequence[Head]) -> dict[str, dict[str, float]]:
-    """Return {"train" and "val": {"joint" and each head's name: accuracy}} of an epoch, from `metrics.csv`. Training
-    accuracy is measured while the weights still change."""
-    row = next((row for row in rows if row["epoch"] == epoch), Row())
+def learned_accuracies(
+    rows: Sequence[Row], epoch: int, heads: Sequence[Head], validated: Row
+) -> dict[str, dict[str, float]]:
+    """Return {"train" and "val": {"joint" and each head's name: accuracy}} of an epoch, from `metrics.csv`, and of the
+    validation of the kept weights, which may lie within the epoch. Training accuracy is measured while the weights
+    still change."""
+    row = {**next((row for row in rows if row["epoch"] == epoch), Row()), **validated}
     keys = {"joint": "acc", **{head.name: f"{head.name}/acc" for head in heads}}
     return {
         stage: {name: row[f"{stage}/{key}"] for name, key in keys.items() if f"{stage}/{key}" in row}

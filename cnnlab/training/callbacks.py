@@ -25,15 +25,11 @@ Row = dict[str, float]
 log = logging.getLogger(__name__)
 
 
-def accuracies(rows: list[Row]) -> list[float]:
-    """Return the share of images with every head right for each epoch: validation, or training without validation."""
-    stage = "val" if any("val/acc" in row for row in rows) else "train"
-    return [row[f"{stage}/acc"] for row in rows if f"{stage}/acc" in row]
-
-
 def best_accuracy(rows: list[Row]) -> float:
-    """Return the highest of `accuracies`; NaN without any."""
-    return max(accuracies(rows), default=float("nan"))
+    """Return the highest share of images with every head right, on validation, or in training without validation; NaN
+    without any."""
+    stage = "val" if any("val/acc" in row for row in rows) else "train"
+    return max((row[f"{stage}/acc"] for row in rows if f"{stage}/acc" in row), default=float("nan"))
 
 
 class MetricsHistory(Checkpoint):
@@ -47,14 +43,19 @@ class MetricsHistory(Checkpoint):
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self._start = self._validated = self._lr = 0.0
+        self._stopped = False  # by a callback, as EarlyStopping; Lightning's checkpoints do not tell
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "elapsed": time.perf_counter() - self._start, "validated": self._validated}
+        elapsed = time.perf_counter() - self._start
+        return {"rows": self.rows, "elapsed": elapsed, "validated": self._validated, "stopped": self._stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
         self._start = time.perf_counter() - state_dict["elapsed"]  # for a run that goes on within an epoch
-        self._validated = state_dict["validated"]
+        self._validated, self._stopped = state_dict["validated"], state_dict["stopped"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = self._stopped
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start, self._validated = time.perf_counter(), 0.0
@@ -71,7 +72,7 @@ class MetricsHistory(Checkpoint):
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        total = time.perf_counter() - self._start
+        total, self._stopped = time.perf_counter() - self._start, trainer.should_stop
         stages = ("train/", "val/") if getattr(pl_module, "validated", True) else ("train/",)  # not an earlier epoch's
         logged = trainer.callback_metrics.items()
         row: Row = {

@@ -4,6 +4,7 @@ how."""
 from __future__ import annotations
 
 import io
+import math
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -15,15 +16,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from cnnlab.utils.checkpoints import checkpoint_path, load_checkpoint
-from cnnlab.utils.errors import Diverged
+from cnnlab.utils.errors import Diverged, UserError
 from cnnlab.utils.io import write_atomically
 
 
 def may_save(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Return whether a run resumed from here ends like one that was never stopped. Not after the last batch of an
-    epoch, before validation, nor while gradients are accumulated, which no checkpoint holds."""
+    """Return whether a run resumed from here ends like one that was never stopped. Not before a validation, nor while
+    gradients are accumulated, which no checkpoint holds; nor with `overfit_batches`, whose loader starts anew."""
     accumulating = (batch_idx + 1) % getattr(trainer, "accumulate_grad_batches", 1)
-    return not (trainer.is_last_batch or accumulating)
+    validates_now = not (batch_idx + 1) % getattr(trainer, "val_check_batch", math.inf)
+    overfits = getattr(trainer, "overfit_batches", 0)
+    return not (trainer.is_last_batch or validates_now or accumulating or overfits)
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -31,7 +34,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     Its state follows a folder that was moved; within an epoch it saves only where a run `may_save`. If both
     `every_n_train_steps` and `train_time_interval` are given, the steps count. A run without validation keeps its last
-    weights under a name that monitors validation.
+    weights under a name that monitors validation. Raises `UserError` for another folder or file name than the run's, or
+    for more than one file; Lightning's own `ModelCheckpoint` writes these.
     """
 
     def __init__(
@@ -39,10 +43,19 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         interval = None if every_n_train_steps else train_time_interval
         super().__init__(every_n_train_steps=every_n_train_steps, train_time_interval=interval, **more)
+        if self.dirpath is not None or self.filename not in ("best", "last") or self.save_top_k != 1:
+            raise UserError(
+                "it keeps one file, `best` or `last`, in the run folder; for other files add one of Lightning's own: "
+                "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint"
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if str(self.monitor).startswith("val/") and not getattr(pl_module, "validates", lambda: True)():
+        if (
+            stage == "fit"
+            and str(self.monitor).startswith("val/")
+            and not getattr(pl_module, "validates", lambda: True)()
+        ):
             self.monitor = None
 
     def on_train_batch_end(

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -120,6 +120,10 @@ class Classifier(L.LightningModule):
         rows = torch.arange(first, first + len(images), device=self.device)  # each process gets every n-th image
         self.collector.update(rows * self.trainer.world_size + self.global_rank, logits, targets)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return {head: logits (B, units)}."""
+        return self(batch[0])  # type: ignore[no-any-return]
+
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()
         self.validated = False
@@ -153,6 +157,8 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["validated"] = self.validated
+        logged = self.trainer.callback_metrics.items()
+        checkpoint["val_metrics"] = {name: value.item() for name, value in logged if name.startswith("val/")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.validated = checkpoint.get("validated", False)
@@ -227,6 +233,11 @@ class Classifier(L.LightningModule):
         trainer: Any = self.trainer
         if getattr(trainer, "datamodule", None) is None:
             return max(1, int(trainer.estimated_stepping_batches))
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):
+            raise UserError(
+                "lr_scheduler: StochasticWeightAveraging changes the number of epochs, on which this learning rate "
+                "depends; choose lr_scheduler=constant, or average with callbacks=[default,ema]"
+            )
         batches = len(trainer.datamodule.train_dataloader())
         for limit in (trainer.limit_train_batches, trainer.overfit_batches or 1.0):
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)

@@ -77,7 +77,8 @@ def with_experiment_of_data(words: Sequence[str]) -> list[str]:
         or not (CONF / f"data/{data}.yaml").is_file()
     ):
         return [*words]
-    return [f"experiment={'folder' if data == 'folder' else 'mnist'}", *words]
+    place = next(i for i, word in enumerate(words) if word.startswith("data="))  # Hydra's words stand side by side
+    return [*words[:place], f"experiment={'folder' if data == 'folder' else 'mnist'}", *words[place:]]
 
 
 def run_command(main: Callable[[], Any], config_name: str, conf: Path = CONF) -> None:

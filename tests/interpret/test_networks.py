@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -325,3 +326,24 @@ def test_softmax_is_not_applied_twice() -> None:
     expected = net(images).softmax(dim=1)
     torch.testing.assert_close(HeadWrapper(nn.Sequential(net, nn.Softmax(dim=1))).probabilities(images), expected)
     torch.testing.assert_close(HeadWrapper(net).probabilities(images), expected)
+
+
+def test_a_layer_that_only_some_classes_need_is_named_as_a_part() -> None:
+    class ByClass(nn.Module):
+        """A convolution of its own for each of two classes; the second runs last."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([conv(images).relu().mean(dim=(1, 2, 3)) for conv in (self.first, self.second)], dim=1)
+
+    torch.manual_seed(0)
+    net, images = ByClass(), torch.rand(2, 3, 12, 12)
+    for target in (0, 1):
+        assert "only a part" in " ".join(attribute(net, images, target, grad_cam).warnings)
+    named = partial(grad_cam, target_layer="first")  # of the first class alone
+    result = attribute(net, images, 0, named)
+    assert result.maps.any()
+    assert not result.warnings

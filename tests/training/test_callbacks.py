@@ -124,10 +124,10 @@ def test_a_small_multihead_run_learns_lines(tmp_path: Path) -> None:
 
 def test_a_moved_run_keeps_its_best(tmp_path: Path) -> None:
     before, now = tmp_path / "before", tmp_path / "now"
-    checkpoint = RunCheckpoint(dirpath=before, filename="best", monitor="selection_score")
+    checkpoint, other = (RunCheckpoint(filename="best", monitor="selection_score") for _ in range(2))
+    checkpoint.dirpath, other.dirpath = str(before), str(now)
     checkpoint.best_k_models = {str(before / "best.ckpt"): torch.tensor(3.0)}
     checkpoint.kth_best_model_path = checkpoint.best_model_path = str(before / "best.ckpt")
-    other = RunCheckpoint(dirpath=now, filename="best", monitor="selection_score")
     other.load_state_dict(checkpoint.state_dict())
     assert other.best_k_models == {str(now / "best.ckpt"): torch.tensor(3.0)}
     assert other.kth_best_model_path == other.best_model_path == str(now / "best.ckpt")
