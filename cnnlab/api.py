@@ -109,9 +109,11 @@ class Run(RunFolder):
         with user_errors("visualize_features"):
             ascent = AscentConfig(**settings)
         heads: dict[str, Head] = {head.name: head for head in self.heads}
+        if channels is not None and (name in heads or not all(isinstance(channel, int) for channel in channels)):
+            raise UserError("channels are whole numbers, of a layer; of a head all classes are shown")
         if name in heads:
             return visualize_classes(self.net, heads[name], self.image_shape, ascent)
-        numbers = None if channels is None else torch.tensor(list(channels), dtype=torch.int64)
+        numbers = None if channels is None else torch.tensor(channels, dtype=torch.int64)
         return visualize_channels(self.net, name, numbers, self.image_shape, ascent)
 
     def audit(self, methods: Any = ("grad_cam",), images: int | None = None) -> AuditResult:

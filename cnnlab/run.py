@@ -195,7 +195,7 @@ def head_named(heads: Sequence[Head], name: str | None = None) -> Head:
     if name is None:
         raise UserError(f"name a head: {', '.join(by_name)}")
     if name not in by_name:
-        raise UserError(f"there is no head '{name}'{did_you_mean(name, by_name)}")
+        raise UserError(f"there is no head '{name}'{did_you_mean(str(name), by_name)}")
     return by_name[name]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cnnlab import plots
 from cnnlab.interpret.method_names import method_title
-from cnnlab.interpret.network import HeadWrapper, batch_size, frozen_copy, placement, receptive_fields
+from cnnlab.interpret.network import WITHOUT_GRADIENT, HeadWrapper, batch_size, frozen_copy, placement, receptive_fields
 from cnnlab.plots.result import Result
 from cnnlab.utils.errors import UserError, one_line
 
@@ -34,16 +34,18 @@ class LayerMap:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Maps float32 (N, H, W) that sum to the class score minus the mean score of `baselines` float32 (R, C, H, W)."""
+class ImageMap:
+    """Maps float32 (N, H, W), and why they may be wrong. With `baselines` float32 (R, C, H, W) they sum to the class
+    score minus the mean score of these, which is checked."""
 
     values: Tensor
-    baselines: Tensor
+    baselines: Tensor | None = None
+    warnings: tuple[str, ...] = ()
 
 
-# (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), shares whose sums are checked, or
-# maps of a layer, which are then interpolated. The head is of a frozen copy: no method needs to restore anything.
-Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | Shares | LayerMap]
+# (head, images float32 (N, C, H, W), targets int64 (N,)) -> maps float32 (N, H, W), the same with more facts, or maps
+# of a layer, which are then interpolated. The head is of a frozen copy: no method needs to restore anything.
+Method = Callable[[HeadWrapper, Tensor, Tensor], Tensor | ImageMap | LayerMap]
 
 
 def completeness_gap(net: HeadWrapper, images: Tensor, targets: Tensor, maps: Tensor, baselines: Tensor) -> Tensor:
@@ -150,8 +152,8 @@ def attribute_head(
     """Return the same as `attribute`, for a frozen head that the caller keeps: faster for one image after another. The
     method must not change the head; the methods of `conf/method/` do not."""
     targets, warnings = _targets(wrapper, images, target), list[str]()
-    if wrapper.mixes_images(images):
-        warnings.append("the scores of an image depend on the other images of the batch: so does its map")
+    if wrapper.unsteady(images):
+        warnings.append(f"{wrapper.unsteady(images)}: so does its map")
     name = name or str(getattr(method, "__name__", "method"))
     maps, layer_maps, gaps = [], [], []
     count = batch_size(images)
@@ -159,15 +161,18 @@ def attribute_head(
         try:
             result = method(wrapper, batch, batch_targets)
         except RuntimeError as error:  # PyTorch's or Captum's
-            cut = "does not require grad" in str(error)
-            reason = "no gradient reaches the image, as under torch.no_grad()" if cut else shorten(one_line(error), 160)
-            raise UserError(f"{name} cannot look into this network: {reason}; choose another method") from error
+            cut = any(text in str(error) for text in ("does not require grad", "not have been used in the graph"))
+            reason = "no gradient reaches the image, as under no_grad" if cut else shorten(one_line(error), 160)
+            other = WITHOUT_GRADIENT if cut else "choose another method"
+            raise UserError(f"{name} cannot look into this network: {reason}; {other}") from error
         if isinstance(result, LayerMap):
             layer_maps.append(result)
             warnings += [*result.warnings, placement(wrapper, result.layer, batch)[2]]
             result = to_image(result, wrapper, batch)
-        if isinstance(result, Shares):
-            gaps.append(completeness_gap(wrapper, batch, batch_targets, result.values, result.baselines))
+        if isinstance(result, ImageMap):
+            if result.baselines is not None:
+                gaps.append(completeness_gap(wrapper, batch, batch_targets, result.values, result.baselines))
+            warnings += result.warnings
             result = result.values
         if not isinstance(result, Tensor) or result.shape != (len(batch), *batch.shape[2:]):
             shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__

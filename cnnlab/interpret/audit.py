@@ -46,8 +46,8 @@ DECISIVE = {
     CLASS: "it shows the planted marker for another class as well",
     PLACE: "its evidence for a planted marker lies in another place",
     GAIN: "with random weights it finds the planted marker as well",
-    ALONE: "the map of an image depends on the other images",
     TWICE: "it gives another map each time",
+    ALONE: "the map of an image depends on the other images",
 }
 ADVISORY = {
     CURVES: "the pixels it marks matter no more than random ones",

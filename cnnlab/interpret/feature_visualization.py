@@ -39,6 +39,9 @@ class AscentConfig:
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"ascent: {name}={getattr(self, name)} is not in {low:g}..{high:g}")
+        for name in ("steps", "jitter"):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(f"ascent: {name}={getattr(self, name)} is not a whole number")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlab.utils.errors import UserError, did_you_mean, one_line
@@ -21,6 +23,7 @@ BATCH = 250  # small images in one forward pass
 LAST_CONVOLUTION = "last_convolution"  # in the place of a layer's name
 AFFINE = (nn.modules.batchnorm._BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)  # may follow an activation
 MOST_PROBED = 16  # images that tell whether a network answers probabilities
+WITHOUT_GRADIENT = "choose occlusion or feature_ablation"
 PLACES, NOISES = 5, 4  # of a layer, and images for each, to measure where it looks
 
 
@@ -31,7 +34,7 @@ def batch_size(images: Tensor) -> int:
 
 def frozen_copy(net: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode, without gradients of parameters, in-place layers and compilation. Raises
-    `UserError` for a network that cannot be copied."""
+    `UserError` for a network that cannot be copied, as where a function replaces `forward` and keeps the original."""
     net = getattr(net, "_orig_mod", net)  # of torch.compile
     kept = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     memo = {id(value): value.detach().clone() for value in kept if value.grad_fn is not None}  # as of weight_norm
@@ -48,6 +51,13 @@ def frozen_copy(net: nn.Module) -> nn.Module:
             copied.set_submodule(name, module._orig_mod)
     for module in copied.modules():
         module._compiled_call_impl = None
+        replaced = vars(module).get("forward")
+        if isinstance(replaced, FunctionType):
+            method: Any = inspect.unwrap(replaced, stop=lambda function: hasattr(function, "__self__"))
+            compiled = hasattr(replaced, "_torchdynamo_orig_callable")  # by torch.compile(net.forward)
+            if not compiled or getattr(method, "__func__", None) is not type(module).forward:
+                raise UserError("a function replaces the network's forward and keeps the original: give a subclass")
+            del module.forward
         if getattr(module, "inplace", False):  # it would overwrite the maps of the layer before
             module.inplace = False
     return copied
@@ -87,7 +97,7 @@ class HeadWrapper(nn.Module):
         self._bypassed: dict[tuple[Any, ...], bool] = {}
         self._classes = 0
         self.ends_in: str | None = None  # see `SigmoidRecorder.last_function`; None: not known yet
-        self._mixes_images: bool | None = None
+        self._unsteady: str | None = None
         self.chooses = (
             not isinstance(net, torch.jit.ScriptModule) and "heads" in inspect.signature(net.forward).parameters
         )
@@ -98,14 +108,14 @@ class HeadWrapper(nn.Module):
         if self.ends_in is None:
             with torch.no_grad(), SigmoidRecorder() as recorder:
                 self.ends_in = recorder.last_function(self.output(images[:MOST_PROBED]))
-        answers = self._answers(images)
-        return torch.logit(answers, eps=1e-6) if self.ends_in == "sigmoid" else answers
-
-    def _answers(self, images: Tensor) -> Tensor:
-        answers = self.output(images)
+        with SigmoidInputs() as sigmoids:
+            answers = self.output(images)
         if answers.ndim < 2 or not answers.is_floating_point():
             raise UserError(f"the network answers {tuple(answers.shape)}, not scores (N, classes)")
-        return mean_of_places(answers)
+        if self.ends_in != "sigmoid":
+            return mean_of_places(answers)
+        logits = sigmoids.of(answers)
+        return torch.logit(mean_of_places(answers), eps=1e-6) if logits is None else mean_of_places(logits)
 
     def output(self, images: Tensor) -> Tensor:
         """Return what the network answers for the head, as it is."""
@@ -113,7 +123,8 @@ class HeadWrapper(nn.Module):
         if isinstance(answers, Tensor):
             return answers
         parts = parts_of(answers)
-        head = len(parts) + self.head if isinstance(self.head, int) and self.head < 0 else self.head
+        last = isinstance(self.head, int) and self.head < 0 and isinstance(answers, Sequence)
+        head = len(answers) + self.head if last else self.head  # type: ignore[operator]
         if head is None and len(parts) == 1:
             head = next(iter(parts))
         if head is None:
@@ -130,13 +141,13 @@ class HeadWrapper(nn.Module):
         if logits.shape[1] > 1:
             return logits
         both: Tensor = self.both_classes.to(logits.device, logits.dtype)(logits)
-        return both
+        return both + both.new_tensor([1.0, 0.0]) if self.ends_in == "probability" else both
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities (B, classes)."""
         logits = self.logits(images)
         scores = self.scores(logits)
-        if self.ends_in == "probabilities":
+        if self.ends_in in ("probability", "probabilities"):
             return scores
         return (scores / 2 if logits.shape[1] == 1 else scores).softmax(dim=1)  # of -z/2 and z/2: the sigmoid of z
 
@@ -147,17 +158,22 @@ class HeadWrapper(nn.Module):
                 self._classes = self(images[:1]).shape[1]
         return self._classes
 
-    def mixes_images(self, images: Tensor) -> bool:
-        """Return whether the scores of an image depend on the others of its batch, as by BatchNorm without running
-        statistics, found with one of `images` (B, C, H, W) beside another at half its brightness."""
-        if self._mixes_images is None and len(images) > 1:
+    def unsteady(self, images: Tensor) -> str:
+        """Return why the scores of an image are not a function of it, or "": they differ each time, as by dropout in
+        every mode, or depend on the others of its batch, as by BatchNorm without running statistics. Found with one of
+        `images` (B, C, H, W), of several beside one at half its brightness."""
+        if self._unsteady is None:
+            others = (images[1:2] / 2).to(images.dtype)
             with torch.no_grad():
-                other = (images[1:2] / 2).to(images.dtype)
-                together, alone = self(torch.cat([images[:1], other]))[:1], self(images[:1])
+                alone, again, together = self(images[:1]), self(images[:1]), self(torch.cat([images[:1], others]))[:1]
             near = 0.02 if alone.element_size() < 4 else 1e-4
-            close = torch.allclose(together, alone, rtol=near, atol=near * alone.abs().max().item())
-            self._mixes_images = not close
-        return bool(self._mixes_images)
+            differ, mix = (
+                not torch.allclose(other, alone, rtol=near, atol=near * alone.abs().max().item())
+                for other in (again, together)
+            )
+            reason = "differ each time" if differ else "depend on the other images of the batch" if mix else ""
+            self._unsteady = f"the scores of an image {reason}" if reason else ""
+        return self._unsteady
 
     def path(self, images: Tensor) -> list[LayerRun]:
         """Return the runs of modules on which the head's output for `images` (B, C, H, W) depends, in the order in
@@ -269,29 +285,38 @@ class SigmoidRecorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.made: list[Tensor] = []  # kept, so that no other tensor takes their memory
+        self.mixed: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, aten = func(*args, **(kwargs or {})), torch.ops.aten
-        copied = func.overloadpacket in (aten._to_copy, aten.clone, aten.mean, aten._reshape_copy, aten.cat)
-        source = args[0] if args else None
+        packet, source = func.overloadpacket, args[0] if args else None
         source = source[0] if isinstance(source, list | tuple) and source else source
-        if func.overloadpacket in (aten.sigmoid, aten.sigmoid_) or (copied and self._made(source)):
+        copied = packet in (aten._to_copy, aten.clone, aten._reshape_copy, aten.cat)
+        if packet in (aten.sigmoid, aten.sigmoid_) or (copied and self._made(source)):
             self.made.append(result)
+        # The mean of sigmoids, as of several networks, or one with bounds is a probability, too, but of no known score.
+        others = [value for value in args[1:] if isinstance(value, Tensor) and value.ndim]
+        mixed = packet in (aten.mean, aten.sum, aten.stack, aten.add, aten.div, aten.mul, aten.rsub, aten.clamp)
+        if packet == aten.hardsigmoid or (mixed and all(map(self._from_sigmoids, [source, *others]))):
+            self.mixed.append(result)
         return result
 
     def _made(self, value: Any) -> bool:
-        """Return whether a value lies in the memory of a sigmoid's result, as views of it do."""
-        return isinstance(value, Tensor) and value.untyped_storage().data_ptr() in {
-            made.untyped_storage().data_ptr() for made in self.made
-        }
+        return _shares_memory(value, self.made)
+
+    def _from_sigmoids(self, value: Any) -> bool:
+        return _shares_memory(value, [*self.made, *self.mixed])
 
     def last_function(self, answers: Tensor) -> str:
-        """Return "sigmoid" for a single unit that ends in one; "probabilities" for several that do, and for rows
-        (N, classes, ...) that sum to 1 and hold no negative value; "" for scores."""
+        """Return "sigmoid" for a single unit that ends in one; "probability" for a single one that is made of some;
+        "probabilities" for several that end in some, and for rows (N, classes, ...) that sum to 1 and hold no negative
+        value; "" for scores."""
         if answers.ndim < 2 or not answers.is_floating_point():
             return ""
         if self._made(answers):
             return "sigmoid" if answers.shape[1] == 1 else "probabilities"
+        if answers.shape[1] == 1 and _shares_memory(answers, self.mixed):
+            return "probability" if ((answers >= 0) & (answers <= 1)).all() else ""
         rows = mean_of_places(answers).float()
         near = 1e-3 if answers.element_size() > 2 else 0.02
         return (
@@ -299,6 +324,31 @@ class SigmoidRecorder(TorchDispatchMode):
             if answers.shape[1] > 1 and (rows >= 0).all() and ((rows.sum(dim=1) - 1).abs() < near).all()
             else ""
         )
+
+
+def _shares_memory(value: Any, others: Sequence[Tensor]) -> bool:
+    """Return whether a value lies in the memory of one of the others, as views do."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.untyped_storage().data_ptr() in {other.untyped_storage().data_ptr() for other in others}
+
+
+class SigmoidInputs(TorchFunctionMode):
+    """Keeps what goes into sigmoids while it is active. Probabilities near 0 and 1 do not tell their score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") == "sigmoid":
+            self.pairs.append((result, args[0] if args else kwargs["input"]))
+        return result
+
+    def of(self, answers: Tensor) -> Tensor | None:
+        """Return the input of the sigmoid that made `answers`, or None."""
+        return next((value for result, value in self.pairs if result is answers), None)
 
 
 def as_maps(value: Any, size: Sequence[int]) -> Tensor | None:
@@ -369,7 +419,7 @@ def layer_named(net: nn.Module, name: str) -> nn.Module:
     """Return the layer `name`. Raises `UserError` for an unknown name."""
     with suppress(AttributeError):
         if name:
-            return net.get_submodule(name.removesuffix(":input"))
+            return net.get_submodule(name)
     raise UserError(f"there is no layer '{name}'{did_you_mean(name, leaf_modules(net))}")
 
 
@@ -405,7 +455,7 @@ def maps_of(net: nn.Module, name: str, images: Tensor) -> Iterator[nn.Module]:
             raise UserError(f"layer '{name}' has no maps (N, C, H, W); name another target_layer")
         return _from_maps(passage(maps), value, size)
 
-    layer = layer_named(net, name)
+    layer = layer_named(net, name.removesuffix(":input"))
     if name.endswith(":input"):
         handle = layer.register_forward_pre_hook(lambda _, inputs: (through(inputs[0]), *inputs[1:]))
     else:
@@ -450,6 +500,8 @@ def last_convolution(net: HeadWrapper, images: Tensor) -> str:
     """Return the name of the last convolution before a head; one that answers a single place is a dense layer. Raises
     `UserError` for a network without convolutions."""
     runs = [run for run in net.path(images) if _is_convolution(run.module) and _is_leaf(run)]
+    if not runs and convolutions(net.net):
+        raise UserError(f"no gradient passes from {net.title} to a convolution: {WITHOUT_GRADIENT}")
     if not runs:
         raise UserError(f"there is no convolution before {net.title}")
     return next((run for run in reversed(runs) if math.prod(run.size_out) > 1), runs[-1]).name
@@ -467,7 +519,9 @@ def default_target_layer(net: HeadWrapper, images: Tensor, target_layer: str | N
     path = net.path(images)
     runs = [run.name for run in path]
     if target_layer not in (None, LAST_CONVOLUTION):
-        layer_named(net.net, target_layer)
+        if not isinstance(target_layer, str):
+            raise UserError(f"target_layer takes the name of a layer, not a {type(target_layer).__name__}")
+        layer_named(net.net, target_layer.removesuffix(":input"))
         if not layers_up_to(net, images, target_layer)[-1].size_out:
             raise UserError(f"layer '{target_layer}' has no maps")
         if runs.count(target_layer) > 1:
@@ -493,17 +547,22 @@ def default_target_layer(net: HeadWrapper, images: Tensor, target_layer: str | N
     return chosen.name
 
 
-def bypasses(net: HeadWrapper, images: Tensor, layer: str) -> bool:
-    """Return whether the head depends on the image also without the maps of `layer`."""
-    key = layer, *images.shape[1:]
-    if key not in net._bypassed:
+def bypasses(net: HeadWrapper, images: Tensor, layer: str, targets: Tensor | None = None) -> bool:
+    """Return whether the score of one of the classes `targets` (None: of any) depends on the image also without the
+    maps of `layer`."""
+    classes = [None] if targets is None else targets.unique().tolist()
+    keys = {number: (layer, number, *images.shape[1:]) for number in classes}
+    if not all(key in net._bypassed for key in keys.values()):
         image = images[:1].detach().clone().requires_grad_()
         with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
             passage.register_forward_hook(lambda _module, _inputs, output: output.detach())
-            scores = sum_of_classes(net(image))
-        grads = torch.autograd.grad(scores, image, allow_unused=True) if scores.requires_grad else (None,)
-        net._bypassed[key] = grads[0] is not None and bool(grads[0].any())
-    return net._bypassed[key]
+            scores = net(image)
+            for number, key in keys.items():
+                score = sum_of_classes(scores) if number is None else scores[0, number]
+                cut = not score.requires_grad
+                grads = [None] if cut else torch.autograd.grad(score, image, allow_unused=True, retain_graph=True)
+                net._bypassed[key] = grads[0] is not None and bool(grads[0].any())
+    return any(net._bypassed[key] for key in keys.values())
 
 
 class _ReachedError(Exception):
@@ -633,13 +692,14 @@ def _centres(net: HeadWrapper, layer: str, images: Tensor, places: Sequence[int]
 
 
 def _agrees(field: ReceptiveField, at: Tensor, centres: Tensor, pixels: int) -> bool:
-    """Return whether places look about where `field` says. Deep networks blur the centres towards the middle."""
+    """Return whether places look about where `field` says. Deep networks blur the centres towards the middle, but not
+    beyond the field."""
     if len(at) < 2:
         return True
     expected = field.start + field.step * at
     away = (expected - centres).abs().max()
     same_direction = ((expected - expected.mean()) * (centres - centres.mean())).sum() >= 0
-    return bool(same_direction and away <= max(2 * field.step, pixels / 4))
+    return bool(same_direction and away <= max(2 * field.step, min(pixels / 4, field.size / 2)))
 
 
 def _fitted(at: Tensor, centres: Tensor, plain: float) -> ReceptiveField | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
+from textwrap import shorten
 
 
 class UserError(ValueError):
@@ -25,7 +26,7 @@ def user_errors(group: str) -> Iterator[None]:
         raise
     except (KeyError, AttributeError) as error:  # their text alone says little
         raise UserError(f"{group}: {type(error).__name__}: {error}") from error
-    except (TypeError, ValueError, AssertionError, RuntimeError, OverflowError, ImportError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, ImportError) as error:
         raise UserError(f"{group}: {one_line(error)}") from error
     except Exception as error:  # Hydra wraps import and call errors
         if type(error).__module__.startswith("hydra.") or "Misconfiguration" in type(error).__name__:
@@ -34,8 +35,8 @@ def user_errors(group: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line."""
-    return " ".join(str(error).split())
+    """Return an error's message on one line of at most 600 characters."""
+    return shorten(str(error), 600, placeholder=" …")
 
 
 def raised_by(error: BaseException, package: str) -> bool:

@@ -223,7 +223,7 @@ def test_images_of_whole_numbers_stay_so_when_mixing_is_looked_for() -> None:
             assert images.dtype == torch.uint8
             return images.float().mean(dim=(2, 3))
 
-    assert not HeadWrapper(Whole()).mixes_images(torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8))
+    assert not HeadWrapper(Whole()).unsteady(torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8))
 
 
 def test_a_map_that_is_0_everywhere_is_said() -> None:
@@ -341,9 +341,113 @@ def test_a_layer_that_only_some_classes_need_is_named_as_a_part() -> None:
 
     torch.manual_seed(0)
     net, images = ByClass(), torch.rand(2, 3, 12, 12)
-    for target in (0, 1):
-        assert "only a part" in " ".join(attribute(net, images, target, grad_cam).warnings)
+    assert "only a part" in " ".join(attribute(net, images, 0, grad_cam).warnings)  # it looks at the second layer
+    assert not attribute(net, images, 1, grad_cam).warnings
     named = partial(grad_cam, target_layer="first")  # of the first class alone
     result = attribute(net, images, 0, named)
     assert result.maps.any()
     assert not result.warnings
+
+
+class _Single(nn.Module):
+    """A network of one unit that ends in a function of its score."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.out, self.end = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 1), end
+
+    def score(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.out(self.conv(images).relu().mean(dim=(2, 3)))
+        return scores
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.end(self.score(images))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        torch.sigmoid,
+        lambda z: z.sigmoid().squeeze(1)[:, None],
+        lambda z: torch.sigmoid(z).clamp(1e-6, 1 - 1e-6),
+        lambda z: 1 - torch.sigmoid(-z),
+        lambda z: torch.stack([torch.sigmoid(z + 0.1), torch.sigmoid(z - 0.1)]).mean(dim=0),
+        lambda z: (torch.sigmoid(z + 0.1) + torch.sigmoid(z - 0.1)) / 2,
+        F.hardsigmoid,
+    ],
+)
+def test_a_probability_of_one_unit_names_the_class(end: Callable[[Tensor], Tensor]) -> None:
+    """Also where it does not end in a sigmoid: bounds, one minus it, the mean of several networks."""
+    torch.manual_seed(0)
+    net, images = _Single(end), torch.rand(6, 3, 8, 8)
+    with torch.no_grad():
+        net.out.bias -= net.score(images).mean()
+        expected = (net.score(images)[:, 0] > 0).long()
+    assert 0 < expected.sum() < 6
+    assert attribute(net, images, "predicted", saliency).targets.tolist() == expected.tolist()
+
+
+def test_a_sure_sigmoid_is_explained_by_its_score() -> None:
+    """A probability that is 1 in float32 tells no score: what goes into the sigmoid does."""
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
+    with torch.no_grad():
+        plain[1].weight.fill_(1.0)
+        plain[1].bias.fill_(-20.0)
+    images = torch.ones(1, 3, 4, 4)  # a score of 28
+    result = attribute(nn.Sequential(plain, nn.Sigmoid()), images, 1, integrated_gradients)
+    torch.testing.assert_close(result.maps, torch.full((1, 4, 4), 3.0))
+    assert not result.warnings
+
+
+def test_a_forward_that_keeps_the_original_network_is_refused() -> None:
+    torch.manual_seed(0)
+    net, images = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)),
+        torch.rand(2, 3, 8, 8),
+    )
+    expected = attribute(net, images, 1, saliency).maps  # it is in training mode
+    original = net.forward
+    net.forward = torch.compile(net.forward, backend="eager")
+    assert torch.equal(attribute(net, images, 1, saliency).maps, expected)
+    assert not net[1].running_mean.any()
+    net.forward = lambda images: original(images)
+    with pytest.raises(UserError, match="give a subclass"):
+        attribute(net, images, 1, saliency)
+
+
+def test_the_last_head_is_the_last_of_the_answers() -> None:
+    class Answers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(48, 2), nn.Linear(48, 3)
+
+        def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor, None, Tensor]:
+            flat = images.flatten(1)
+            return [flat], self.first(flat), None, self.last(flat)
+
+    net, images = Answers(), torch.rand(2, 3, 4, 4)
+    maps = attribute(net, images, 2, saliency, head=-1).maps
+    torch.testing.assert_close(maps[0], net.last.weight[2].view(3, 4, 4).abs().amax(dim=0))
+
+
+def test_a_shift_within_the_network_is_measured() -> None:
+    """Padding and cropping move what a layer sees by 14 pixels; its fields of 5 pixels cannot be blurred so far."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.conv2(F.pad(self.conv1(images), (14, 0, 14, 0))[:, :, :64, :64]).relu().mean(dim=(2, 3))
+
+    torch.manual_seed(0)
+    *fields, warning = placement(HeadWrapper(frozen_copy(Shifted())), "conv2", torch.rand(1, 3, 64, 64))
+    assert not warning
+    assert [field.start for field in fields] == pytest.approx([-13.5, -13.5], abs=3)
+
+
+def test_scores_that_differ_each_time_are_said_of_one_image_too() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 30))
+    net.register_forward_hook(lambda _module, _inputs, output: F.dropout(output))
+    assert attribute(net, torch.rand(1, 3, 4, 4), 1, saliency).warnings[0].startswith("the scores of an image differ")

@@ -220,7 +220,7 @@ class _Functional(nn.Module):
 
 
 @pytest.mark.parametrize("method", [guided_backprop, deconvolution])
-@pytest.mark.parametrize("activation", [F.gelu, F.silu, nn.Tanh(), nn.PReLU(), nn.Sigmoid(), lambda x: x.clamp(min=0)])
+@pytest.mark.parametrize("activation", [F.gelu, F.silu, nn.Tanh(), nn.PReLU(), nn.Sigmoid(), lambda x: x.clamp(0, 6)])
 def test_another_activation_is_refused(method: Callable[..., Tensor], activation: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(UserError, match="another activation than ReLU"):
         attribute(Net(_twice(activation)), torch.randn(1, 3, 12, 12), 0, method)
@@ -237,3 +237,30 @@ def test_a_scripted_network_is_refused(method: Callable[..., Tensor]) -> None:
         scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.ReLU()))
     with pytest.raises(UserError, match="cannot look into a scripted network"):
         attribute(scripted, torch.rand(1, 3, 2, 2), 0, method)
+
+
+def test_a_clamp_at_zero_is_a_relu_and_other_ways_are_not_silent() -> None:
+    torch.manual_seed(0)
+
+    def net(activation: Callable[[Tensor], Tensor]) -> Net:
+        return Net(lambda net, images: activation(net.conv2(activation(net.conv1(images)))))
+
+    images, plain = torch.rand(2, 3, 12, 12), net(F.relu)
+    for activation, kind in (
+        (lambda x: x.clamp(min=0), "right"),
+        (lambda x: torch.clamp_min(x, 0), "right"),
+        (lambda x: torch.maximum(x, torch.zeros_like(x)), "refused"),
+        (lambda x: x.masked_fill(x < 0, 0), "refused"),
+        (lambda x: torch.where(x > 0, x, torch.zeros_like(x)), "warned"),
+    ):
+        other = net(activation)
+        other.load_state_dict(plain.state_dict())
+        for method in (guided_backprop, deconvolution):
+            if kind == "refused":
+                with pytest.raises(UserError, match="another activation than ReLU"):
+                    attribute(other, images, 1, method)
+                continue
+            result = attribute(other, images, 1, method)
+            if kind == "right":
+                assert torch.equal(result.maps, attribute(plain, images, 1, method).maps)
+            assert bool(result.warnings) == (kind == "warned")

@@ -17,7 +17,7 @@ def grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: st
     name = default_target_layer(net, images, target_layer)
     with torch.enable_grad(), maps_of(net.net, name, images) as maps:
         scores = LayerGradCam(net, maps).attribute(_leaf(images), target=targets, relu_attributions=True)
-    return _layer_map(net, images, name, scores[:, 0], target_layer)
+    return _layer_map(net, images, targets, name, scores[:, 0], target_layer)
 
 
 def hires_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: str | None = None) -> LayerMap:
@@ -25,7 +25,7 @@ def hires_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: s
     name = default_target_layer(net, images, target_layer)
     with torch.enable_grad(), maps_of(net.net, name, images) as maps:
         products = LayerGradientXActivation(net, maps).attribute(_leaf(images), target=targets)
-    return _layer_map(net, images, name, products.sum(dim=1).clamp(min=0), target_layer)
+    return _layer_map(net, images, targets, name, products.sum(dim=1).clamp(min=0), target_layer)
 
 
 def grad_cam_pp(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: str | None = None) -> LayerMap:
@@ -35,13 +35,13 @@ def grad_cam_pp(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer:
     below = 2 * grads**2 + grads**3 * maps.sum(dim=(2, 3), keepdim=True)
     share = grads**2 / below.where(below != 0, 1)
     weights = (share * grads.clamp(min=0)).sum(dim=(2, 3), keepdim=True)
-    return _layer_map(net, images, name, (weights * maps).sum(dim=1).clamp(min=0), target_layer)
+    return _layer_map(net, images, targets, name, (weights * maps).sum(dim=1).clamp(min=0), target_layer)
 
 
 def layer_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: str | None = None) -> LayerMap:
     """Return LayerCAM (Jiang et al. 2021): ReLU(sum over k of A_k times the positive part of the gradient by A_k)."""
     name, maps, grads = _maps_and_grads(net, images, targets, target_layer)
-    return _layer_map(net, images, name, (grads.clamp(min=0) * maps).sum(dim=1).clamp(min=0), target_layer)
+    return _layer_map(net, images, targets, name, (grads.clamp(min=0) * maps).sum(dim=1).clamp(min=0), target_layer)
 
 
 def score_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: str | None = None) -> LayerMap:
@@ -57,7 +57,7 @@ def score_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: s
             masked = images * mask.view(len(images), 1, *images.shape[2:])
             weights.append(net.probabilities(masked).gather(1, targets[:, None])[:, 0])
     combined = (torch.stack(weights, dim=1)[..., None, None] * maps).sum(dim=1)
-    return _layer_map(net, images, name, combined.clamp(min=0), target_layer)
+    return _layer_map(net, images, targets, name, combined.clamp(min=0), target_layer)
 
 
 def layer_integrated_gradients(
@@ -69,7 +69,7 @@ def layer_integrated_gradients(
         method = LayerIntegratedGradients(net, maps)
         at_once = batch_size(images)
         shares = method.attribute(_leaf(images), target=targets, n_steps=n_steps, internal_batch_size=at_once)
-    return _layer_map(net, images, name, shares.sum(dim=1), target_layer)
+    return _layer_map(net, images, targets, name, shares.sum(dim=1), target_layer)
 
 
 def _maps_and_grads(
@@ -88,8 +88,10 @@ def _leaf(images: Tensor) -> Tensor:
     return images.detach().clone().requires_grad_()
 
 
-def _layer_map(net: HeadWrapper, images: Tensor, name: str, values: Tensor, target_layer: str | None) -> LayerMap:
-    """Return the maps with a warning where the layer was not chosen by the user and the head does not need it."""
-    warn = target_layer is None and bypasses(net, images, name)
+def _layer_map(
+    net: HeadWrapper, images: Tensor, targets: Tensor, name: str, values: Tensor, target_layer: str | None
+) -> LayerMap:
+    """Return the maps with a warning where the layer was not chosen by the user and a class does not need it."""
+    warn = target_layer is None and bypasses(net, images, name, targets)
     part = f"layer '{name}' is only a part of what the head looks at: the map does not show the rest"
     return LayerMap(name, values.detach(), (part,) if warn else ())

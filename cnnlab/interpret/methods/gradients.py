@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,18 @@ import torch
 from captum.attr import GradientShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from torch import Tensor
 
-from cnnlab.interpret.attribution import Shares
+from cnnlab.interpret.attribution import ImageMap
 from cnnlab.interpret.network import HeadWrapper, batch_size
+from cnnlab.utils.errors import UserError
 
 
 def one_baseline(images: Tensor, baselines: float | Tensor = 0.0) -> Tensor:
     """Return a baseline image (1, C, H, W) from one value for all pixels, or an image."""
     if isinstance(baselines, Tensor):
+        if baselines.shape not in (images.shape[1:], images[:1].shape):
+            raise UserError(
+                f"baselines of {tuple(baselines.shape)}: give a number, or an image (1, C, H, W) like yours"
+            )
         return baselines.to(images).expand_as(images[:1])
     return torch.full_like(images[:1], baselines)
 
@@ -35,7 +40,11 @@ def smooth_grad(
     """Return the mean gradient over `nt_samples` images with Gaussian noise, its absolute value, the largest of the
     channels (Smilkov et al. 2017)."""
     settings = {"nt_samples": nt_samples, "nt_samples_batch_size": batch_size(images), "stdevs": stdevs}
-    return _one_by_one(NoiseTunnel(Saliency(net)), images, targets, abs=False, **settings).abs().amax(dim=1)
+    return (
+        _one_by_one(NoiseTunnel(Saliency(_of_type(net, images))), images, targets, abs=False, **settings)
+        .abs()
+        .amax(dim=1)
+    )
 
 
 def input_x_gradient(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
@@ -45,18 +54,18 @@ def input_x_gradient(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tenso
 
 def integrated_gradients(
     net: HeadWrapper, images: Tensor, targets: Tensor, n_steps: int = 32, baselines: float | Tensor = 0.0
-) -> Shares:
+) -> ImageMap:
     """Return integrated gradients (Sundararajan et al. 2017) from `baselines`: one value for all pixels, or an image
     (1, C, H, W)."""
     baseline = one_baseline(images, baselines)
     settings = {"target": targets, "n_steps": n_steps, "internal_batch_size": batch_size(images)}
     shares = IntegratedGradients(net).attribute(_leaf(images), baseline.expand_as(images), **settings)
-    return Shares(_summed(shares), baseline)
+    return ImageMap(_summed(shares), baseline)
 
 
 def expected_gradients(
     net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None, n_steps: int = 16
-) -> Shares:
+) -> ImageMap:
     """Return the mean of integrated gradients over `baselines` float32 (R, C, H, W), other images (Erion et al. 2021),
     with `n_steps` each instead of random places. None: a black image."""
     method, others = IntegratedGradients(net), several_baselines(images, baselines)
@@ -67,7 +76,7 @@ def expected_gradients(
         "internal_batch_size": batch_size(images),
     }
     maps = [_summed(method.attribute(_leaf(images), one[None].expand_as(images), **settings)) for one in others]
-    return Shares(torch.stack(maps).mean(dim=0), others)
+    return ImageMap(torch.stack(maps).mean(dim=0), others)
 
 
 def gradient_shap(
@@ -81,7 +90,12 @@ def gradient_shap(
     """Return gradients at `n_samples` random places between the noisy image and a random one of `baselines`, times the
     difference (Lundberg and Lee 2017)."""
     settings = {"baselines": several_baselines(images, baselines), "n_samples": n_samples, "stdevs": stdevs}
-    return _summed(_one_by_one(GradientShap(net), images, targets, **settings))
+    return _summed(_one_by_one(GradientShap(_of_type(net, images)), images, targets, **settings))
+
+
+def _of_type(net: HeadWrapper, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the head for noisy images, which Captum makes float32."""
+    return lambda noisy: net(noisy.to(images.dtype))
 
 
 def _summed(shares: Tensor) -> Tensor:

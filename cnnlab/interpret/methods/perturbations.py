@@ -11,6 +11,7 @@ from captum.attr import FeatureAblation, KernelShap, Lime, Occlusion, ShapleyVal
 from torch import Tensor
 from torch.nn import functional as F
 
+from cnnlab.interpret.attribution import ImageMap
 from cnnlab.interpret.methods.gradients import seeded
 from cnnlab.interpret.network import HeadWrapper, batch_size
 from cnnlab.utils.errors import UserError, check_installed
@@ -27,6 +28,8 @@ def occlusion(
     """Return the drop of the class score when a square window around the pixel turns to `baselines`, the mean over the
     windows that cover the pixel (Zeiler and Fergus 2014). Shape and stride are in pixels."""
     window, channels = sliding_window_shapes, images.shape[1]
+    if not (isinstance(window, int) and isinstance(strides, int)):
+        raise UserError(f"occlusion: sliding_window_shapes={window} and strides={strides} are whole numbers of pixels")
     if not 1 <= strides <= window <= min(images.shape[2:]):
         raise UserError(
             f"occlusion: sliding_window_shapes={window} must fit the image, and strides={strides} lie in "
@@ -68,13 +71,13 @@ def shapley_sampling(net: HeadWrapper, images: Tensor, targets: Tensor, patch: i
     return values.mean(dim=1)
 
 
-def kernel_shap(net: HeadWrapper, images: Tensor, targets: Tensor, patch: int = 4, n_samples: int = 200) -> Tensor:
+def kernel_shap(net: HeadWrapper, images: Tensor, targets: Tensor, patch: int = 4, n_samples: int = 200) -> ImageMap:
     """Return Shapley values of the squares of a grid on black, by a weighted linear regression on `n_samples` random
     subsets (Lundberg and Lee 2017). Needs scikit-learn."""
     return _surrogate(KernelShap, net, images, targets, patch, n_samples)
 
 
-def lime(net: HeadWrapper, images: Tensor, targets: Tensor, patch: int = 4, n_samples: int = 200) -> Tensor:
+def lime(net: HeadWrapper, images: Tensor, targets: Tensor, patch: int = 4, n_samples: int = 200) -> ImageMap:
     """Return the weights of a linear model of the class score by the squares of a grid, black or not (Ribeiro et al.
     2016; Captum's kernel, and the ridge regression of the paper's code). Needs scikit-learn."""
     return _surrogate(
@@ -88,14 +91,16 @@ def rise(
     """Return the mean of `n_samples` random masks, each weighted by the class probability of the masked image (RISE,
     Petsiuk et al. 2018). A mask keeps a `share` of `cells` x `cells`, enlarged smoothly and shifted at random; all
     images have the same masks."""
-    masks = _rise_masks(n_samples, cells, share, images.shape[2], images.shape[3]).to(images)
+    if n_samples < 1 or cells < 1:
+        raise UserError(f"rise: n_samples={n_samples} and cells={cells} must be at least 1")
+    masks = _rise_masks(n_samples, cells, share, images.shape[2], images.shape[3]).to(images.device)
     total = torch.zeros(len(images), *images.shape[2:], device=images.device)
     with torch.no_grad():
         for part in masks.split(_at_once(images)):
-            masked = (images[:, None] * part[None, :, None]).flatten(0, 1)  # (N M, C, H, W)
+            masked = (images[:, None] * part[None, :, None].to(images)).flatten(0, 1)  # (N M, C, H, W)
             repeated = targets.repeat_interleave(len(part))[:, None]
             weights = net.probabilities(masked).gather(1, repeated).view(len(images), len(part))
-            total += torch.einsum("nm,mhw->nhw", weights, part)
+            total += torch.einsum("nm,mhw->nhw", weights.float(), part)
     return total / masks.sum(dim=0).clamp(min=1e-6)
 
 
@@ -127,13 +132,14 @@ def _grid(images: Tensor, patch: int) -> Tensor:
 
 def _surrogate(
     kind: Callable[[HeadWrapper], Lime], net: HeadWrapper, images: Tensor, targets: Tensor, patch: int, n_samples: int
-) -> Tensor:
+) -> ImageMap:
     check_installed("surrogate", "sklearn")
-    method, maps = kind(net), []
+    method, maps, squares = kind(net), [], int(_grid(images, patch).max()) + 1
+    few = f"{n_samples} samples are few for {squares} squares: set n_samples={2 * squares}, or a larger patch"
     settings = {"n_samples": n_samples, "perturbations_per_eval": min(100, batch_size(images))}
     for image, target in zip(images.split(1), targets.split(1), strict=True):
         with torch.no_grad(), seeded():
             maps.append(
                 method.attribute(image, target=target, feature_mask=_grid(image, patch), **settings).mean(dim=1)
             )
-    return torch.cat(maps)
+    return ImageMap(torch.cat(maps), warnings=(few,) if n_samples < 2 * squares else ())

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from cnnlab.interpret.attribution import Shares, to_image
+from cnnlab.interpret.attribution import ImageMap, to_image
 from cnnlab.interpret.methods.cams import grad_cam
 from cnnlab.interpret.methods.gradients import one_baseline, several_baselines
-from cnnlab.interpret.network import HeadWrapper
+from cnnlab.interpret.network import HeadWrapper, placement
 from cnnlab.utils.errors import UserError
 
 Call = Callable[..., Tensor]
@@ -25,7 +25,8 @@ Rule = Callable[..., Tensor]  # (call, *arguments of the function) -> output; ca
 RELUS = ("relu", "relu6")
 ACTIVATIONS = (
     *("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardtanh"),
-    *("softplus", "tanh", "threshold", "clamp", "clamp_min"),
+    *("softplus", "tanh", "threshold", "clamp", "clamp_min", "softsign", "softshrink", "hardshrink", "tanhshrink"),
+    *("sin", "cos", "erf"),
 )
 ELEMENTWISE = (
     *(*RELUS, *ACTIVATIONS, "sigmoid", "hardsigmoid", "logsigmoid", "exp", "log", "sqrt", "rsqrt"),
@@ -101,7 +102,7 @@ def _rescale(call: Call, value: Tensor, *rest: Any) -> Tensor:
 
 
 def _mean_product(call: Call, left: Tensor, right: Any, *rest: Any) -> Tensor:
-    """Shares the change of a product between its factors, each with the mean of the other: exact, and symmetric."""
+    """ImageMap the change of a product between its factors, each with the mean of the other: exact, and symmetric."""
     output = call(left, right, *rest)
     if not (isinstance(right, Tensor) and right.requires_grad) or len(left) != len(right) or len(left) % 2:
         return output
@@ -129,7 +130,7 @@ def _softmax_shares(call: Call, value: Tensor, *rest: Any) -> Tensor:
 
 def _largest(call: Any, value: Tensor, *rest: Any) -> Any:
     """Applies DeepLIFT's rule. The change from the baseline's output to the larger output goes to the image's
-    largest pixel, the change from there to the image's output to the baseline's. Shares of overlapping
+    largest pixel, the change from there to the image's output to the baseline's. ImageMap of overlapping
     windows add up."""
     output = call(value, *rest)
     if not isinstance(output, Tensor) or len(value) % 2:
@@ -156,23 +157,23 @@ DEEP_LIFT: dict[str, Rule] = {
 }
 
 
-def deep_lift(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: float | Tensor = 0.0) -> Shares:
+def deep_lift(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: float | Tensor = 0.0) -> ImageMap:
     """Return DeepLIFT with the rescale rule (Shrikumar et al. 2017) from `baselines`: one value for all pixels, or an
     image (1, C, H, W). Products share their change equally between the factors."""
     baseline = one_baseline(images, baselines)
     slopes = _input_gradients(net, torch.cat([images, baseline.expand_as(images)]), targets, DEEP_LIFT)
-    return Shares((slopes * (images - baseline)).sum(dim=1), baseline)
+    return ImageMap((slopes * (images - baseline)).sum(dim=1), baseline)
 
 
-def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None) -> Shares:
+def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, baselines: Tensor | None = None) -> ImageMap:
     """Return the mean of DeepLIFT over `baselines` float32 (R, C, H, W) (Lundberg and Lee 2017). None: black."""
     others = several_baselines(images, baselines)
     maps = [deep_lift(net, images, targets, one[None]).values for one in others]
-    return Shares(torch.stack(maps).mean(dim=0), others)
+    return ImageMap(torch.stack(maps).mean(dim=0), others)
 
 
 def _alpha_1_beta_0(call: Call, value: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
-    """Shares the relevance of a convolution by what adds to it: positive inputs and weights, or both negative."""
+    """ImageMap the relevance of a convolution by what adds to it: positive inputs and weights, or both negative."""
     output = call(value, weight, bias, *rest)
     positive = call(value.clamp(min=0), weight.clamp(min=0), None, *rest)
     if (value < 0).any():
@@ -202,12 +203,12 @@ LRP: dict[str, Rule] = {
 }
 
 
-def lrp(net: HeadWrapper, images: Tensor, targets: Tensor) -> Shares:
+def lrp(net: HeadWrapper, images: Tensor, targets: Tensor) -> ImageMap:
     """Return layer-wise relevance propagation (Bach et al. 2015): the alpha-1-beta-0 rule for convolutions, the epsilon
     rule with epsilon 0 for other layers (a composite after Montavon et al. 2019), half of a product's relevance to each
     factor (Achtibat et al. 2024)."""
     relevance = (_input_gradients(net, images, targets, LRP) * images).sum(dim=1)
-    return Shares(relevance, torch.zeros_like(images[:1]))
+    return ImageMap(relevance, torch.zeros_like(images[:1]))
 
 
 def _only_positive(output: Tensor) -> Tensor:
@@ -219,17 +220,33 @@ def _no_relu(call: Call, *inputs: Any) -> Tensor:
     raise UserError(NO_RULE.format(call.func.__name__))  # type: ignore[attr-defined]
 
 
-GUIDED: dict[str, Rule] = {
-    **dict.fromkeys(ACTIVATIONS, _no_relu),
-    **dict.fromkeys(RELUS, lambda call, *inputs: _only_positive(call(*inputs))),
-}
-DECONVOLUTION: dict[str, Rule] = {
-    **GUIDED,
-    **dict.fromkeys(RELUS, lambda call, value, *rest: _only_positive(_with_gradient_of(value, call(value, *rest)))),
-}
+def _no_maximum(call: Call, value: Tensor, *rest: Any) -> Any:
+    """Refuses the larger of two tensors, which may be a ReLU; the largest along an axis is a pooling."""
+    return _no_relu(call) if rest and isinstance(rest[0], Tensor) else call(value, *rest)
 
 
-def _by_relus(net: HeadWrapper, images: Tensor, targets: Tensor, rules: Mapping[str, Rule]) -> Tensor:
+def _for_relus(rule: Rule) -> dict[str, Rule]:
+    """Return `rule` for ReLUs, clamping at 0 among them, and a refusal for other activations."""
+
+    def clamp(call: Call, value: Tensor, *rest: Any) -> Tensor:
+        bounds = {**dict(zip(("min", "max"), rest, strict=False)), **call.keywords}  # type: ignore[attr-defined]
+        if bounds.get("min") == 0 and bounds.get("max") is None:
+            return rule(call, value, *rest)
+        return _no_relu(call)
+
+    others = {
+        **dict.fromkeys((*ACTIVATIONS, "glu", "masked_fill"), _no_relu),
+        "maximum": _no_maximum,
+        "max": _no_maximum,
+    }
+    return {**others, **dict.fromkeys(RELUS, rule), "clamp": clamp, "clamp_min": clamp}
+
+
+GUIDED = _for_relus(lambda call, *inputs: _only_positive(call(*inputs)))
+DECONVOLUTION = _for_relus(lambda call, value, *rest: _only_positive(_with_gradient_of(value, call(value, *rest))))
+
+
+def _by_relus(net: HeadWrapper, images: Tensor, targets: Tensor, rules: Mapping[str, Rule]) -> ImageMap:
     """Return maps by rules for ReLU. Sigmoids are gates beside ReLUs; without a ReLU they are other activations."""
     called = set()
 
@@ -242,23 +259,35 @@ def _by_relus(net: HeadWrapper, images: Tensor, targets: Tensor, rules: Mapping[
 
     every = {**dict.fromkeys(("sigmoid", "hardsigmoid"), lambda call, *inputs: call(*inputs)), **rules}
     gradients = _input_gradients(net, images, targets, {name: noted(name, rule) for name, rule in every.items()})
-    if called and not called & {*RELUS}:
+    none = not called & {*RELUS, "clamp", "clamp_min"}
+    if none and called - {"max"}:
         raise UserError(NO_RULE.format(called.pop()))
-    return gradients.sum(dim=1)
+    plain = none and not _is_linear(net, images)
+    warnings = ("no ReLU was found: the map is that of the plain gradient",) if plain else ()
+    return ImageMap(gradients.sum(dim=1), warnings=warnings)
 
 
-def guided_backprop(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+@torch.no_grad()
+def _is_linear(net: HeadWrapper, images: Tensor) -> bool:
+    """Return whether scores are a linear function of the image, up to a constant."""
+    constant, once, twice = (net(factor * images[:1]) for factor in (0, 1, 2))
+    return torch.allclose(twice - constant, 2 * (once - constant), rtol=1e-3, atol=1e-5)
+
+
+def guided_backprop(net: HeadWrapper, images: Tensor, targets: Tensor) -> ImageMap:
     """Return the gradient that passes only positive contributions through every ReLU (Springenberg et al. 2015). Raises
     `UserError` for a network with other activations."""
     return _by_relus(net, images, targets, GUIDED)
 
 
-def deconvolution(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+def deconvolution(net: HeadWrapper, images: Tensor, targets: Tensor) -> ImageMap:
     """Return the gradient with only its positive part passed by every ReLU (Zeiler and Fergus 2014). Raises `UserError`
     for a network with other activations."""
     return _by_relus(net, images, targets, DECONVOLUTION)
 
 
-def guided_grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+def guided_grad_cam(net: HeadWrapper, images: Tensor, targets: Tensor, target_layer: str | None = None) -> ImageMap:
     """Return Grad-CAM times guided backpropagation (Selvaraju et al. 2017)."""
-    return to_image(grad_cam(net, images, targets), net, images) * guided_backprop(net, images, targets)
+    cam, fine = grad_cam(net, images, targets, target_layer), guided_backprop(net, images, targets)
+    where = placement(net, cam.layer, images)[2]
+    return ImageMap(to_image(cam, net, images) * fine.values, warnings=(*cam.warnings, *fine.warnings, where))
