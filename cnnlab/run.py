@@ -212,8 +212,10 @@ def _refuse(constant: str) -> None:
 
 def title(config: Mapping[str, Any]) -> str:
     """Return the name of a run: its experiment and its data set."""
-    options = config.get("options") or {}
-    return f"{config['experiment']} on {options['data']}" if "data" in options else str(config["experiment"])
+    data = (config.get("options") or {}).get("data")
+    if data == "folder":
+        data = Path(str(config["data"]["root"])).name
+    return f"{config['experiment']} on {data}" if data else str(config["experiment"])
 
 
 def load_initial_weights(classifier: Classifier, base: RunFolder) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cnnlab
+from cnnlab.utils.cli import compose_config, with_experiment_of_data
 from tests.conftest import TINY_LINES, run_train
 
 
@@ -272,3 +273,23 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(own: str | None, e
     settings |= {} if own is None else {"OMP_WAIT_POLICY": own}
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["blüte", "Bilder (2)", "foto[1]", "Foto #1", "a&b", "Anna's", "~jörg", "C:\\jörg", "x=1 {y}", "a: b"]
+)
+def test_a_name_that_hydra_cannot_read_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+    words = ["experiment=folder", f"data.root={tmp_path}/{name}"]
+    with compose_config("train", words, tmp_path / "run") as cfg:
+        assert cfg.data.root == f"{tmp_path}/{name}"
+
+
+def test_a_comma_in_the_name_of_a_folder_is_no_sweep(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    with compose_config("train", ["experiment=folder", f"data.root={tmp_path}/a,b"], tmp_path / "run") as cfg:
+        assert cfg.data.root == f"{tmp_path}/a,b"
+
+
+def test_a_sweep_of_another_data_set_has_its_words_side_by_side() -> None:
+    words = ["-m", "data=folder", "seed=0,1"]
+    assert with_experiment_of_data(words) == ["-m", "experiment=folder", "data=folder", "seed=0,1"]

@@ -139,7 +139,7 @@ def test_an_image_of_one_colour_is_empty_whatever_its_distance() -> None:
     images[2:, :, 3, 4] = 1  # a white pixel
     empty, far = "is empty, all its pixels are equal", "is unlike the images that the network was trained on"
     for_all = image_warnings(images, torch.tensor([0.5, 3.0, 2.0, 1.0]))
-    assert for_all == [empty, empty, f"{far} (2.0 times the usual limit)", ""]
+    assert for_all == [empty, empty, f"{far} (2.00 times the usual limit)", ""]
     assert image_warnings(images, None) == [empty, empty, "", ""]
 
 

@@ -54,6 +54,10 @@ class BatchedDataset(Dataset[Batch]):
         """Return the images as a network gets them, float32 (B, C, H, W) in [0, 1]."""
         return self.images(indices).float().div_(255)
 
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """Return the names of images for captions: their numbers; a subclass may know files."""
+        return [f"test image {index}" for index in indices]
+
     def truths(self, indices: Tensor, head: Head) -> dict[str, Tensor]:
         """Return the right pixels for a head's question, {truth: bool (B, H, W)}; {} where they are unknown."""
         return {}

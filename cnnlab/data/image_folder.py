@@ -14,7 +14,7 @@ from torch import Tensor
 from cnnlab.data.datamodule import BatchedDataset, ImageDataModule
 from cnnlab.data.image_io import FORMATS, SUFFIXES, read_image
 from cnnlab.models.heads import Head
-from cnnlab.utils.errors import UserError
+from cnnlab.utils.errors import UserError, did_you_mean
 
 Labels = dict[str, list[str]]  # {head: class of each picture}
 Pictures = tuple[list[Path], Labels]
@@ -35,6 +35,9 @@ class PictureDataset(BatchedDataset):
     def images(self, indices: Tensor) -> Tensor:
         pictures = [read_image(self.files[i], self.image_shape, "photo")[0] for i in indices.tolist()]
         return torch.stack(pictures) if pictures else torch.zeros(0, *self.image_shape, dtype=torch.uint8)
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        return [f"{self.files[index].parent.name}/{self.files[index].name}" for index in indices]
 
     def targets(self, indices: Tensor) -> dict[str, Tensor]:
         return {head: values[indices] for head, values in self.classes.items()}
@@ -192,10 +195,16 @@ def _from_folders(folder: Path) -> Pictures:
     return files, {ONLY_HEAD: labels}
 
 
+def _tables(root: Path) -> list[str]:
+    return sorted(file.name for file in root.glob("*.csv"))
+
+
 def _from_table(root: Path, table: Path) -> Pictures:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row] or [[]]
+    except FileNotFoundError:
+        raise UserError(f"there is no {table.name} in {root}{did_you_mean(table.name, _tables(root))}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"data.table={table.name} cannot be read in {root} ({type(error).__name__})") from error
     if header.count("file") != 1 or len(set(header)) != len(header) or len(header) < 2 or "" in header or not rows:

@@ -37,6 +37,7 @@ CONTRAST = 0.6, 0.4  # passes with four times the evidence on the marker, fails 
 PLACEMENT = 0.7, 0.6  # of the highest evidence that lies at the marker
 MAX_DIFFERENCE = 0.01, 0.05  # relative differences
 TRIALS = 8  # mosaics, and images for the sign
+FEWEST = 8  # images
 UNTRAINED = 5  # copies with random weights
 FEW, SOME = 4, 16  # images for the axioms, and for controls
 
@@ -167,8 +168,8 @@ def audit(
     A `KeyboardInterrupt` ends the audit early: the methods that are ready are returned, with a note. Raises `UserError`
     for too few images, and for masks or counterfactuals of another shape.
     """
-    if images.ndim != 4 or len(images) < 8:
-        raise UserError("an audit needs at least eight images (N, C, H, W)")
+    if images.ndim != 4 or len(images) < FEWEST:
+        raise UserError(f"an audit needs at least {FEWEST} images (N, C, H, W), not {tuple(images.shape)}: give more")
     if not torch.isfinite(images).all():
         raise UserError("images hold values that are not finite")
     if not methods:

@@ -44,8 +44,7 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
     if beyond:
         raise UserError(f"indices: {beyond[0]} is not in 0..{len(split) - 1}, the test split")
     rows = torch.tensor(indices)
-    names = [f"test image {index}" for index in indices]
-    return Inputs(split.inputs(rows), names, split.targets(rows), indices=indices)
+    return Inputs(split.inputs(rows), split.names(indices), split.targets(rows), indices=indices)
 
 
 def target_classes(head: Head, word: str, inputs: Inputs, predicted: Tensor | None = None) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pickle import UnpicklingError
 from typing import Any
 
@@ -18,7 +19,7 @@ from cnnlab.interpret.inputs import Inputs
 from cnnlab.interpret.network import batch_size, head_parts
 from cnnlab.models.heads import Head
 from cnnlab.utils.cli import as_list
-from cnnlab.utils.errors import UserError, one_line, user_errors
+from cnnlab.utils.errors import UserError, did_you_mean, one_line, user_errors
 
 Transform = Callable[[Image.Image], Tensor]
 ONLY_HEAD = "answer"  # of a network that answers one tensor
@@ -67,7 +68,11 @@ def open_network(node: DictConfig, weights: str | None = None) -> tuple[nn.Modul
     The `_target_` of `node` is a function in an importable module, as "torchvision.models.resnet18". It returns the
     network, or (network, transform). `weights` is a file with its `state_dict`. Raises `UserError` for anything else.
     """
+    package, _, name = str(node._target_).rpartition(".")
     with user_errors(f"net={node._target_}"):
+        if name not in dir(import_module(package)):
+            public = [known for known in dir(import_module(package)) if not known.startswith("_")]
+            raise UserError(f"net={node._target_}: there is no {name} in {package}{did_you_mean(name, public)}")
         made = instantiate(node, _convert_="all")
         net, transform = made if isinstance(made, tuple) else (made, None)
         if not isinstance(net, nn.Module):
@@ -76,6 +81,8 @@ def open_network(node: DictConfig, weights: str | None = None) -> tuple[nn.Modul
     if weights is not None:
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise UserError(f"there is no file {weights} for weights=") from None
         except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
             raise UserError(f"weights={weights} cannot be read as a state_dict ({type(error).__name__})") from error
         with user_errors(f"weights={weights}"):

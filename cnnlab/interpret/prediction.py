@@ -121,7 +121,7 @@ def image_warnings(images: Tensor, ood: Tensor | None, notes: Sequence[Sequence[
         if empty or reasons:
             warnings.append((reasons or ["is empty, all its pixels are equal"])[0])
         else:
-            far = f"is unlike the images that the network was trained on ({score:.1f} times the usual limit)"
+            far = f"is unlike the images that the network was trained on ({score:.2f} times the usual limit)"
             warnings.append(far if score > 1 else "")
     return warnings
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cnnlab import plots
 from cnnlab.data.datamodule import sample_indices
 from cnnlab.interpret.attribution import Method, bind_baselines, displayable
-from cnnlab.interpret.audit import AVOID, CARE, CHECKS, USE, AuditResult, Example, audit
+from cnnlab.interpret.audit import AVOID, CARE, CHECKS, FEWEST, USE, AuditResult, Example, audit
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.own_network import own_network
 from cnnlab.interpret.registry import build_methods
@@ -24,7 +24,7 @@ from cnnlab.utils import console
 from cnnlab.utils.console import echo
 from cnnlab.utils.errors import UserError, user_errors
 from cnnlab.utils.hardware import disable_malloc_trim
-from cnnlab.utils.io import new_folder, to_csv, write_atomically, write_json
+from cnnlab.utils.io import check_is_folder, new_folder, to_csv, write_atomically, write_json
 from cnnlab.utils.versions import versions
 
 Progress = Callable[[str], None]
@@ -34,23 +34,29 @@ IMAGES = 100  # that are audited if no number is named
 def audit_run_folder(
     run: RunFolder, methods: Mapping[str, Method], images: int | None = None, progress: Progress = lambda _: None
 ) -> AuditResult:
-    """Audit `methods` on `images` random test images of a run; None: 100, or all of a smaller test split."""
-    split = run.test_split
+    """Audit `methods` on `images` random test images of a run; None: 100, or all of a smaller test split. Where it has
+    fewer than an audit needs, images of the other splits are added."""
+    split, masks = run.test_split, dict[str, Tensor]()
     rows = sample_indices(len(split), min(IMAGES, len(split)) if images is None else images)
-    masks = {}
+    inputs = split.inputs(rows)
     for head in run.heads:
         truths = split.truths(rows, head)
         if truths:
             masks[head.name] = truths.get("counterfactual", next(iter(truths.values())))
+    if len(inputs) < FEWEST and images is None:
+        others = [run.datamodule("fit").splits[name] for name in ("val", "train")]
+        more = [other.inputs(torch.arange(min(IMAGES, len(other)))) for other in others]
+        inputs, masks = torch.cat([inputs, *more])[:IMAGES], {}
     with user_errors("method"):
         bound = {name: bind_baselines(method, lambda: run.baseline_images) for name, method in methods.items()}
         heads = [head.name for head in run.heads]
-        return audit(run.net, split.inputs(rows), bound, heads, masks, None, progress)
+        return audit(run.net, inputs, bound, heads, masks, None, progress)
 
 
 def audit_run(cfg: DictConfig) -> Path:
     """Run an audit with `conf/audit.yaml`; return the page's path. Raises `UserError` before anything is written."""
     disable_malloc_trim()
+    check_is_folder(cfg.out)
     methods = build_methods(cfg.method)
     network = own_network(cfg)
     if network is not None:
@@ -65,7 +71,7 @@ def audit_run(cfg: DictConfig) -> Path:
         title, parent = run.title, run.path / "audit"
         with console.working() as progress:
             result = audit_run_folder(run, methods, cfg.images, progress)
-        source = f"{result.images} test images of {run.path}"
+        source = f"{result.images} images of {run.path}"
     folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else parent)
     write_atomically(folder / "checks.csv", to_csv(result.rows()))
     plots.save(result.plot(), folder / "checks.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from cnnlab import plots
@@ -37,10 +35,10 @@ from cnnlab.reporting.encode import as_base64, colour_tables, in_colour, levels
 from cnnlab.reporting.html import render
 from cnnlab.run import RunFolder, find_run, head_named
 from cnnlab.utils.cli import as_list
-from cnnlab.utils.console import command_line, echo, percent
+from cnnlab.utils.console import command_line, echo, percent, working
 from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 from cnnlab.utils.hardware import disable_malloc_trim
-from cnnlab.utils.io import new_folder, write_atomically, write_json
+from cnnlab.utils.io import check_is_folder, new_folder, write_atomically, write_json
 from cnnlab.utils.versions import versions
 
 PICKED = 6  # images that are explained if none are named
@@ -56,6 +54,7 @@ def explain_run(cfg: DictConfig) -> Path:
     """Write an explanation with `conf/explain.yaml`; return the page's path. Raises `UserError` before anything is
     written."""
     disable_malloc_trim()
+    check_is_folder(cfg.out)
     return Explanation(cfg, own_network(cfg) or RunFolder(find_run(cfg.run))).write()
 
 
@@ -150,19 +149,17 @@ class Explanation:
 
     def write(self) -> Path:
         """Compute, draw and write everything; the manifest last."""
-        columns = (TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, transient=True, disable=not Console().is_terminal) as bar:
-            task = bar.add_task("heatmaps")
-            maps, truths = self._heatmaps(), self._truths()
+        with working() as progress:
+            maps, truths = self._heatmaps(progress), self._truths()
             folder = new_folder(Path(str(self.cfg.out)).expanduser() if self.cfg.out else self.folder)
             for i in range(len(self.images)):
                 figure = heatmap_figure(in_colour(self.pixels)[i].numpy(), i, self.heads, self.probabilities, maps)
                 plots.save(figure, folder / f"heatmaps_{i + 1}.png")
-            bar.update(task, description="activations")
+            progress("activations")
             layers = self._write_activations(folder)
-            bar.update(task, description="feature visualisation")
+            progress("feature visualisation")
             filters = self._write_filters(folder)
-            bar.update(task, description="page")
+            progress("page")
             rows = layer_table(self.net, self.run.image_shape)
             plots.save(plots.architecture(rows, self.run.title), folder / "architecture.png")
             warnings = []
@@ -209,11 +206,12 @@ class Explanation:
         echo(f"page  {folder / 'index.html'}")
         return folder / "index.html"
 
-    def _heatmaps(self) -> Maps:
+    def _heatmaps(self, progress: Callable[[str], None]) -> Maps:
         """Return every method's maps for every kind of target and head."""
         maps: dict[tuple[str, str], dict[str, Attribution]] = {}
         for head, word, target in self.targets:
             for name, method in self.methods.items():
+                progress(f"{method_title(name)}, {head.name}")
                 with user_errors(f"method.{name}"):
                     bound = bind_baselines(method, lambda: self.run.baseline_images)
                     key = self.wrappers[head.name].head

@@ -21,6 +21,7 @@ import yaml
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -77,22 +78,28 @@ def with_experiment_of_data(words: Sequence[str]) -> list[str]:
         or not (CONF / f"data/{data}.yaml").is_file()
     ):
         return [*words]
-    place = next(i for i, word in enumerate(words) if word.startswith("data="))  # Hydra's words stand side by side
-    return [*words[:place], f"experiment={'folder' if data == 'folder' else 'mnist'}", *words[place:]]
+    return _with_word(words, f"experiment={'folder' if data == 'folder' else 'mnist'}")
+
+
+def _with_word(words: Sequence[str], word: str) -> list[str]:
+    """Return a command line with one more override, beside the others: argparse does not take two groups of them."""
+    places = [i for i, other in enumerate(words) if "=" in other and not other.startswith("-")]
+    place = places[0] if places else len(words)
+    return [*words[:place], word, *words[place:]]
 
 
 def run_command(main: Callable[[], Any], config_name: str, conf: Path = CONF) -> None:
     """Run `main`, a function under `hydra.main`. A user's mistake ends in one line on standard error and exit status 1;
     HYDRA_FULL_ERROR=1 shows the traceback. Groups that the folder `conf` lacks come from cnnlab."""
-    if conf != CONF:
-        sys.argv.append(f"hydra.searchpath=['file://{CONF}']")
     words = sys.argv[1:]
+    if conf != CONF:
+        words = _with_word(words, f"hydra.searchpath=['file://{CONF}']")
     if _print_help(config_name, words, conf):
         return
     global _TRACEBACK
     full = _TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
     os.environ[_FULL_ERROR] = "1"  # Hydra then raises instead of printing
-    sys.argv[1:] = _with_plus(words)
+    sys.argv[1:] = _for_hydra(words)
     try:
         main()
     except MISTAKES as error:
@@ -140,7 +147,7 @@ def compose_config(
     empty run folder removed. Raises `UserError` for a mistake in `words`."""
     if not _COMPOSING.acquire(blocking=False):
         raise UserError("another thread of this process is training, and Hydra can serve one at a time; wait for it")
-    words = _with_plus(words)
+    words = _for_hydra(words)
     before, hydra_before = HydraConfig.instance().cfg, GlobalHydra.instance().hydra
     try:
         if config_dir is not None:
@@ -243,8 +250,24 @@ def _groups(file: Path) -> list[str]:
     return [name for name in names if not name.startswith("override ") and name != "hydra"]
 
 
-def _with_plus(words: Iterable[str]) -> list[str]:
-    return [f"++{word}" if word.startswith(FREE_KEYS) else word for word in words]
+def _for_hydra(words: Iterable[str]) -> list[str]:
+    """Return words of a command line as Hydra reads them: with `++` before free keys, and in quotes the names of files
+    and values that Hydra cannot read, as with umlauts or brackets."""
+    return [f"++{word}" if word.startswith(FREE_KEYS) else word for word in map(_readable, words)]
+
+
+def _readable(word: str) -> str:
+    name, _, value = word.partition("=")
+    if value and not word.startswith("-"):
+        try:
+            OverridesParser.create().parse_override(word)
+            as_it_is = "," not in value or not os.path.exists(os.path.expanduser(value))
+        except HydraException:
+            as_it_is = value[0] in "[{'\""  # a list is not a name
+        if not as_it_is:  # in quotes a backslash escapes before another quote only
+            inside = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (found[2] and "\\'"), value)
+            return f"{name}='{inside}'"
+    return word
 
 
 def _exit(message: str) -> NoReturn:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +30,8 @@ def echo(text: str) -> None:
 
 
 def command_line(module: str, setting: str, folder: Path) -> str:
-    """Return a command line with a folder, quoted for the shell and for Hydra."""
-    plain = re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII)
-    value = str(folder) if plain else "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return f"python -m cnnlab.{module} {setting}={value if plain else shlex.quote(value)}"
+    """Return a command line with a folder, quoted for the shell."""
+    return f"python -m cnnlab.{module} {setting}={shlex.quote(str(folder))}"
 
 
 def percent(share: float) -> str:
@@ -55,9 +53,20 @@ def as_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 @contextmanager
 def working() -> Iterator[Callable[[str], None]]:
-    """Show one line about the present work while it goes on, in a terminal only; yield the function that sets it."""
-    with Console(stderr=True).status("") as status:
-        yield status.update
+    """Show one line about the present work while it goes on; yield the function that sets it. Where the output is no
+    terminal, a line is printed every 20 seconds."""
+    console, printed = Console(stderr=True), time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal printed
+        if console.is_terminal:
+            status.update(text)
+        elif time.monotonic() - printed > 20:
+            printed = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    with console.status("") as status:
+        yield say
 
 
 class _ConsoleHandler(logging.Handler):

@@ -58,4 +58,6 @@ def did_you_mean(wrong: str, names: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest of `names`, or all of them."""
     options = list(names)
     near = get_close_matches(wrong, options, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f" (there are {', '.join(options)})"
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f" (there are {', '.join(options)})" if options else ""

@@ -13,15 +13,20 @@ from typing import Any
 from cnnlab.utils.errors import UserError
 
 
+def check_is_folder(out: Any) -> None:
+    """Raise `UserError` where the setting `out` names a file."""
+    if out is not None and Path(str(out)).expanduser().is_file():
+        raise UserError(f"cannot write to {out}: it is a file; set out=<folder>")
+
+
 def new_folder(parent: Path) -> Path:
     """Create and return a new folder `parent`/<number>, also when two processes start at once."""
+    check_is_folder(parent)
     for number in count(1):
         folder = parent / str(number)
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if not parent.is_dir():
-                raise UserError(f"cannot write to {parent}: it is a file; set out=<folder>") from None
             continue
         return folder
     raise AssertionError
