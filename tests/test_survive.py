@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -19,14 +20,16 @@ from threading import Barrier
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from cnnlab.launch import reserve_run_dir
 from cnnlab.pipeline import locked
 from cnnlab.training.checkpoint import VerifiedCheckpointIO
+from cnnlab.training.classifier import Classifier
 from cnnlab.utils.checkpoints import checkpoint_path, last_valid_checkpoint, load_checkpoint
 from cnnlab.utils.errors import Diverged, UserError
 from tests import kill
-from tests.conftest import run_train
+from tests.conftest import TINY_LINES, run_train
 
 pytestmark = pytest.mark.slow
 
@@ -297,3 +300,40 @@ def test_of_runs_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(want, range(8))) == 1
         (tmp_path / "log.txt").unlink()
+
+
+SMALL = ("experiment=multihead", *TINY_LINES, "data.batch_size=96", "net.dropout=0.0")
+STOPS = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1")
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "calls", "words"),
+    [
+        # Stopped early after two epochs of six, and broken off before the test.
+        (Trainer, "test", 1, (*STOPS, "callbacks.early_stopping.min_delta=100", "trainer.max_epochs=6")),
+        # In the second validation of an epoch of six steps.
+        (Classifier, "on_validation_epoch_start", 2, ("trainer.val_check_interval=2",)),
+        # Within an epoch that has the same few batches each time.
+        (Classifier, "training_step", 3, ("trainer.overfit_batches=4",)),
+    ],
+)
+def test_a_run_that_breaks_off_there_ends_as_one_left_alone(
+    owner: type, method: str, calls: int, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_step = "callbacks.interval_checkpoint.every_n_train_steps=1"
+    whole, cut = run_train(tmp_path / "whole", *SMALL, *words, every_step), tmp_path / "cut"
+    original, counted = getattr(owner, method), itertools.count(1)
+
+    def breaks_off(*arguments: object, **more: object) -> object:
+        if next(counted) == calls:
+            raise RuntimeError("the power is gone")
+        return original(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, breaks_off)
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            run_train(cut, *SMALL, *words, every_step)
+    run_train(tmp_path / "unused", f"resume={cut}")
+    assert kill.same(whole, cut)
+    best = [load_checkpoint(checkpoint_path(folder, "best"))["global_step"] for folder in (whole, cut)]
+    assert best[0] == best[1]
