@@ -101,7 +101,8 @@ function grade(found, mask) {
   if (!found.map.most) return "Zero everywhere: the method finds no evidence for this class.";
   if (found.rank === undefined) return mask ? "" : "Which pixels should decide is not known here.";
   const count = mask.reduce((sum, one) => sum + one, 0), hits = share => +(share * count).toFixed(1);
-  return `Of the map's ${count} brightest pixels ${hits(found.rank)} are green. An edge detector, which knows nothing of `
+  if (count < 5) return "Too few pixels are green to grade the map.";
+  return `Of the map's ${count} brightest pixels ${hits(found.rank)} are green. An edge detector, which does not use `
     + `the network: ${hits(found.edges)}. Chance: ${hits(found.chance)}.`;
 }
 

@@ -20,6 +20,7 @@ async function apply(part) {
   Object.assign(state, part);
   const { colours, examples, first, methods } = factsOf(run), names = methods.map(({ name }) => name);
   if (state.mode === "line" && !colours) state.mode = "test";
+  at("green").hidden = !colours; // only of lines the pixels are known
   if (state.mode === "test" && !examples.length) state.mode = "drawing";
   state.index ??= examples[0]?.index ?? 0;
   if (!names.includes(state.method)) state.method = first ? names[0] : "saliency"; // Grad-CAM needs a convolution
