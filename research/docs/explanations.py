@@ -143,12 +143,13 @@ def figure(frame: pd.DataFrame) -> Figure:
         best = trivial_maps.groupby("head").max().mean()
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, zorder=0)
         axes.axhline(best, color=ORANGE, linewidth=1.2, zorder=0)
-        axes.text(0.02, best + 0.01, "best map without a network", fontsize=8, color="#9c6b00")
+        axes.text(0.02, best + 0.01, "best trivial map", fontsize=8, color="#9c6b00")
         axes.text(0.74, 0.70, "no gain", fontsize=8, color="#666666", rotation=45, ha="center", va="center")
         axes.scatter(untrained, grade, s=26, color=BLUE)
         for name in {grade.idxmax(), untrained.idxmax(), (grade - untrained).idxmax(), (grade - untrained).idxmin()}:
             place = (untrained[name], grade[name])
-            axes.annotate(method_title(name), place, (5, -9), textcoords="offset points", fontsize=8)
+            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+            axes.annotate(method_title(name), place, (5, -10), textcoords="offset points", fontsize=8, bbox=behind)
         axes.set(title=SCENES[scene], xlabel="grade with random weights", xlim=(0, 0.95), ylim=(0, 0.95))
     drawn.axes[0].set_ylabel("grade after training")
     return drawn
