@@ -210,7 +210,7 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
         ({"root": None}, "data.root=<folder> is needed"),
         ({"root": "nowhere"}, "data.root=nowhere is no folder"),
         ({"root": "red"}, "red needs a folder per class, each with pictures"),
-        ({"table": "none.csv"}, "data.table=none.csv cannot be read"),
+        ({"table": "none.csv"}, "there is no none.csv in"),
         ({"table": "labels.csv"}, "line 3: give a file and a class for each head"),
         ({"table": "plain.csv"}, "needs a column 'file'"),
         ({"table": "missing.csv"}, "gone.png is no picture"),
