@@ -169,7 +169,13 @@ def test_a_share_reads_the_same_on_every_page(browser: Browsed, tmp_path: Path) 
 
 
 def test_an_explanation_warns_of_maps_that_do_not_add_up(lines_run: Path, tmp_path: Path) -> None:
-    words = ("method=[lrp,grad_cam]", "indices=[0,1]", "layers=[stem.conv]", "ascent.steps=1", "heads=[angle]")
+    words = (
+        "method=[lrp,grad_cam]",
+        "indices=[0,1,2,3,4,5,6,7]",
+        "layers=[stem.conv]",
+        "ascent.steps=1",
+        "heads=[angle]",
+    )
     in_process("explain", f"run={lines_run}", *words, f"out={tmp_path}")
     page = (tmp_path / "1" / "index.html").read_text()
     assert "LRP, predicted (angle): do not trust it: on " in page

@@ -71,7 +71,8 @@ def audit_run(cfg: DictConfig) -> Path:
         title, parent = run.title, run.path / "audit"
         with console.working() as progress:
             result = audit_run_folder(run, methods, cfg.images, progress)
-        source = f"{result.images} images of {run.path}"
+        kind = "test images" if result.images <= len(run.test_split) else "images of all splits"
+        source = f"{result.images} {kind} of {run.path}"
     folder = new_folder(Path(str(cfg.out)).expanduser() if cfg.out else parent)
     write_atomically(folder / "checks.csv", to_csv(result.rows()))
     plots.save(result.plot(), folder / "checks.png")

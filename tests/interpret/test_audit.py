@@ -265,8 +265,8 @@ def test_a_refusing_method_is_not_for_use() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": torch.rand(7, 1, 20, 20)}, "at least eight images"),
-        ({"images": torch.rand(1, 20, 20)}, "at least eight images"),
+        ({"images": torch.rand(7, 1, 20, 20)}, "at least 8 images"),
+        ({"images": torch.rand(1, 20, 20)}, "at least 8 images"),
         ({"images": [1]}, "takes an nn.Module and a float tensor"),
         ({"masks": torch.zeros(3, 20, 20)}, r"masks of \(3, 20, 20\) do not fit: give a tensor of \(48, 20, 20\)"),
         ({"counterfactuals": torch.zeros(48, 1, 9, 9)}, "counterfactuals of .* do not fit"),
@@ -326,7 +326,7 @@ def test_an_own_network_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert shown == sorted(shown, key=[USE, CARE, AVOID].index)
     assert "2 more" in rest
     for wrong, message in (
-        (["weights=none.pt"], "weights=none.pt cannot be read"),
+        (["weights=none.pt"], "there is no file none.pt"),
         ([f"images={tmp_path}"], "there is no image in"),
         (["net=no.such.function"], "net=no.such.function"),
         (["net=null"], "is no number; a folder of images goes with net"),
