@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -13,7 +14,7 @@ from cnnlab.pipeline import train
 from cnnlab.run import RunFolder
 from cnnlab.training.callbacks import best_accuracy
 from cnnlab.utils import hardware
-from cnnlab.utils.checkpoints import last_valid_checkpoint
+from cnnlab.utils.checkpoints import last_valid_checkpoint, load_checkpoint
 from cnnlab.utils.cli import config_with_choices
 from cnnlab.utils.console import echo, is_main_process
 from cnnlab.utils.errors import UserError
@@ -38,10 +39,10 @@ def plan_run(cfg: DictConfig) -> DictConfig | RunFolder:
     Raises `UserError` for settings that do not fit together."""
     folder = Path(cfg.paths.output_dir)
     if cfg.resume is not None:
-        run = RunFolder(to_absolute_path(str(cfg.resume)))
+        run = RunFolder(_absolute(cfg.resume))
         check_trusted(run.config, run.path / "config.yaml")
         return _runtime(_resumed(run, cfg), run.path, _last_checkpoint(run))
-    init_from = RunFolder(to_absolute_path(str(cfg.init_from))) if cfg.init_from is not None else None
+    init_from = RunFolder(_absolute(cfg.init_from)) if cfg.init_from is not None else None
     config = config_with_choices(with_base_network(cfg, init_from))
     root = config.data.get("root")
     if isinstance(root, str) and not root.startswith("~"):
@@ -55,6 +56,11 @@ def plan_run(cfg: DictConfig) -> DictConfig | RunFolder:
     if is_main_process() and not cfg.skip_finished:
         reserve_run_dir(folder)
     return _runtime(config, folder, None)
+
+
+def _absolute(folder: Any) -> str:
+    """Return a path seen from where the command was started, also with `hydra.job.chdir`."""
+    return to_absolute_path(str(Path(str(folder)).expanduser()))
 
 
 def _runtime(config: DictConfig, folder: Path, ckpt_path: Path | None) -> DictConfig:
@@ -126,8 +132,9 @@ def _resumed(run: RunFolder, cfg: DictConfig) -> DictConfig:
                 f"trainer.max_epochs={epochs}: the run has {before}; it can only be raised to a whole number"
             )
         config.trainer.max_epochs = epochs
-    if run.finished and config.trainer.get("max_steps", -1) != -1:
-        raise UserError(f"{run.path} is finished: it ends at trainer.max_steps={config.trainer.max_steps}; train anew")
+    most = config.trainer.get("max_steps", -1)
+    if run.finished and most != -1 and load_checkpoint(run.checkpoint("last"))["global_step"] >= most:
+        raise UserError(f"{run.path} is finished: it ends at trainer.max_steps={most}; train anew")
     if run.finished and config.trainer.max_epochs == run.config.trainer.max_epochs:
         raise UserError(f"{run.path} is finished; raise trainer.max_epochs to train it longer")
     return config

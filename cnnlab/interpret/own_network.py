@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pickle import UnpicklingError
 from typing import Any
@@ -69,10 +70,13 @@ def open_network(node: DictConfig, weights: str | None = None) -> tuple[nn.Modul
     network, or (network, transform). `weights` is a file with its `state_dict`. Raises `UserError` for anything else.
     """
     package, _, name = str(node._target_).rpartition(".")
+    module = None
+    with suppress(ImportError, ValueError):  # a class, or no package: Hydra finds it, or says what is wrong
+        module = import_module(package)
+    if module is not None and not hasattr(module, name):
+        public = [known for known in dir(module) if not known.startswith("_")]
+        raise UserError(f"net={node._target_}: there is no {name} in {package}{did_you_mean(name, public)}")
     with user_errors(f"net={node._target_}"):
-        if name not in dir(import_module(package)):
-            public = [known for known in dir(import_module(package)) if not known.startswith("_")]
-            raise UserError(f"net={node._target_}: there is no {name} in {package}{did_you_mean(name, public)}")
         made = instantiate(node, _convert_="all")
         net, transform = made if isinstance(made, tuple) else (made, None)
         if not isinstance(net, nn.Module):

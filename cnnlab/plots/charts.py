@@ -72,9 +72,8 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     _digit_axis(axes)
     highest = max((value for runs in groups.values() for run in runs for value in run), default=0.0)
     top = float(_digits(np.array(highest))) + 0.25
-    axes.set_ylim(
-        bottom=max(-0.05, min(axes.get_ylim()[0], top - 1.5)), top=top
-    )  # flat curves, too, lie between two ticks
+    lowest = min(axes.get_ylim()[0], top - 1.5)  # flat curves, too, lie between two ticks
+    axes.set_ylim(bottom=max(-0.05, lowest), top=top)
     axes.set_ylabel("validation, every head right (%)")
     if groups:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)

@@ -51,11 +51,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if (
-            stage == "fit"
-            and str(self.monitor).startswith("val/")
-            and not getattr(pl_module, "validates", lambda: True)()
-        ):
+        validates = getattr(pl_module, "validates", lambda: True)
+        if stage == "fit" and str(self.monitor).startswith("val/") and not validates():
             self.monitor = None
 
     def on_train_batch_end(
