@@ -293,3 +293,10 @@ def test_a_comma_in_the_name_of_a_folder_is_no_sweep(tmp_path: Path) -> None:
 def test_a_sweep_of_another_data_set_has_its_words_side_by_side() -> None:
     words = ["-m", "data=folder", "seed=0,1"]
     assert with_experiment_of_data(words) == ["-m", "experiment=folder", "data=folder", "seed=0,1"]
+
+
+def test_a_folder_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for setting in ("init_from", "resume"):
+        with pytest.raises(SystemExit, match=f"{tmp_path}/nothing is not a run folder"):
+            run_train(tmp_path / "run", f"{setting}=~/nothing")

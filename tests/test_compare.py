@@ -271,3 +271,30 @@ def test_real_runs_from_several_places(lines_run: Path, tmp_path: Path, monkeypa
     rows = _table(tmp_path / "outputs" / "compare" / "1")
     assert {row["net.filters"] for row in rows} == {"8", "32"}
     assert {row["overlap"] for row in rows} == {"0"}
+
+
+def test_runs_on_other_picture_folders_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    folder, chosen = tmp_path / "runs", {"options": {"net": "branched", "data": "folder"}}
+    for number, root in enumerate(("/cats", "/dogs")):
+        _run(folder / str(number), 0, 0.8 + number / 10, **chosen, data={"root": root})
+    main(f"runs={folder}")
+    assert [row["finished"] for row in _table(folder)] == ["1", "1"]
+    assert {row["data.root"] for row in _table(folder)} == {"/cats", "/dogs"}
+    assert (folder / "compare.html").read_text().count("root /") >= 2  # a table for each: their images differ
+
+
+def test_downloaded_files_may_lie_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for number, root in enumerate(("/here", "/there")):
+        _run(folder / str(number), number, 0.8, data={"root": root, "train": {"_target_": "cnnlab.data.mnist.MNIST"}})
+    main(f"runs={folder}")
+    assert [row["finished"] for row in _table(folder)] == ["2"]
+
+
+def test_training_accuracy_is_not_called_validation(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    _run(folder / "0", 0, 0.8)
+    without = _run(folder / "1", 0, 0.9, net={"filters": 32})
+    (without / "metrics.csv").write_text("epoch,train/acc,seconds,val_seconds\n1,0.99,3,1\n")
+    main(f"runs={folder}")
+    assert [row["validation"] for row in _table(folder)] == ["0.8", ""]

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -399,3 +400,32 @@ def test_a_failing_job_is_said_and_stops_no_other(tmp_path: Path, capsys: pytest
     assert again == [False, False, True]  # the failed one failed again, as it began
     with pytest.raises(SystemExit, match="holds another run than this"):
         run_train(tmp_path / "unused", *words, "trainer.max_epochs=2", "net.filters=8", "skip_finished=true")
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_by_its_steps_is_not_tested_again(tmp_path: Path) -> None:
+    words = ("experiment=multihead", *TINY_LINES, "data.batch_size=192", "trainer.max_steps=2")
+    folder = run_train(tmp_path / "run", *words)
+    with pytest.raises(SystemExit, match=r"it ends at trainer\.max_steps=2; train anew"):
+        run_train(tmp_path / "unused", f"resume={folder}", "trainer.max_epochs=5")
+    assert Run(folder).summary["test_evaluations"] == 1
+
+
+@pytest.mark.slow
+def test_the_accuracy_beside_the_kept_weights_is_theirs(tmp_path: Path) -> None:
+    """With a validation within the epoch the kept weights may not be those of its end."""
+    words = ("experiment=multihead", *TINY_LINES, "data.batch_size=96", "trainer.val_check_interval=2")
+    run = Run(run_train(tmp_path / "run", *words, "trainer.precision=32-true", "callbacks=[default,best_loss]"))
+    assert load_checkpoint(run.checkpoint("best"))["global_step"] % 6  # not the end of an epoch
+    split = run.datamodule("fit").splits["val"]
+    images, targets = split.batch(torch.arange(len(split)))
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    classifier = Classifier.load_from_checkpoint(run.checkpoint("best"), net=run.net)
+    with torch.no_grad():
+        logits = classifier.predict_step((images, targets), 0)
+    for head in run.heads:
+        right = (head.predict(logits[head.name]) == targets[head.name]).double().mean().item()
+        assert run.summary["accuracy"]["val"][head.name] == pytest.approx(right, abs=1e-6)
+    predicted = trainer.predict(classifier, datamodule=run.test_data)
+    assert predicted is not None
+    assert sum(len(part["angle"]) for part in predicted) == len(run.test_split)

@@ -255,3 +255,16 @@ def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "red" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"broken\.png is no picture that can be read: PNG, JPEG"):
         ImageFolderDataModule(str(tmp_path)).setup()
+
+
+@pytest.mark.slow
+def test_few_pictures_are_audited_with_those_of_the_other_splits(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "pets", {"red": 12, "blue": 12})
+    folder = run_train(
+        tmp_path / "run", "experiment=folder", f"data.root={root}", "data.size=20", "trainer.max_epochs=1"
+    )
+    run = Run(folder)
+    assert len(run.test_split) < 8
+    assert run.audit(["saliency"]).images == 24
+    assert run.title == "folder on pets"
+    assert {name.partition("/")[0] for name in run.examples(2).names} <= {"red", "blue"}

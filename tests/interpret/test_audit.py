@@ -329,6 +329,8 @@ def test_an_own_network_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
         (["weights=none.pt"], "there is no file none.pt"),
         ([f"images={tmp_path}"], "there is no image in"),
         (["net=no.such.function"], "net=no.such.function"),
+        (["net=torchvision.models.resnet19"], "there is no resnet19 in torchvision.models; did you mean 'resnet18'?"),
+        (["net=nothing"], "net=nothing"),
         (["net=null"], "is no number; a folder of images goes with net"),
         (["images=50"], "images=<folder> is needed with net=<function>"),
         (["run=somewhere"], "give run or net, not both"),

@@ -309,3 +309,9 @@ def test_the_progress_bar_counts_epochs_as_the_log_does() -> None:
     for epochs, words in ((5, "Epoch 1/5"), (-1, "Epoch 1"), (None, "Epoch 1")):
         bar.setup(L.Trainer(max_epochs=epochs, max_time="00:00:00:01", logger=False), L.LightningModule(), "fit")
         assert bar._get_train_description(0).strip() == words
+
+
+@pytest.mark.parametrize("settings", [{"dirpath": "elsewhere"}, {"filename": "mine"}, {"save_top_k": 3}])
+def test_a_setting_that_would_lose_the_best_checkpoint_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="it keeps one file, `best` or `last`, in the run folder"):
+        RunCheckpoint(**{"filename": "best", "monitor": "val/acc", **settings})
