@@ -20,7 +20,15 @@ from cnnlab.interpret.controls import RANDOM, TRIVIAL_MAPS, insertion_deletion, 
 from cnnlab.interpret.method_names import method_title
 from cnnlab.interpret.metrics import bootstrap_ci, evidence_rank_correlation, mass_accuracy, rank_accuracy
 from cnnlab.interpret.network import HeadWrapper, batch_size, frozen_copy, head_keys
-from cnnlab.interpret.planted import LEARNED, Planted, contrast, marker_and_lookalike, placement_share, plant
+from cnnlab.interpret.planted import (
+    LEARNED,
+    Planted,
+    contrast,
+    lowest_half,
+    marker_and_lookalike,
+    placement_share,
+    plant,
+)
 from cnnlab.plots.result import Result
 from cnnlab.utils.console import as_table
 from cnnlab.utils.errors import UserError, one_line
@@ -313,6 +321,8 @@ class _Subject:
         if self.others is not None:
             self.scores[EXCHANGE] = {PAIRS: self.truths(self._exchange_gain())[PAIRS]}
         for name, scores in self.scores.items():
+            if PLANTED in scores and self.planted is not None:
+                scores = {**scores, PLANTED: lowest_half(scores[PLANTED], self.planted)}
             known = {check: values for check, values in scores.items() if not values.isnan().all()}
             self.controls += [_check(name, self.name, check, values) for check, values in known.items()]
 
@@ -425,7 +435,8 @@ class _Grader:
         marker, lookalike = marker_and_lookalike(maps, planted)
         scores = contrast(marker, lookalike)
         better = _better(scores - self.subject.best(PLANTED))
-        self._add(PLANTED, scores, better and _at_least(scores, *CONTRAST))
+        half = lowest_half(scores, planted)
+        self._add(PLANTED, half, better and _at_least(half, *CONTRAST))
         for_other = self._attribute(planted.net, planted.images, 0 * ones).maps.clamp(min=low)
         other = marker_and_lookalike(for_other, planted)
         apart = contrast(marker - lookalike, other[0] - other[1])

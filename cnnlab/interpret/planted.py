@@ -163,6 +163,16 @@ def contrast(first: Tensor, second: Tensor) -> Tensor:
     return (first - second) / total.where(total > 0, 1)
 
 
+def lowest_half(scores: Tensor, planted: Planted) -> Tensor:
+    """Return the half of the scores (N,) with the lowest mean, among the halves whose markers lie far from the middle,
+    a midline or a diagonal: near these a zoomed, mirrored or transposed map is still right."""
+    across = torch.tensor(planted.images.shape[2:])
+    y, x = ((planted.corners[:, 0] + planted.size / 2) / across - 0.5).double().T
+    distances = torch.stack([y.hypot(x), y.abs(), x.abs(), (y - x).abs(), (y + x).abs()])
+    halves = distances >= distances.median(dim=1, keepdim=True).values
+    return min((scores[half] for half in halves), key=lambda part: float(part.mean()))
+
+
 def squares(planted: Planted, place: int) -> Tensor:
     """Return the pixels bool (N, H, W) of the marker (0) or of the lookalike (1)."""
     inside = []

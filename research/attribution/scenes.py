@@ -1,6 +1,7 @@
 """Scenes of lines for the benchmark: alone, above a second line, or on a photograph.
 
-A second line in the same colours cannot be told apart by a channel: the upper line is the one that is asked about.
+No channel tells the line apart. A second line has the same colours: the upper one is asked about. A photograph is red
+and blue, and the line is as bright as the photograph below it.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from cnnlab.utils.errors import UserError
 SCENES = ("plain", "second_line", "photos")
 BORDER = (10.0, 18.0)  # pixels: between them lies the border of the upper and the lower line
 GAP = 1.0  # pixels between the border and a centre
-PHOTO_LIGHT = 0.6  # the brightness of photographs
+DARKEST = 0.3  # the red and blue of a photograph's black pixels
 COLUMNS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # the part of a photograph of each split
 _STREAM = 2**32 + 5  # of random numbers
 
 
 @cache
 def photographs(scale: int) -> tuple[Tensor, ...]:
-    """Return the photographs that scikit-learn and Matplotlib ship, float32 (3, H, W) in [0, 1], made `scale` times
+    """Return the photographs that scikit-learn and Matplotlib ship in grey, float32 (H, W) in [0, 1], `scale` times
     smaller."""
     pictures = [*load_sample_images().images, imread(get_sample_data("grace_hopper.jpg", asfileobj=False))]
     tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures]
-    return tuple(F.avg_pool2d(picture, scale) for picture in tensors)
+    return tuple(F.avg_pool2d(picture, scale).mean(dim=0) for picture in tensors)
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ class SceneSampler(LineSampler):
         if self.scene == "plain":
             return images
         if self.scene == "second_line":
-            behind = self._second_line(indices)
+            behind, light = self._second_line(indices), torch.tensor(1.0)
         else:
-            behind = self._photo(indices)
-            images = self._placed(images, indices)
+            behind, images = self._photo(indices), self._placed(images, indices)
+            light = behind.amax(dim=1, keepdim=True) / 255
         lines = images.float()
-        drawn = lines + (1 - lines.amax(dim=1, keepdim=True) / 255) * behind
+        drawn = lines * light + (1 - lines.amax(dim=1, keepdim=True) / 255) * behind
         return drawn.round_().to(torch.uint8)
 
     def _draw(self, indices: Tensor, number: int) -> Tensor:
@@ -92,17 +93,22 @@ class SceneSampler(LineSampler):
         return torch.stack([covered * red, torch.zeros_like(covered), covered * ~red], dim=1)
 
     def _photo(self, indices: Tensor) -> Tensor:
-        """Return parts of dark photographs, float32 (B, 3, size, size) in [0, 255]."""
+        """Return a part of a photograph in red and another one in blue, float32 (B, 3, size, size) in [0, 255]."""
+        red, blue = (DARKEST + (1 - DARKEST) * self._grey_part(indices, first) for first in (1, 6))
+        return 255 * torch.stack([red, torch.zeros_like(red), blue], dim=1)
+
+    def _grey_part(self, indices: Tensor, number: int) -> Tensor:
+        """Return grey parts of photographs, float32 (B, size, size) in [0, 1]."""
         pictures, (first, last) = photographs(2 if self.size == IMAGE_SIZE else 1), COLUMNS[self.split]
-        which, down, across = (self._draw(indices, number).tolist() for number in (1, 2, 3))
+        which, down, across = (self._draw(indices, number + offset).tolist() for offset in range(3))
         parts = []
         for choice, y, x in zip(which, down, across, strict=True):
             picture = pictures[int(choice * len(pictures))]
-            height, width = picture.shape[1:]
+            height, width = picture.shape
             left, right = int(first * width), int(last * width) - self.size
             top, start = int(y * (height - self.size + 1)), left + int(x * (right - left + 1))
-            parts.append(picture[:, top : top + self.size, start : start + self.size])
-        return 255 * PHOTO_LIGHT * torch.stack(parts)
+            parts.append(picture[top : top + self.size, start : start + self.size])
+        return torch.stack(parts)
 
     def _placed(self, images: Tensor, indices: Tensor) -> Tensor:
         """Return the lines anywhere in a larger image, uint8 (B, 3, size, size)."""

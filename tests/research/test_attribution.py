@@ -91,6 +91,15 @@ def test_training_and_test_images_have_other_photographs() -> None:
     assert not parts["train"] & parts["test"]
 
 
+def test_no_channel_finds_the_line_on_a_photograph() -> None:
+    """Its pixels are neither brighter nor more colourful than the others; those of a plain line are."""
+    for scene, right in (("photos", lambda share: share < 0.1), ("plain", lambda share: share > 0.8)):
+        data = pairs(SceneDataModule(scene, test_per_class=1))
+        bright, dark = data.images.amax(dim=1), data.images.amin(dim=1)
+        for maps in (bright, bright - dark):
+            assert right(share_found(maps, data.changes("colour")).mean().item())
+
+
 class _Product(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         first, second, third = images[:, 0, 0].unbind(dim=1)
