@@ -46,7 +46,11 @@ def is_sound(browser: Browsed, page: Path) -> None:
         missing = """[...document.querySelectorAll('a[href^="#"]')].map(a => a.getAttribute('href').slice(1))
                      .filter(id => !document.getElementById(id))"""
         assert tab.evaluate(missing) == []
-        assert tab.evaluate("[...document.images].every(image => image.alt && (image.complete || image.loading))")
+        assert tab.evaluate(
+            "[...document.images].every(image => image.hasAttribute('alt') && (image.complete || image.loading))"
+        )
+        wider = "row => row.children.length > 1 && row.scrollWidth > row.clientWidth"
+        assert not tab.evaluate(f"[...document.querySelectorAll('.tiles')].some({wider})"), (page, width)
         assert tab.locator("nav a").count() == tab.locator("main h2").count()
         assert errors == []
         tab.close()

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from cnnlab.plots.style import BLUE, SKY, Array, line_styles
+from cnnlab.plots.style import BLUE, SKY, Array, TiledFigure, line_styles
 from cnnlab.utils.console import percent
 
 PLAIN = "{x:g}"  # Matplotlib's own labels of a logarithmic axis are formulas, which are not read (see `style`)
@@ -25,7 +25,7 @@ def curves(
 
     The accuracy axis is logarithmic in the errors, so that 99.9 % and 99.99 % are apart.
     """
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = TiledFigure(figsize=(13, 4.4), layout="constrained")
     loss_axes, accuracy_axes, rate_axes = figure.subplots(1, 3, width_ratios=(5, 5, 2.4))
     styles = dict(zip(dict.fromkeys([*losses, *accuracies]), line_styles(), strict=False))
     for axes, lines in ((loss_axes, losses), (accuracy_axes, accuracies)):
@@ -57,7 +57,7 @@ def curves(
 def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     """Draw accuracy by epoch of groups of runs, {name: [[value per epoch] per run]}: the mean as a line, lowest to
     highest as a band."""
-    figure = Figure(figsize=(10.5, max(4.4, 0.24 * len(groups) + 1.2)), layout="constrained")
+    figure = TiledFigure(figsize=(10.5, max(4.4, 0.24 * len(groups) + 1.2)), layout="constrained")
     axes = figure.subplots()
     for (colour, marker), (name, runs) in zip(line_styles(), groups.items(), strict=False):
         epochs = min(len(run) for run in runs)
@@ -82,7 +82,7 @@ def comparison(groups: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 def by_epoch(heads: Mapping[str, Sequence[float]], ylabel: str, logarithmic: bool = False) -> Figure:
     """Draw a number by epoch, {head: [value per epoch]}, in [0, 1] unless `logarithmic`."""
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    figure = TiledFigure(figsize=(6.5, 3.6), layout="constrained")
     axes = figure.subplots()
     for (colour, marker), (name, values) in zip(line_styles(), heads.items(), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour, marker=marker, markersize=3, label=name)
@@ -124,7 +124,7 @@ def _digit_axis(axes: Axes) -> None:
 def f_scores(scores: Mapping[str, Array], classes: Mapping[str, Sequence[str]]) -> Figure:
     """Draw the F1 score of every class, {head: float (classes,)} in [0, 1], a panel per head."""
     widths = [min(max(3.5, len(values)), 40) for values in scores.values()]
-    figure = Figure(figsize=(max(5.0, 0.42 * sum(widths) + 2), 4.2), layout="constrained")
+    figure = TiledFigure(figsize=(max(5.0, 0.42 * sum(widths) + 2), 4.2), layout="constrained")
     lowest = min(float(np.nanmin(values)) for values in scores.values())
     bottom = max(step for step in (0.0, 0.5, 0.9, 0.95, 0.99) if step <= max(lowest - 0.004, 0.0))
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False, width_ratios=widths)[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,10 +31,32 @@ rcParams["text.parse_math"] = False  # a file name may hold dollars
 Array = NDArray[Any]
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in inches
+
+
+class TiledFigure(Figure):
+    """A figure of rows of tiles below a title; without `tiles` each axes is one, and each legend. A narrow page shows
+    the tiles of a row below each other."""
+
+    title = ""
+    tiles: Sequence[Sequence[Box]] = ()
+
+
 def save(figure: Figure, path: Path | BinaryIO) -> None:
-    """Write a PNG."""
+    """Write a PNG. Its metadata hold the title and the tiles of a `TiledFigure`."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, facecolor="white", pil_kwargs={"compress_level": 1})
+    metadata = {}
+    if isinstance(figure, TiledFigure):
+        metadata = {"Title": figure.title, "Tiles": json.dumps(figure.tiles or [_parts(figure)])}
+    figure.savefig(path, dpi=DPI, facecolor="white", metadata=metadata, pil_kwargs={"compress_level": 1})
+
+
+def _parts(figure: Figure) -> list[Box]:
+    """Return the places of axes and legends, each as high as the figure."""
+    figure.draw_without_rendering()
+    boxes = [part.get_tightbbox() for part in (*figure.axes, *figure.legends)]
+    height, dpi, edge = figure.get_figheight(), figure.dpi, 0.05
+    return [(max(0, box.x0 / dpi - edge), 0, box.x1 / dpi + edge, height) for box in boxes if box is not None]
 
 
 def line_styles() -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from cnnlab.plots.style import BLUE, RUST, WRONG, Array, rgb
+from cnnlab.plots.style import BLUE, RUST, WRONG, Array, TiledFigure, rgb
+
+WIDEST = 13.5  # inches: rows of tiles that are wider run on in the next line
 
 
 def images(
@@ -39,13 +42,15 @@ def images(
     top = 0.4 + 0.18 * (len(title_lines) - 1)
     size = (max(columns * cell_width, 0.09 * max(map(len, title_lines))), rows * cell_height + top)
     margin = (size[0] - columns * cell_width) / 2
-    figure = Figure(figsize=size)
+    figure = TiledFigure(figsize=size)
+    figure.title, cells = title, []
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.text(size[0] / 2, top / 2, title, ha="center", va="center", fontsize=11)
     for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left = margin + (place % columns) * cell_width + (cell_width - picture_width) / 2
-        bottom = top + (place // columns + 1) * cell_height - 0.05  # y down
+        cell = margin + (place % columns) * cell_width, top + (place // columns) * cell_height
+        cells.append((*cell, cell[0] + cell_width, cell[1] + cell_height))
+        left, bottom = cell[0] + (cell_width - picture_width) / 2, cells[-1][3] - 0.05  # y down
         axes.imshow(
             picture.transpose(1, 2, 0),
             cmap="gray",
@@ -68,6 +73,8 @@ def images(
             fontweight="bold" if stands_out else "normal",
         )
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="auto")
+    in_row = columns if columns * cell_width <= WIDEST else count
+    figure.tiles = [cells[first : first + in_row] for first in range(0, count, in_row)]
     return figure
 
 
@@ -118,7 +125,15 @@ def mosaics(
     wide = 12.0
     cell = wide / columns
     band = max(rows * cell * height / width, 1.1) + 0.15
-    figure = Figure(figsize=(wide + 1.6, count * band + 0.7))
+    figure = TiledFigure(figsize=(wide + 1.6, count * band + 0.7))
+    edges = [1.4 + cell * k for k in range(0, columns, max(1, columns // 4))] + [1.4 + wide]
+    figure.title, figure.tiles = (
+        title,
+        [
+            [(left, top, right, top + band) for left, right in pairwise([0.0, *edges])]
+            for top in (0.45 + place * band for place in range(count))
+        ],
+    )
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.text(0.1, 0.25, title, fontsize=11, va="center")

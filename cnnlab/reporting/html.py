@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import BaseLoader, ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from PIL import Image
 
+from cnnlab.plots.style import DPI
 from cnnlab.utils.console import percent
 
 
@@ -25,7 +27,7 @@ def render(template: str, templates: Path | None = None, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["embed"] = _embed
+    environment.filters["tiles"] = _tiles
     environment.filters["percent"] = percent
     environment.filters["pluralize"] = pluralize
     return environment.get_template(template).render(**content)
@@ -41,9 +43,26 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _embed(picture: Path) -> str:
-    """Return a PNG as a data URI, in 256 colours, which halves the page."""
-    small = io.BytesIO()
+class Tile(NamedTuple):
+    """A picture as a data URI, and its width in pixels of a page."""
+
+    uri: str
+    width: int
+
+
+def _tiles(picture: Path) -> tuple[str, list[list[Tile]]]:
+    """Return the title of a PNG and rows of its tiles (see `plots.save`); without tiles the whole picture is one."""
     with Image.open(picture) as image:
-        image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(small, "png")
+        whole = [[(0.0, 0.0, image.width / DPI, image.height / DPI)]]
+        rows = json.loads(image.info.get("Tiles", "[]")) or whole
+        pixels = image.convert("RGB")
+        cut = [[pixels.crop(tuple(round(DPI * edge) for edge in box)) for box in row] for row in rows]  # type: ignore[arg-type]
+        tiles = [[Tile(_embed(tile), 72 * tile.width // DPI) for tile in row] for row in cut]
+        return image.info.get("Title", ""), tiles
+
+
+def _embed(image: Image.Image) -> str:
+    """Return an image as a data URI, in 256 colours, which halves the page."""
+    small = io.BytesIO()
+    image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(small, "png")
     return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -164,3 +165,24 @@ def test_normalised_images_are_shown_in_their_colours(normalise: Callable[[torch
     shown = Attribution(torch.rand(1, 6, 6), normalise(image)[None], torch.tensor([0]), "saliency").plot()
     picture = shown.axes[0].get_images()[0].get_array()
     assert [26, 0, 0] in np.asarray(picture).reshape(-1, 3)[:, :3].tolist()
+
+
+def test_a_picture_knows_its_tiles(tmp_path: Path) -> None:
+    """Every tile holds its own picture, and those of a chart its axes and legend."""
+    greys = np.array([10, 130, 250], np.uint8)
+    pictures = np.broadcast_to(greys[:, None, None, None], (3, 1, 28, 28))
+    plots.save(plots.images(pictures, ["a", "b", "c"], "three greys", columns=2), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        rows = json.loads(image.info["Tiles"])
+        assert image.info["Title"] == "three greys"
+        middles = [[((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in row] for row in rows]
+        inches = 110
+        levels = [
+            [image.convert("L").getpixel((round(x * inches), round(y * inches))) for x, y in row] for row in middles
+        ]
+    assert levels == [[10, 130], [250]]
+    plots.save(plots.by_epoch({"angle": [0.2, 0.5]}, "accuracy"), tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as image:
+        (row,) = json.loads(image.info["Tiles"])
+        assert len(row) == 2
+        assert 0 <= row[0][0] < row[0][2] <= row[1][0] + 0.1 < row[1][2] <= image.width / inches + 0.1
