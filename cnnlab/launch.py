@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnlab.pipeline import train
 from cnnlab.run import RunFolder
-from cnnlab.training.callbacks import best_accuracy
+from cnnlab.training.callbacks import kept_accuracy
 from cnnlab.utils import hardware
 from cnnlab.utils.checkpoints import last_valid_checkpoint, load_checkpoint
 from cnnlab.utils.cli import config_with_choices
@@ -25,7 +25,7 @@ def train_command(cfg: DictConfig) -> float:
     """Train as configured on the command line. Finished jobs of a sweep are skipped."""
     planned, hydra = plan_run(cfg), HydraConfig.get()
     if isinstance(planned, RunFolder):
-        return best_accuracy(planned.metrics)
+        return kept_accuracy(planned.summary)
     sweep = hydra.mode == RunMode.MULTIRUN
     if sweep:
         words = [word for word in hydra.overrides.task if not word.startswith("experiment=")]

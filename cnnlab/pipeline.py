@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnlab.reporting.run_report import RunReport
 from cnnlab.run import RunFolder, load_initial_weights
 from cnnlab.training.build import build_classifier, build_datamodule, build_trainer
-from cnnlab.training.callbacks import best_accuracy, interruptible
+from cnnlab.training.callbacks import interruptible, kept_accuracy
 from cnnlab.utils import console, hardware
 from cnnlab.utils.checkpoints import last_valid_checkpoint, load_checkpoint
 from cnnlab.utils.errors import Diverged, UserError, one_line, raised_by, user_errors
@@ -72,7 +72,7 @@ def train(cfg: DictConfig, several_processes: bool = True) -> float:
             if explained is error:
                 raise
             raise explained from error
-        return best_accuracy(report.rows)
+        return kept_accuracy(report.summary)
 
 
 def _check_processes(trainer: L.Trainer, strategy: str, batch_size: int, several_processes: bool) -> None:

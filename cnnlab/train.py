@@ -17,7 +17,7 @@ from cnnlab.utils.io import write_atomically, write_json
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Run the command with `conf/train.yaml`; return the best validation accuracy, for sweepers."""
+    """Run the command with `conf/train.yaml`; return the validation accuracy of the kept weights, for sweepers."""
     try:
         with checked(cfg):
             from cnnlab.launch import train_command  # here, so that a typo is answered without torch

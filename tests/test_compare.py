@@ -39,7 +39,7 @@ def _run(folder: Path, seed: int, joint: float, status: str = "finished", **sett
     summary = {
         "status": status, "seed": seed, "train_seconds": 10 + seed, "epochs": 2,
         "machine": "m", "commit": "c",
-        "parameters": {"total": 99}, "data": {"overlap": 0}, "test": test,
+        "parameters": {"total": 99}, "data": {"overlap": 0}, "test": test, "accuracy": {"val": {"joint": joint}},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.csv").write_text(f"{EPOCHS}1,0.5,0.9,0.5,3,1\n2,{joint},1.0,{joint},3,1\n")
@@ -291,10 +291,13 @@ def test_downloaded_files_may_lie_elsewhere(tmp_path: Path) -> None:
     assert [row["finished"] for row in _table(folder)] == ["2"]
 
 
-def test_training_accuracy_is_not_called_validation(tmp_path: Path) -> None:
+def test_validation_is_that_of_the_kept_weights(tmp_path: Path) -> None:
+    """Another epoch may have a higher one; and the accuracy in training is none."""
     folder = tmp_path / "runs"
-    _run(folder / "0", 0, 0.8)
+    first = _run(folder / "0", 0, 0.8)
+    (first / "metrics.csv").write_text(f"{EPOCHS}1,0.99,0.99,0.99,3,1\n2,0.8,1.0,0.8,3,1\n")
     without = _run(folder / "1", 0, 0.9, net={"filters": 32})
-    (without / "metrics.csv").write_text("epoch,train/acc,seconds,val_seconds\n1,0.99,3,1\n")
+    summary = json.loads((without / "summary.json").read_text())
+    (without / "summary.json").write_text(json.dumps({**summary, "accuracy": {"train": {"joint": 0.9}, "val": {}}}))
     main(f"runs={folder}")
     assert [row["validation"] for row in _table(folder)] == ["0.8", ""]

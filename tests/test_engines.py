@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cnnlab.reporting.comparison import find
-from cnnlab.training.callbacks import best_accuracy
+from cnnlab.training.callbacks import kept_accuracy
 from tests.conftest import TINY_LINES, run_train
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_search_maximises_the_accuracy_on_validation(tmp_path: Path) -> None:
         "hydra.sweeper.n_trials=2",
     )  # fmt: skip
     found = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
-    values = [best_accuracy(record.rows) for record in find([tmp_path / "sweep"])]
+    values = [kept_accuracy(record.summary) for record in find([tmp_path / "sweep"])]
     assert len(values) == 2
     assert found.best_value == pytest.approx(max(values))
     best = json.loads((tmp_path / "sweep" / str(values.index(max(values))) / "summary.json").read_text())

@@ -55,7 +55,13 @@ class Record:
         return self.error or str(self.summary.get("status", "unfinished"))
 
     @property
-    def validation(self) -> list[float]:
+    def validation(self) -> float | None:
+        """The validation accuracy of the kept weights, with every head right."""
+        accuracy: float | None = self.summary.get("accuracy", {}).get("val", {}).get("joint")
+        return accuracy
+
+    @property
+    def curve(self) -> list[float]:
         """The validation accuracy with every head right, for each epoch that has one."""
         return [row["val/acc"] for row in self.rows if "val/acc" in row]
 
@@ -112,8 +118,9 @@ class Group:
         row |= {"runs": len(self.records), "finished": len(done), "status": self.status or "finished"}
         if not done:
             return row
-        if all(record.validation for record in done):
-            row["validation"] = mean(max(record.validation) for record in done)
+        known = [record.validation for record in done if record.validation is not None]
+        if len(known) == len(done):
+            row["validation"] = mean(known)
         columns = [record.accuracies(on) for record in done]
         for name in columns[0]:
             row |= _spread(name, [column[name] for column in columns])
@@ -257,7 +264,7 @@ def compare(paths: Sequence[Path], out: Path | None = None, where: Mapping[str, 
     write_atomically(folder / "compare.csv", to_csv(rows))
     labels = [group.name() for group in ranked]
     labels = [label if labels.count(label) == 1 else f"{label} ({i})" for i, label in enumerate(labels, start=1)]
-    curves = {label: [record.validation for record in group.records if record.validation]
+    curves = {label: [record.curve for record in group.records if record.curve]
               for label, group in zip(labels, ranked, strict=True)}  # fmt: skip
     plots.save(plots.comparison({name: lines for name, lines in curves.items() if lines}), folder / "compare.png")
     subject = f"test images with {on[0]}={on[1]}" if on else "all test images"
@@ -331,7 +338,7 @@ def _table(ranked: Sequence[Group], rows: Sequence[Row]) -> list[list[str]]:
 
 def _marks(ranked: Sequence[Group]) -> list[str]:
     """Return "best" or "≈" for groups with seeds that reach the first group's."""
-    seeds = [[max(record.validation, default=0.0) for record in group.finished] for group in ranked]
+    seeds = [[record.validation or 0.0 for record in group.finished] for group in ranked]
     if len(ranked) < 2 or len(seeds[0]) < 2:
         return [""] * len(ranked)
     close = [bool(values) and max(values) >= min(seeds[0]) for values in seeds]

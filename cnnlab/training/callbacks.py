@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,11 +25,11 @@ Row = dict[str, float]
 log = logging.getLogger(__name__)
 
 
-def best_accuracy(rows: list[Row]) -> float:
-    """Return the highest share of images with every head right, on validation, or in training without validation; NaN
-    without any."""
-    stage = "val" if any("val/acc" in row for row in rows) else "train"
-    return max((row[f"{stage}/acc"] for row in rows if f"{stage}/acc" in row), default=float("nan"))
+def kept_accuracy(summary: Mapping[str, Any]) -> float:
+    """Return the share of images with every head right, by the kept weights of a run with this `summary.json`: on
+    validation, or in training without validation; NaN without any."""
+    accuracy = summary.get("accuracy", {})
+    return float((accuracy.get("val") or accuracy.get("train") or {}).get("joint", float("nan")))
 
 
 class MetricsHistory(Checkpoint):
