@@ -67,7 +67,7 @@ def test_a_typo_is_one_line_with_the_right_spelling(tmp_path: Path, words: list[
         (["data.train_per_class=-5"], "data.train_per_class=-5"),
         (["experiment=lines", "net.kernel_size=40"], "net: its layers do not fit an input of 3 x 28 x 28"),
         (["weighting.weights.colr=2"], "there is no head 'colr'; did you mean 'colour'?"),
-        (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0 is not a whole number from 1 up"),
         (["trainer.precision=half"], "trainer: "),
         (["trainer.accelerator=abacus"], "trainer: "),
         (["optimizer.lr=-1"], "optimizer or lr_scheduler: Invalid learning rate: -1"),

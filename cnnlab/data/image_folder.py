@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -121,15 +122,20 @@ class ImageFolderDataModule(ImageDataModule):
                 few = head.classes[int(counts.argmin())]
                 raise UserError(f"data: too few pictures, of class '{few}' only {int(counts.min())} for training")
 
-    def state_dict(self) -> dict[str, str]:
-        """Return a hash of the splits for the checkpoint: names, sizes in bytes and classes of the pictures."""
+    @cached_property
+    def _pictures(self) -> str:
+        """A hash of the splits: names, sizes in bytes and classes of the pictures, as the training began."""
         digest = hashlib.blake2b(digest_size=16)
         for name, split in self.splits.items():
             assert isinstance(split, PictureDataset)
             classes = torch.stack(list(split.classes.values()), dim=1).tolist()
             for file, numbers in zip(split.files, classes, strict=True):
                 digest.update(f"{name} {self._name(file)} {file.stat().st_size} {numbers}\n".encode())
-        return {"pictures": digest.hexdigest()}
+        return digest.hexdigest()
+
+    def state_dict(self) -> dict[str, str]:
+        """Return a hash of the splits for the checkpoint."""
+        return {"pictures": self._pictures}
 
     def load_state_dict(self, state_dict: dict[str, str]) -> None:
         """Raise `UserError` where a run goes on with other pictures than it began with."""

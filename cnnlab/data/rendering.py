@@ -173,19 +173,9 @@ def _capped(lines: Lines, centres: Tensor) -> Tensor:
     return (_inside_caps(lines, centres) + 0.5).clamp(0, 1)
 
 
-def _capped_fitted(lines: Lines, centres: Tensor) -> Tensor:
-    """Draw capped lines with the right length including the caps."""
-    return _capped(_fitted(lines), centres)
-
-
 def _brush(lines: Lines, centres: Tensor) -> Tensor:
     """Draw hard pixels with a round brush of the line's width, between the pixels of the end points."""
     return (_inside_caps(*_snapped(lines, centres)) >= -1e-4).float()
-
-
-def _brush_fitted(lines: Lines, centres: Tensor) -> Tensor:
-    """Draw brush lines with about the right length including the round ends."""
-    return _brush(_fitted(lines), centres)
 
 
 def _fitted(lines: Lines) -> Lines:
@@ -220,9 +210,9 @@ _DRAW: dict[str, Callable[[Lines, Tensor], Tensor]] = {
     "supersampled": _supersampled,
     "literal": _literal,
     "capped": _capped,
-    "capped_fitted": _capped_fitted,
+    "capped_fitted": lambda lines, centres: _capped(_fitted(lines), centres),
     "brush": _brush,
-    "brush_fitted": _brush_fitted,
+    "brush_fitted": lambda lines, centres: _brush(_fitted(lines), centres),
     "pointed": _pointed,
     "soft": _soft,
 }

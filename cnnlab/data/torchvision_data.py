@@ -6,7 +6,7 @@ import inspect
 import socket
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class TorchvisionDataModule(ImageDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__(seed, batch_size, eval_batch_size, num_workers)
-        self.make = {"fit": train, "test": test}
+        self.make, self._prepared = {"fit": train, "test": test}, False
         self.root, self.head, self.input_type = Path(root).expanduser(), head, input_type
         if input_type not in INPUT_TYPES:
             raise UserError(f"data.input_type={input_type}: choose one of {', '.join(INPUT_TYPES)}")
@@ -89,7 +89,10 @@ class TorchvisionDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Download missing files; one process after another, so that one downloads."""
         for make in self.make.values():
-            if "download" not in inspect.signature(make.func).parameters:
+            if self._prepared or "download" not in inspect.signature(make.func).parameters:
+                continue
+            with suppress(*READ_ERRORS):  # complete files may lie where nothing can be written
+                make(download=False)
                 continue
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -99,6 +102,7 @@ class TorchvisionDataModule(ImageDataModule):
                 raise
             except READ_ERRORS as error:
                 raise UserError(_how_to_get(make.func, self.root, error)) from error
+        self._prepared = True  # Lightning asks again for each stage
 
     def setup(self, stage: str | None = None) -> None:
         if stage in ("fit", "validate", None) and "train" not in self.splits:

@@ -357,11 +357,14 @@ class _Subject:
         window, channels = max(2, min(self.images.shape[2:]) // 8), self.images.shape[1]
         step = max(1, window // 2)
         settings = {"sliding_window_shapes": (channels, window, window), "strides": (channels, step, step)}
+        assert self.others is not None
+        batches = (values.split(batch_size(self.images)) for values in (self.images, self.targets, self.others))
         with torch.no_grad():
-            drops: Tensor = Occlusion(self.net).attribute(
-                self.images, target=self.targets, baselines=self.others, **settings
-            )
-        return drops.sum(dim=1).cpu()
+            drops = [
+                Occlusion(self.net).attribute(images, target=targets, baselines=others, **settings)
+                for images, targets, others in zip(*batches, strict=True)
+            ]
+        return torch.cat(drops).sum(dim=1).cpu()
 
 
 class _Grader:

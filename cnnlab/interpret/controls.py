@@ -53,7 +53,7 @@ def insertion_deletion(
     net: HeadWrapper, maps: Tensor, images: Tensor, targets: Tensor, steps: int = 28
 ) -> dict[str, Tensor]:
     """Return {"insertion" and "deletion": float (N, steps + 1)}: the probability of the class `targets` (N,) as pixels
-    are put onto black, or removed from the image, from the highest of the map (N, H, W) to the lowest (Petsiuk et al.
+    are put onto zeros, or removed from the image, from the highest of the map (N, H, W) to the lowest (Petsiuk et al.
     2018)."""
     flat = maps.to(images.device).flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)

@@ -24,13 +24,17 @@ QUANTILE = 0.999  # of the held-out images lie within the limit
 
 @dataclass(frozen=True)
 class OODDetector:
-    """The features of training images, `reference` (R, D), standardised by `centre` and `scale` (D,); `limit` is the
-    distance within which 99.9 % of held-out images lie."""
+    """The features of training images, `reference` (R, D), standardised by `centre` and `scale` (D,); `limit` () is
+    the distance within which 99.9 % of held-out images lie. Raises `ValueError` for other shapes."""
 
     reference: Tensor
     centre: Tensor
     scale: Tensor
-    limit: float
+    limit: Tensor
+
+    def __post_init__(self) -> None:
+        if not (self.reference.shape[1:] == self.centre.shape == self.scale.shape and self.limit.numel() == 1):
+            raise ValueError("it holds no features of training images")
 
     def scores(self, net: nn.Module, images: Tensor) -> Tensor:
         """Return the distance of `images` float32 (N, C, H, W) in [0, 1] to the nearest training image, in units of the
@@ -40,21 +44,6 @@ class OODDetector:
             raise UserError("the training images that were kept are those of another network")
         return _distances((features - self.centre) / self.scale, self.reference.float()) / self.limit
 
-    def state(self) -> dict[str, Tensor]:
-        """Return everything as tensors."""
-        return {**vars(self), "limit": torch.tensor(self.limit)}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> OODDetector:
-        """Return the detector of `state`. Raises `ValueError` for anything else."""
-        try:
-            reference, centre, scale, limit = (state[name] for name in ("reference", "centre", "scale", "limit"))
-            if not (reference.shape[1:] == centre.shape == scale.shape and limit.numel() == 1):
-                raise ValueError
-            return cls(reference, centre, scale, limit.item())
-        except (KeyError, AttributeError, ValueError) as error:
-            raise ValueError("it holds no features of training images") from error
-
 
 def load_ood_detector(folder: Path) -> OODDetector | None:
     """Load the detector of a run; None where it has none."""
@@ -62,7 +51,7 @@ def load_ood_detector(folder: Path) -> OODDetector | None:
     if not path.is_file():
         return None
     with user_errors(str(path)):
-        return OODDetector.from_state(load_checkpoint(path)["state_dict"])
+        return OODDetector(**load_checkpoint(path)["state_dict"])
 
 
 def fit_ood_detector(net: nn.Module, train: Tensor, held_out: Tensor) -> OODDetector:
@@ -72,7 +61,7 @@ def fit_ood_detector(net: nn.Module, train: Tensor, held_out: Tensor) -> OODDete
     scale = known.std(dim=0, correction=0).clamp(min=1e-3) * widths.sqrt()  # every layer weighs the same
     reference = ((known - centre) / scale).half()
     distances = _distances((others - centre) / scale, reference.float())
-    return OODDetector(reference, centre, scale, max(1e-6, distances.quantile(QUANTILE).item()))
+    return OODDetector(reference, centre, scale, distances.quantile(QUANTILE).clamp(min=1e-6))
 
 
 def _features(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

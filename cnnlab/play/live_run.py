@@ -33,7 +33,7 @@ from cnnlab.interpret.registry import named_method
 from cnnlab.models.heads import Head
 from cnnlab.play.questions import Question, Source
 from cnnlab.reporting.encode import as_base64, colour_tables, in_colour, levels
-from cnnlab.utils.console import command_line
+from cnnlab.utils.console import command_line, echo
 from cnnlab.utils.errors import UserError, did_you_mean, user_errors
 
 MAX_CHANNELS = 64  # of a layer that are shown, the first
@@ -129,7 +129,8 @@ class LiveRun:
         """Yield varied test images; none without a data set."""
         try:
             split = self.run.test_split
-        except UserError:
+        except UserError as error:
+            echo(f"! {self.run.path}: no test images ({error})")
             return
         indices = pick(self.net, self.run.heads, split, min(EXAMPLES, len(split)))
         examples = from_split(split, indices)

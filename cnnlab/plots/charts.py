@@ -44,7 +44,8 @@ def curves(
     rate_axes.yaxis.set_major_formatter(PLAIN)
     rate_axes.yaxis.set_minor_formatter(NullFormatter())
     _epoch_axis(rate_axes)
-    loss_axes.set(ylabel="loss (nats)", yscale="log", title="Loss")
+    positive = all(value > 0 for stages in losses.values() for values in stages.values() for value in values)
+    loss_axes.set(ylabel="loss (nats)", yscale="log" if positive else "linear", title="Loss")
     loss_axes.yaxis.set_major_formatter(PLAIN)
     loss_axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # if there is room
     _digit_axis(accuracy_axes)

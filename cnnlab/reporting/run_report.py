@@ -198,10 +198,10 @@ class RunReport:
             known, others = train.inputs(rows[::2]), train.inputs(rows[1::2] if len(rows) > 1 else rows)
         try:
             detector = fit_ood_detector(self.classifier.net, known, others)
-        except RuntimeError as error:  # a user's network may call a convolution on something else than the images
+        except (RuntimeError, IndexError) as error:  # a convolution may look at something else than the images
             log.info(f"predict will not tell which images are unlike the training images: {one_line(error)}")
             return
-        save_tensors(checkpoint_path(self.folder, OOD), detector.state())
+        save_tensors(checkpoint_path(self.folder, OOD), vars(detector))
 
     def _tests_before(self) -> int:
         """Return how often the run has used the test split."""

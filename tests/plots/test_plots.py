@@ -167,6 +167,13 @@ def test_normalised_images_are_shown_in_their_colours(normalise: Callable[[torch
     assert [26, 0, 0] in np.asarray(picture).reshape(-1, 3)[:, :3].tolist()
 
 
+def test_a_loss_below_zero_is_drawn() -> None:
+    """As of weighting=uncertainty, where heads that are sure count below 0; a logarithmic axis would hide them."""
+    for losses, scale in (([0.5, 0.1], "log"), ([0.5, -0.2], "linear")):
+        curves = {"weighted sum": {"val": losses}}
+        assert plots.curves(curves, curves, [0.1, 0.1]).axes[0].get_yscale() == scale
+
+
 def test_a_picture_knows_its_tiles(tmp_path: Path) -> None:
     """Every tile holds its own picture, and those of a chart its axes and legend."""
     greys = np.array([10, 130, 250], np.uint8)

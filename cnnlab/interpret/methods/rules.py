@@ -102,7 +102,7 @@ def _rescale(call: Call, value: Tensor, *rest: Any) -> Tensor:
 
 
 def _mean_product(call: Call, left: Tensor, right: Any, *rest: Any) -> Tensor:
-    """ImageMap the change of a product between its factors, each with the mean of the other: exact, and symmetric."""
+    """Share the change of a product between its factors, each with the mean of the other: exact, and symmetric."""
     output = call(left, right, *rest)
     if not (isinstance(right, Tensor) and right.requires_grad) or len(left) != len(right) or len(left) % 2:
         return output
@@ -130,7 +130,7 @@ def _softmax_shares(call: Call, value: Tensor, *rest: Any) -> Tensor:
 
 def _largest(call: Any, value: Tensor, *rest: Any) -> Any:
     """Applies DeepLIFT's rule. The change from the baseline's output to the larger output goes to the image's
-    largest pixel, the change from there to the image's output to the baseline's. ImageMap of overlapping
+    largest pixel, the change from there to the image's output to the baseline's. The shares of overlapping
     windows add up."""
     output = call(value, *rest)
     if not isinstance(output, Tensor) or len(value) % 2:
@@ -173,7 +173,7 @@ def deep_lift_shap(net: HeadWrapper, images: Tensor, targets: Tensor, baselines:
 
 
 def _alpha_1_beta_0(call: Call, value: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
-    """ImageMap the relevance of a convolution by what adds to it: positive inputs and weights, or both negative."""
+    """Share out the relevance of a convolution by what adds to it: positive inputs and weights, or both negative."""
     output = call(value, weight, bias, *rest)
     positive = call(value.clamp(min=0), weight.clamp(min=0), None, *rest)
     if (value < 0).any():

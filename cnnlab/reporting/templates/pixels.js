@@ -13,7 +13,7 @@ const Pixels = {
     made.append(...inside);
     return made;
   },
-  // The colour [red, green, blue] of a map's byte, of which 128 is zero (see heatmap_viewer.levels).
+  // The colour [red, green, blue] of a map's byte, of which 128 is zero (see encode.levels).
   level(tables, signed, byte) {
     const table = tables[signed ? "signed" : "positive"], row = signed ? byte : Math.max(0, byte - 128) * 2;
     return [table[3 * row], table[3 * row + 1], table[3 * row + 2]];
