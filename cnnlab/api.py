@@ -236,5 +236,5 @@ def audit(
     if not isinstance(net, nn.Module) or not isinstance(images, Tensor) or not images.is_floating_point():
         raise UserError("cnnlab.audit takes an nn.Module and a float tensor of images (N, C, H, W)")
     heads = [head] if isinstance(head, str | int) else head
-    with user_errors("method"), console.working() as progress:
+    with user_errors("audit"), console.working() as progress:
         return audit_network(net, images, named_methods(methods), heads, masks, counterfactuals, progress)

@@ -159,7 +159,7 @@ def attribute_head(
     count = batch_size(images)
     for batch, batch_targets in zip(images.split(count), targets.split(count), strict=True):
         try:
-            result = method(wrapper, batch, batch_targets)
+            result = method(wrapper, batch.clone(), batch_targets.clone())  # which it may change
         except RuntimeError as error:  # PyTorch's or Captum's
             cut = any(text in str(error) for text in ("does not require grad", "not have been used in the graph"))
             reason = "no gradient reaches the image, as under no_grad" if cut else shorten(one_line(error), 160)

@@ -227,6 +227,8 @@ def _of_head(given: Any, key: Any, what: str, shape: Sequence[int]) -> Tensor | 
     if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape):
         given_shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"{what} of {given_shape} do not fit: give a tensor of {tuple(shape)}")
+    if not torch.isfinite(value).all():
+        raise UserError(f"{what} hold values that are not finite")
     return value
 
 
@@ -255,12 +257,25 @@ class _Subject:
         self.steps, self.trials = (14, TRIALS) if small else (7, TRIALS // 2)
         self.mosaics = self._mosaics()
         self.notes: list[str] = []
+        if masks is not None:
+            mixed = masks.bool().flatten(1).any(dim=1) & ~masks.bool().flatten(1).all(dim=1)
+            if not mixed.any():
+                raise UserError(f"masks of {self.net.title}: no image has right pixels and others")
+            if not mixed.all():
+                self.notes.append(f"{self.net.title}: masks of {int((~mixed).sum())} images are empty or full")
+            self.masks = masks.bool() & mixed[:, None, None]
         self.planted = self._plant(progress)
         if others is not None:
             self.others = others = others.to(images)
             with torch.no_grad():
                 answers = [self.net(batch).argmax(dim=1) for batch in others.split(batch_size(images))]
             self.changed = torch.cat(answers) != self.targets
+            if not self.changed.any():
+                self.notes.append(f"{self.net.title}: no counterfactual changes the answer, so pairs are not checked")
+        for wrapper in (*self.untrained, *([self.planted.net] if self.planted else [])):
+            wrapper.unsteady(images), wrapper.classes(images)  # once, for all duplicates
+        if self.net.unsteady(images):
+            self.notes.append(f"{self.net.title}: {self.net.unsteady(images)}, so no method can be steady")
         self.scores: dict[str, dict[str, Tensor]] = {}  # of the trivial maps
         self.controls: list[Check] = []
         progress(f"{self.net.title}: controls")
@@ -342,7 +357,7 @@ class _Subject:
         """Return {check: scores} of the first maps (n, H, W) against what the caller knows."""
         scores = {}
         if self.masks is not None:
-            scores[PIXELS] = rank_accuracy(maps, self.masks[: len(maps)].bool().cpu())
+            scores[PIXELS] = rank_accuracy(maps, self.masks[: len(maps)].cpu())
         if self.others is not None:
             away = (self.images - self.others)[: len(maps)].abs().sum(dim=1).double().cpu()
             evidence = maps.double().clamp(min=0)
@@ -373,6 +388,8 @@ class _Grader:
     def __init__(self, subject: _Subject, name: str, method: Method, progress: Callable[[str], None]) -> None:
         progress(f"{method_title(name)}, {subject.net.title}")
         self.subject, self.name, self.method, self.head = subject, name, method, subject.name
+        # Copies, so that a method that changes a network harms no other.
+        self.net, self.untrained = subject.net.duplicate(), [other.duplicate() for other in subject.untrained]
         self.checks: list[Check] = []
         self.warnings: tuple[str, ...] = ()
         self.refusal = ""
@@ -386,25 +403,27 @@ class _Grader:
         subject, few = self.subject, self.subject.few
         known = subject.masks is not None or subject.others is not None
         used = slice(None if known else few)
-        result = self._attribute(subject.net, subject.images[used], subject.targets[used])
+        result = self._attribute(self.net, subject.images[used], subject.targets[used])
         self.maps, self.warnings = result.maps, result.warnings
-        self.untrained = self._untrained(subject.images[:few], subject.targets[:few])
-        self.example = Example(subject.images[0].cpu(), self.maps[0], self.untrained[0])
+        self.untrained_maps = self._untrained(subject.images[:few], subject.targets[:few])
+        self.example = Example(subject.images[0].cpu(), self.maps[0], self.untrained_maps[0])
         if subject.planted is not None:
-            self._planted(subject.planted)
-        curves, untrained = subject.curves(self.maps), subject.curves(self.untrained)
+            self._planted(replace(subject.planted, net=subject.planted.net.duplicate()))
+        curves, untrained = subject.curves(self.maps), subject.curves(self.untrained_maps)
         self._add(CURVES, curves, _better(curves - subject.scores[RANDOM][CURVES]))
         decides = subject.planted is None
         self._add(CURVES_GAIN, curves - untrained, _better(curves - untrained) if decides else None)
-        alike = evidence_rank_correlation(self.maps[:few], self.untrained)
+        alike = evidence_rank_correlation(self.maps[:few], self.untrained_maps)
         self._add(LIKENESS, alike, _at_most(alike, 0.5, 0.8))
         for check, scores in subject.truths(self.maps).items():
             self._add(check, scores, _better(scores - subject.scores[RANDOM][check]))
             if subject.masks is not None and check == PIXELS:
-                inside = subject.masks[:few].bool().cpu()
+                inside = subject.masks[:few].cpu()
                 for where, kept in ((INSIDE, inside), (OUTSIDE, ~inside)):
-                    self._add(where, evidence_rank_correlation(self.maps[:few] * kept, self.untrained * kept), None)
-                self._add(PIXELS_GAIN, scores[:few] - subject.truths(self.untrained)[PIXELS], None)
+                    self._add(
+                        where, evidence_rank_correlation(self.maps[:few] * kept, self.untrained_maps * kept), None
+                    )
+                self._add(PIXELS_GAIN, scores[:few] - subject.truths(self.untrained_maps)[PIXELS], None)
         if subject.mosaics is not None:
             with suppress(UserError):  # as for baselines of another size
                 self._mosaics(*subject.mosaics)
@@ -412,7 +431,7 @@ class _Grader:
 
     def _attribute(self, net: HeadWrapper, images: Tensor, targets: Tensor) -> Attribution:
         try:
-            return attribute_head(net, images.clone(), targets, self.method, name=self.name)
+            return attribute_head(net, images, targets, self.method, name=self.name)
         except UserError:
             raise
         except Exception as error:  # of a method of the user's
@@ -420,9 +439,7 @@ class _Grader:
 
     def _untrained(self, images: Tensor, targets: Tensor) -> Tensor:
         """Return the maps of random weights: every copy gets its share of the images."""
-        shares = zip(
-            self.subject.untrained, images.tensor_split(UNTRAINED), targets.tensor_split(UNTRAINED), strict=True
-        )
+        shares = zip(self.untrained, images.tensor_split(UNTRAINED), targets.tensor_split(UNTRAINED), strict=True)
         return torch.cat([self._attribute(net, part, classes).maps for net, part, classes in shares if len(part)])
 
     def _add(self, check: str, scores: Tensor, passed: bool | None) -> None:
@@ -453,7 +470,7 @@ class _Grader:
         self.example = replace(self.example, marked=planted.images[0].cpu(), marked_heatmap=maps[0])
 
     def _mosaics(self, mosaics: Tensor, cells: Tensor, classes: Tensor) -> None:
-        maps = self._attribute(self.subject.net, mosaics, classes).maps
+        maps = self._attribute(self.net, mosaics, classes).maps
         height, width = self.subject.images.shape[2:]
         inside = torch.zeros_like(maps, dtype=torch.bool)
         for mask, cell in zip(inside, cells.tolist(), strict=True):
@@ -466,8 +483,8 @@ class _Grader:
         subject = self.subject
         images, targets = subject.images[:FEW], subject.targets[:FEW]
         pairs = list(zip(images.split(1), targets.split(1), strict=True))
-        alone = torch.cat([self._attribute(subject.net, image, target).maps for image, target in pairs])
-        again = torch.cat([self._attribute(subject.net, image, target).maps for image, target in pairs[:2]])
+        alone = torch.cat([self._attribute(self.net, image, target).maps for image, target in pairs])
+        again = torch.cat([self._attribute(self.net, image, target).maps for image, target in pairs[:2]])
         for check, first, second in ((TWICE, again, alone[:2]), (ALONE, alone, self.maps[:FEW])):
             apart = _difference(first, second)
             self._add(check, apart, _at_most(apart, *MAX_DIFFERENCE))
@@ -484,7 +501,7 @@ class _Grader:
         subject, count = self.subject, self.subject.trials
         images, right = subject.images[:count], []
         for targets in (subject.targets[:count], subject.second[:count]):
-            maps = self._attribute(subject.net, images, targets).maps[:, None].to(images.device)
+            maps = self._attribute(self.net, images, targets).maps[:, None].to(images.device)
             with torch.no_grad():
                 scores = [
                     subject.net(images * kept).gather(1, targets[:, None])[:, 0] for kept in (maps <= 0, maps >= 0)
@@ -495,7 +512,7 @@ class _Grader:
     @property
     def verdict(self) -> Verdict:
         if self.refusal:
-            return AVOID, f"it cannot look into this network: {self.refusal}"
+            return AVOID, f"it gives no map: {self.refusal}"
         rows = {row.check: row for row in self.checks}
         marker = self.subject.planted is not None
         order = [*DECISIVE, *sorted(ADVISORY, key=lambda check: check not in WITHOUT_MARKER)]
@@ -524,7 +541,7 @@ def _compare_heads(graded: Sequence[_Grader]) -> None:
             if other is not grader:
                 few = grader.subject.few
                 trained = evidence_rank_correlation(grader.maps[:few], other.maps[:few])
-                likeness.append(evidence_rank_correlation(grader.untrained, other.untrained) - trained)
+                likeness.append(evidence_rank_correlation(grader.untrained_maps, other.untrained_maps) - trained)
         if likeness:
             scores = torch.stack(likeness).nanmean(dim=0)
             grader._add(HEADS, scores, None)
@@ -562,5 +579,6 @@ def _at_most(scores: Tensor, passes: float, fails: float) -> bool | None:
 
 def _difference(first: Tensor, second: Tensor) -> Tensor:
     """Return the absolute difference of two maps of each image, relative to the larger, (N,)."""
-    size = torch.maximum(first.abs().sum(dim=(1, 2)), second.abs().sum(dim=(1, 2))).double()
-    return (first - second).abs().sum(dim=(1, 2)).double() / size.where(size > 0, 1)
+    first, second = first.double(), second.double()  # sums of large values overflow in float32
+    size = torch.maximum(first.abs().sum(dim=(1, 2)), second.abs().sum(dim=(1, 2)))
+    return (first - second).abs().sum(dim=(1, 2)) / size.where(size > 0, 1)

@@ -121,6 +121,10 @@ class HeadWrapper(nn.Module):
         """Return what the network answers for the head, as it is."""
         answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
+            if self.head is not None and not self.chooses:
+                raise UserError(
+                    f"the network answers one tensor, so there is no head '{self.head}': leave out the head"
+                )
             return answers
         parts = parts_of(answers)
         last = isinstance(self.head, int) and self.head < 0 and isinstance(answers, Sequence)
@@ -175,6 +179,12 @@ class HeadWrapper(nn.Module):
             self._unsteady = f"the scores of an image {reason}" if reason else ""
         return self._unsteady
 
+    def duplicate(self) -> HeadWrapper:
+        """Return the same head of a copy of the network, which shares what is known of its layers."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "net": copy.deepcopy(self.net)}
+        return other
+
     def path(self, images: Tensor) -> list[LayerRun]:
         """Return the runs of modules on which the head's output for `images` (B, C, H, W) depends, in the order in
         which they end, found by the gradients of one forward pass."""
@@ -184,6 +194,8 @@ class HeadWrapper(nn.Module):
         return self._traced[shape]
 
     def _trace(self, image: Tensor) -> list[LayerRun]:
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.net.modules()):
+            raise UserError(f"nothing is known of the layers of a scripted network: {WITHOUT_GRADIENT}")
         copied, size = frozen_copy(self.net), tuple(image.shape[2:])
         runs: list[tuple[LayerRun, Tensor]] = []
         versions: list[int] = []  # of the outputs: a change in place makes another output
