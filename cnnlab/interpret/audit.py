@@ -26,8 +26,9 @@ from cnnlab.interpret.planted import (
     contrast,
     lowest_half,
     marker_and_lookalike,
-    placement_share,
     plant,
+    strongest_at_marker,
+    without_marker,
 )
 from cnnlab.plots.result import Result
 from cnnlab.utils.console import as_table
@@ -42,7 +43,7 @@ SUM, SIGN, ALONE, TWICE, HEADS = "completeness", "sign", "alone or in a batch", 
 INSIDE, OUTSIDE = "likeness on right pixels", "likeness on other pixels"
 EXCHANGE = "exchange gain"  # the reference of pairs
 CONTRAST = 0.6, 0.4  # passes with four times the evidence on the marker, fails below 2.3 times
-PLACEMENT = 0.7, 0.6  # of the highest evidence that lies at the marker
+PLACEMENT = 0.8, 0.6  # of the images
 MAX_DIFFERENCE = 0.01, 0.05  # relative differences
 TRIALS = 8  # mosaics, and images for the sign
 FEWEST = 8  # images
@@ -53,7 +54,7 @@ FEW, SOME = 4, 16  # images for the axioms, and for controls
 DECISIVE = {
     PLANTED: "it does not tell a planted marker from its lookalike",
     CLASS: "it shows the planted marker for another class as well",
-    PLACE: "its evidence for a planted marker lies in another place",
+    PLACE: "what a planted marker adds to the map lies in another place",
     GAIN: "with random weights it finds the planted marker as well",
     TWICE: "it gives another map each time",
     ALONE: "the map of an image depends on the other images",
@@ -451,6 +452,7 @@ class _Grader:
         maps = self._attribute(planted.net, planted.images, ones).maps
         signed, positive = (contrast(*marker_and_lookalike(values, planted)) for values in (maps, maps.clamp(min=0)))
         low = -torch.inf if signed.mean() >= positive.mean() else 0.0  # the sign of a plain gradient is no evidence
+        before = self._attribute(planted.net, without_marker(planted), ones).maps.clamp(min=low)
         maps = maps.clamp(min=low)
         marker, lookalike = marker_and_lookalike(maps, planted)
         scores = contrast(marker, lookalike)
@@ -464,8 +466,8 @@ class _Grader:
         untrained = marker_and_lookalike(self._untrained(planted.images, ones).clamp(min=low), planted)
         gain = scores - contrast(*untrained)
         self._add(GAIN, gain, _better(gain))
-        place = placement_share(maps, planted)
-        self.checks.append(Check(self.name, self.head, PLACE, *place, _at_least(torch.tensor(place[:1]), *PLACEMENT)))
+        place = lowest_half(strongest_at_marker(maps - before, planted), planted)
+        self._add(PLACE, place, _at_least(place, *PLACEMENT))
         assert self.example is not None
         self.example = replace(self.example, marked=planted.images[0].cpu(), marked_heatmap=maps[0])
 

@@ -7,7 +7,6 @@ only at the image cannot tell marker and lookalike apart: they have the same pix
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +28,6 @@ from cnnlab.utils.errors import UserError
 BATCH, STEPS, CHECK_EVERY, TEST = 32, 600, 20, 64  # of large images half the batch and a third of the steps
 PATIENCE = 60  # steps until more layers learn
 LEARNED, GOAL = 0.75, 0.98  # shares of new images that change their answer with the marker
-RESAMPLES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +136,11 @@ def draw_corners(count: int, images: Tensor, size: int, generator: torch.Generat
     return corners[:count]
 
 
+def without_marker(planted: Planted) -> Tensor:
+    """Return the images with the lookalike in both squares."""
+    return paint(planted.images, planted.corners, planted.size, torch.zeros(len(planted.images), dtype=torch.bool))
+
+
 def paint(images: Tensor, corners: Tensor, size: int, marked: Tensor) -> Tensor:
     """Return images (N, C, H, W) with the lookalike in both squares, or the marker in the first where `marked` bool
     (N,). Stripes have the lowest and the highest value of each channel."""
@@ -183,34 +186,11 @@ def squares(planted: Planted, place: int) -> Tensor:
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 
-def evidence_around(maps: Tensor, planted: Planted) -> Tensor:
-    """Return how much more evidence a square at every distance from the marker gets than one at that distance from the
-    lookalike, float64 (N, D, D); the middle is no distance. Distances reach a third of the image."""
-    evidence = maps.double()
-    total = evidence.abs().sum(dim=(1, 2), keepdim=True)
-    reach = min(maps.shape[1:]) // 3
-    padded = F.pad((evidence / total.where(total > 0, 1))[:, None], (reach,) * 4)
-    box = F.avg_pool2d(padded, planted.size, 1)[:, 0]
-    steps = torch.arange(2 * reach + 1)
-    around = []
-    for place in (0, 1):
-        rows, columns = (planted.corners[:, place, axis][:, None] + steps for axis in (0, 1))
-        around.append(box[torch.arange(len(maps))[:, None, None], rows[:, :, None], columns[:, None, :]])
-    return around[0] - around[1]
-
-
-def placement_share(maps: Tensor, planted: Planted) -> tuple[float, float, float]:
-    """Return the mean of `evidence_around` at the marker as a share of its highest mean at any distance, with its 95 %
-    bootstrap interval. 1: the maps are in the right place."""
-    around = evidence_around(maps, planted).flatten(1)
-    middle = around.shape[1] // 2
-
-    def share(means: Tensor) -> Tensor:
-        highest = means.amax(dim=-1)
-        return (means[..., middle] / highest.where(highest > 0, math.inf)).clamp(min=-1)
-
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(around), (RESAMPLES, len(around)), generator=generator)
-    shares = torch.stack([share(around[drawn].mean(dim=0)) for drawn in rows]).sort().values
-    value, low, high = share(around.mean(dim=0)), shares[int(0.025 * RESAMPLES)], shares[int(0.975 * RESAMPLES)]
-    return value.item(), min(low, value).item(), max(high, value).item()  # the highest of all favours a high value
+def strongest_at_marker(maps: Tensor, planted: Planted) -> Tensor:
+    """Return 1 where the square with the most positive evidence in maps (N, H, W) lies less than half a square from the
+    marker, else 0, float64 (N,)."""
+    evidence = F.avg_pool2d(maps.double().clamp(min=0)[:, None], planted.size, 1)[:, 0]
+    highest, places = evidence.flatten(1).max(dim=1)
+    corners = torch.stack([places // evidence.shape[2], places % evidence.shape[2]], dim=1)
+    away = (corners - planted.corners[:, 0]).abs().amax(dim=1)
+    return ((away < planted.size / 2) & (highest > 0)).double()

@@ -45,6 +45,9 @@ BROKEN: dict[str, Method] = {
     "shifted": lambda net, images, targets: torch.roll(cam(net, images, targets), images.shape[3] // 4, dims=2),
     "mirrored": lambda net, images, targets: cam(net, images, targets).flip(2),
     "transposed": lambda net, images, targets: cam(net, images, targets).transpose(1, 2),
+    "with its mirror image": lambda net, images, targets: (maps := cam(net, images, targets)) + maps.flip(2),
+    "half its size": lambda net, images, targets: F.pad(
+        F.avg_pool2d(cam(net, images, targets), 2), (images.shape[3] // 4,) * 4),
     "sign flipped": lambda net, images, targets: -input_x_gradient(net, images, targets),
     "edge detector": lambda net, images, targets: sobel(images),
     "blurred edges": lambda net, images, targets: F.avg_pool2d(sobel(images)[:, None], 5, 1, 2)[:, 0],

@@ -1,7 +1,6 @@
 """Scenes of lines for the benchmark: alone, above a second line, or on a photograph.
 
-No channel tells the line apart. A second line has the same colours: the upper one is asked about. A photograph is red
-and blue, and the line is as bright as the photograph below it.
+No channel tells the line apart: the second line has its colours, the photograph also its brightness.
 """
 
 from __future__ import annotations

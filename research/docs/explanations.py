@@ -131,8 +131,8 @@ def tables(every: list[Grades]) -> dict[str, Rows]:
 
 
 def figure(frame: pd.DataFrame) -> Figure:
-    """Draw every method's grade over its grade with random weights, a panel per scene of eight networks."""
-    parts = {scene: part for scene, part in scenes_of(frame).items() if part["network"].nunique() > 4}
+    """Draw every method's grade over its grade with random weights, a panel per scene of at least four networks."""
+    parts = {scene: part for scene, part in scenes_of(frame).items() if part["network"].nunique() > 3}
     drawn = Figure(figsize=(4.6 * len(parts), 4.9), layout="constrained")
     for axes, (scene, part) in zip(
         drawn.subplots(1, len(parts), sharey=True, squeeze=False)[0], parts.items(), strict=True

@@ -1,8 +1,7 @@
 """Where the mistakes of multi-head networks lie, on lines that nobody has drawn before.
 
-python -m research.performance.edges <run> ...                 100,032 new lines: how many are wrong, how many of these
-                                                     touch an edge, what they are; how many of all lines touch one
-python -m research.performance.edges --per-class 10420 <run>   ten times as many
+python -m research.performance.edges <run> ...                # 100,032 new lines: which are wrong, which touch an edge
+python -m research.performance.edges --per-class 10420 <run>  # ten times as many
 """
 
 from __future__ import annotations

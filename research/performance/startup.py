@@ -23,14 +23,10 @@ def _answer(words: list[str]) -> float:
 def _first_batch() -> float:
     """From the command to the checkpoint that is written after the first step."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [
-            "experiment=multihead",
-            "callbacks.interval_checkpoint.every_n_train_steps=1",
-            "callbacks.interval_checkpoint.train_time_interval=null",
-            f"hydra.run.dir={folder}/run",
-        ]
+        interval = "callbacks.interval_checkpoint"
+        words = ["experiment=multihead", f"{interval}.every_n_train_steps=1", f"{interval}.train_time_interval=null"]
         start = time.perf_counter()
-        process = subprocess.Popen([*TRAIN, *words], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*TRAIN, *words, f"hydra.run.dir={folder}/run"], stdout=subprocess.DEVNULL)
         while not (Path(folder) / "run" / "checkpoints" / "last.ckpt").exists():
             time.sleep(0.01)
             assert process.poll() is None, "the training ended before its first batch"

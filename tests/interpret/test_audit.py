@@ -31,9 +31,9 @@ from cnnlab.interpret.planted import (
     lowest_half,
     marker_and_lookalike,
     paint,
-    placement_share,
     plant,
     squares,
+    strongest_at_marker,
 )
 from cnnlab.models.networks import Branched
 from cnnlab.utils.checkpoints import load_checkpoint
@@ -183,10 +183,10 @@ def test_contrast_and_placement_by_hand() -> None:
     assert contrast(*both).tolist() == [0.5] * 6
     assert contrast(*marker_and_lookalike(-marker, planted)).tolist() == [-1.0] * 6
     assert contrast(*marker_and_lookalike(0 * marker, planted)).tolist() == [0.0] * 6
-    assert placement_share(marker, planted) == (1.0, 1.0, 1.0)
-    assert placement_share(marker.roll((0, 2), (1, 2)), planted)[0] == pytest.approx(3 / 5)  # 15 of 25 pixels
-    assert placement_share(marker.roll(5, 2), planted)[0] == 0
-    assert placement_share(-marker, planted)[0] < 0
+    assert strongest_at_marker(marker + lookalike / 2, planted).tolist() == [1.0] * 6
+    assert strongest_at_marker(marker.roll((0, 2), (1, 2)), planted).tolist() == [1.0] * 6  # of 5 pixels
+    assert strongest_at_marker(marker.roll((0, 3), (1, 2)), planted).tolist() == [0.0] * 6
+    assert strongest_at_marker(marker - 2 * marker, planted).tolist() == [0.0] * 6
 
 
 def test_a_network_learns_the_marker_and_the_original_is_kept() -> None:
