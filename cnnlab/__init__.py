@@ -3,7 +3,7 @@
     run = cnnlab.train("multihead", seed=1)  # or cnnlab.load("<run folder>"), or cnnlab.newest()
     run.predict("line.png")
     run.attribute(run.examples(), head="angle", method="grad_cam")
-    cnnlab.attribute(net, images, head=0)    # for any network
+    cnnlab.attribute(net, images)            # for any network
 
 torch is imported when one of these is used.
 """

@@ -263,7 +263,9 @@ class _Subject:
             if not mixed.any():
                 raise UserError(f"masks of {self.net.title}: no image has right pixels and others")
             if not mixed.all():
-                self.notes.append(f"{self.net.title}: masks of {int((~mixed).sum())} images are empty or full")
+                self.notes.append(
+                    f"{self.net.title}: the masks of {int((~mixed).sum())} of {len(images)} images are empty or full"
+                )
             self.masks = masks.bool() & mixed[:, None, None]
         self.planted = self._plant(progress)
         if others is not None:

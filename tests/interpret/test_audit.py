@@ -17,7 +17,7 @@ from torchvision.models import VisionTransformer
 import cnnlab
 from cnnlab.api import Run
 from cnnlab.data.datamodule import sample_indices
-from cnnlab.interpret.attribution import attribute
+from cnnlab.interpret.attribution import Method, attribute
 from cnnlab.interpret.audit import AVOID, CARE, EXCHANGE, USE, AuditResult, audit
 from cnnlab.interpret.audit import HEADS as BETWEEN_HEADS
 from cnnlab.interpret.controls import TRIVIAL_MAPS, insertion_deletion, randomise
@@ -446,3 +446,60 @@ def test_pixels_without_evidence_in_both_maps_do_not_make_them_alike() -> None:
     assert rank_correlation(first, second).item() > 0.9
     assert evidence_rank_correlation(first, second).item() == pytest.approx(-1)
     assert evidence_rank_correlation(0 * first, 0 * second).isnan().all()
+
+
+def test_a_method_that_changes_its_network_harms_no_other() -> None:
+    """In training mode, with a hook, with other weights, or by its targets."""
+
+    def vandal(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
+        maps = cam(net, images, targets)
+        net.train()
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data.mul_(0.1)
+                module.register_forward_hook(lambda _module, _inputs, output: 0.3 * output)
+        images.zero_()
+        targets.fill_(0)
+        return maps
+
+    net, images = toy_network(3, 32, seed=1)
+    sound: dict[str, Method] = {"grad_cam": SOUND["grad_cam"]}
+    alone = cnnlab.audit(net, images, methods=sound)
+    after = cnnlab.audit(net, images, methods={"vandal": vandal, **sound})
+    assert after.verdicts["vandal"][0] == AVOID
+    assert after.verdicts["grad_cam"] == alone.verdicts["grad_cam"]
+    values = [[row.value for row in result.checks if row.method == "grad_cam"] for result in (alone, after)]
+    assert values[0] == values[1]
+    changed = cnnlab.attribute(net, images[:2], 1, vandal)
+    assert torch.equal(changed.images, images[:2])
+
+
+def test_masks_and_counterfactuals_must_say_something() -> None:
+    net, images = toy_network(3, 32, seed=1)
+    half = torch.zeros(48, 32, 32, dtype=torch.bool)
+    half[:, :16] = True
+    for masks, message in (
+        (torch.ones(48, 32, 32), "no image has right pixels and others"),
+        (torch.zeros(48, 32, 32), "no image has right pixels and others"),
+        (torch.full((48, 32, 32), torch.nan), "masks hold values that are not finite"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cnnlab.audit(net, images, methods=["saliency"], masks=masks)
+    half[3] = False
+    result = cnnlab.audit(net, images, methods=["saliency"], masks=half, counterfactuals=images)
+    assert result.notes[:2] == (
+        "the answer: the masks of 1 of 48 images are empty or full",
+        "the answer: no counterfactual changes the answer, so pairs are not checked",
+    )
+    with pytest.raises(UserError, match="answers one tensor, so there is no head 'foo': leave out the head"):
+        cnnlab.audit(net, images, head="foo")
+
+
+def test_a_scripted_network_is_audited() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        net, images = toy_network(3, 32, seed=1)
+        result = cnnlab.audit(torch.jit.script(net), images, methods=["occlusion", "grad_cam"])
+    assert result.verdicts["occlusion"] == (CARE, "no marker could be planted to test it")
+    assert result.verdicts["grad_cam"][0] == AVOID
+    assert "nothing is known of the layers of a scripted network" in result.notes[0]
