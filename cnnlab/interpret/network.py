@@ -121,10 +121,6 @@ class HeadWrapper(nn.Module):
         """Return what the network answers for the head, as it is."""
         answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
-            if self.head not in (None, 0, -1) and not self.chooses:
-                raise UserError(
-                    f"the network answers one tensor, so there is no head '{self.head}': leave out the head"
-                )
             return answers
         parts = parts_of(answers)
         last = isinstance(self.head, int) and self.head < 0 and isinstance(answers, Sequence)
