@@ -276,7 +276,8 @@ class _Subject:
             if not self.changed.any():
                 self.notes.append(f"{self.net.title}: no counterfactual changes the answer, so pairs are not checked")
         for wrapper in (*self.untrained, *([self.planted.net] if self.planted else [])):
-            wrapper.unsteady(images), wrapper.classes(images)  # once, for all duplicates
+            wrapper.unsteady(images)  # once, for all duplicates
+            wrapper.classes(images)
         if self.net.unsteady(images):
             self.notes.append(f"{self.net.title}: {self.net.unsteady(images)}, so no method can be steady")
         self.scores: dict[str, dict[str, Tensor]] = {}  # of the trivial maps

@@ -177,9 +177,7 @@ class HeadWrapper(nn.Module):
 
     def duplicate(self) -> HeadWrapper:
         """Return the same head of a copy of the network, which shares what is known of its layers."""
-        other = copy.copy(self)
-        other._modules = {**self._modules, "net": copy.deepcopy(self.net)}
-        return other
+        return copy.deepcopy(self, {id(known): known for known in (self._traced, self._fields, self._bypassed)})
 
     def path(self, images: Tensor) -> list[LayerRun]:
         """Return the runs of modules on which the head's output for `images` (B, C, H, W) depends, in the order in

@@ -455,9 +455,10 @@ def test_a_method_that_changes_its_network_harms_no_other() -> None:
         maps = cam(net, images, targets)
         net.train()
         for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data.mul_(0.1)
+            if isinstance(module, HeadWrapper | nn.Conv2d):
                 module.register_forward_hook(lambda _module, _inputs, output: 0.3 * output)
+        for parameter in net.parameters():
+            parameter.data.mul_(0.1)
         images.zero_()
         targets.fill_(0)
         return maps
