@@ -116,7 +116,7 @@ class Run(RunFolder):
         numbers = None if channels is None else torch.tensor(channels, dtype=torch.int64)
         return visualize_channels(self.net, name, numbers, self.image_shape, ascent)
 
-    def audit(self, methods: Any = ("grad_cam",), images: int | None = None) -> AuditResult:
+    def audit(self, methods: Any = DEFAULT_METHODS, images: int | None = None) -> AuditResult:
         """Return a verdict on each method, from `images` random test images; None: 100, or all of a smaller test split.
         `methods` are names, functions, or {name: function}. The right pixels of lines are known exactly."""
         with console.working() as progress:

@@ -15,13 +15,13 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from torch import nn
 
 import cnnlab
 from cnnlab.api import Run
 from cnnlab.data.mnist import MNIST
 from cnnlab.utils.errors import UserError
 from tests.conftest import TINY_LINES
-from tests.test_api import TwoHeads
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,8 @@ def test_the_readme_runs_too(lines_run: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(cnnlab, "train", lambda *_, **__: cnnlab.load(lines_run), raising=False)
     (tmp_path / "my.png").write_bytes((lines_run / "figures" / "samples.png").read_bytes())
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(block, "README.md", "exec"), {"net": TwoHeads(tuple), "images": torch.rand(8, 3, 28, 28)})
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    exec(compile(block, "README.md", "exec"), {"net": net, "images": torch.rand(8, 3, 28, 28)})
     assert (tmp_path / "why" / "manifest.json").is_file()
 
 
