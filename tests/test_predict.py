@@ -151,7 +151,7 @@ def test_what_is_kept_of_the_training_images(lines_run: Path, tmp_path: Path) ->
     images = run.examples(4).images
     assert torch.equal(again.scores(run.net, images), run.ood_detector.scores(run.net, images))
     copy = shutil.copytree(lines_run, tmp_path / "copy")
-    for broken in ({**state, "scale": torch.ones(3)}, {**state, "limit": torch.ones(2)}):
+    for broken in ({}, {**state, "scale": torch.ones(3)}, {**state, "limit": torch.ones(2)}):
         save_tensors(copy / "checkpoints" / "ood.ckpt", broken)
         with pytest.raises(UserError, match=r"ood.ckpt: it holds no features of training images"):
             Run(copy).predict(images)

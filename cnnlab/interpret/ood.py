@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.interpret.network import batch_size, convolutions, frozen_copy, record_activations
 from cnnlab.utils.checkpoints import checkpoint_path, load_checkpoint
-from cnnlab.utils.errors import UserError, user_errors
+from cnnlab.utils.errors import UserError
 
 OOD = "ood"  # the name of its checkpoint file
 REFERENCE = 2000  # training images that are kept
@@ -34,7 +34,7 @@ class OODDetector:
 
     def __post_init__(self) -> None:
         if not (self.reference.shape[1:] == self.centre.shape == self.scale.shape and self.limit.numel() == 1):
-            raise ValueError("it holds no features of training images")
+            raise ValueError("the shapes do not fit")
 
     def scores(self, net: nn.Module, images: Tensor) -> Tensor:
         """Return the distance of `images` float32 (N, C, H, W) in [0, 1] to the nearest training image, in units of the
@@ -50,8 +50,10 @@ def load_ood_detector(folder: Path) -> OODDetector | None:
     path = checkpoint_path(folder, OOD)
     if not path.is_file():
         return None
-    with user_errors(str(path)):
+    try:
         return OODDetector(**load_checkpoint(path)["state_dict"])
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: it holds no features of training images") from error
 
 
 def fit_ood_detector(net: nn.Module, train: Tensor, held_out: Tensor) -> OODDetector:

@@ -1,6 +1,6 @@
 """Scenes of lines for the benchmark: alone, above a second line, or on a photograph.
 
-No channel tells the line apart: the second line has its colours, the photograph also its brightness.
+The second line has the colours of the first, the photograph also the brightness of its line.
 """
 
 from __future__ import annotations
