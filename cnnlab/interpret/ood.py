@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnlab.interpret.network import batch_size, convolutions, frozen_copy, record_activations
 from cnnlab.utils.checkpoints import checkpoint_path, load_checkpoint
-from cnnlab.utils.errors import UserError
+from cnnlab.utils.errors import UserError, user_errors
 
 OOD = "ood"  # the name of its checkpoint file
 REFERENCE = 2000  # training images that are kept
@@ -50,8 +50,10 @@ def load_ood_detector(folder: Path) -> OODDetector | None:
     path = checkpoint_path(folder, OOD)
     if not path.is_file():
         return None
+    with user_errors(str(path)):
+        state = load_checkpoint(path)["state_dict"]
     try:
-        return OODDetector(**load_checkpoint(path)["state_dict"])
+        return OODDetector(**state)
     except (TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: it holds no features of training images") from error
 
