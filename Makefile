@@ -2,7 +2,7 @@
 # make play:  set everything up, train the multi-head network where there is no run yet, then play with it in the browser.
 # make test:  set everything up, then run the quick tests.   make test-all: the slow ones.   make check: lint and types.
 # make test-oldest: the quick tests with the oldest versions that pyproject.toml allows. make test-newest: with the newest.
-# make test-peers: metrics and methods beside those of Quantus, zennit and torch-cam, and 50 networks of timm.
+# make test-peers: metrics and methods beside those of four peers, and 50 networks of timm.
 # Any of these with another Python: make test VENV=.venv-3.13 PYTHON=python3.13.
 # make docs:  set everything up, then build the site in site/. make serve: show it in the browser, with search.
 PYTHON ?= python3
@@ -39,11 +39,11 @@ test-newest: $(READY)
 	$(VENV)/bin/uv pip install --quiet --python $(NEWEST) --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PARALLEL) -m "not slow"
 
-# Quantus brings an OpenCV that is not that of `dev`; the peers warn as they are imported.
+# The peers bring an OpenCV that is not that of `dev`; the peers warn as they are imported.
 test-peers: $(READY)
 	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)-peers
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)-peers --constraint constraints.txt --editable . pytest \
-	  quantus==0.6.0 zennit==0.5.1 torchcam==0.5.0 timm==1.0.31
+	  quantus==0.6.0 zennit==0.5.1 torchcam==0.5.0 grad-cam==1.5.7 timm==1.0.31
 	OMP_NUM_THREADS=2 $(VENV)-peers/bin/python -m pytest -W ignore tests/interpret/test_peers.py
 
 check: $(READY)

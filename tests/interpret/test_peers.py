@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cnnlab.interpret.attribution import attribute
-from cnnlab.interpret.methods.cams import grad_cam, layer_cam
+from cnnlab.interpret.methods.cams import grad_cam, hires_cam, layer_cam
 from cnnlab.interpret.methods.rules import lrp
 from cnnlab.interpret.metrics import METRICS
 from cnnlab.utils.errors import UserError
@@ -80,6 +80,23 @@ def test_cams_are_torch_cams() -> None:
         found = attribute(net, images, 3, lambda *inputs, ours=ours: ours(*inputs, target_layer="layer4")).layer_map
         assert found is not None
         torch.testing.assert_close(found.values, maps, rtol=1e-3, atol=1e-7)
+
+
+def test_cams_are_those_of_pytorch_grad_cam() -> None:
+    """Stretched to the image as that package does it, from 0 to 1."""
+    gradcam = pytest.importorskip("pytorch_grad_cam", reason="make test-peers installs it")
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", num_classes=10).eval()
+    images = torch.randn(1, 3, 96, 64)
+    for theirs, ours in (("GradCAM", grad_cam), ("HiResCAM", hires_cam), ("LayerCAM", layer_cam)):
+        with getattr(gradcam, theirs)(model=net, target_layers=[net.layer4]) as extractor:
+            maps = extractor(images, targets=[ClassifierOutputTarget(3)])
+        found = attribute(net, images, 3, lambda *inputs, ours=ours: ours(*inputs, target_layer="layer4")).layer_map
+        assert found is not None
+        assert scale_cam_image(found.values.numpy(), (64, 96)) == pytest.approx(maps, abs=1e-4)
 
 
 TIMM = (
