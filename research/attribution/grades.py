@@ -27,9 +27,10 @@ from research.attribution.shapley import exchange_shapley
 
 BOTH = ("trained", "untrained")
 DIFFERENCE = "size of the difference"
-TRIVIAL: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: maps for name, maps in TRIVIAL_MAPS.items() if name != "image centre"},
-    "edges of saturation": lambda images: sobel((images.amax(1) - images.amin(1))[:, None]),
+TRIVIAL: dict[str, Callable[[Tensor], Tensor]] = {  # all pixels are red, blue or a mixture
+    **{name: maps for name, maps in TRIVIAL_MAPS.items() if name not in ("image centre", "image saturation")},
+    "red against blue": lambda images: (images[:, 0] - images[:, 2]).abs(),
+    "edges of red against blue": lambda images: sobel((images[:, 0] - images[:, 2])[:, None]),
 }
 
 Array = NDArray[Any]

@@ -1,6 +1,7 @@
 """Scenes of lines for the benchmark: alone, above a second line, or on a photograph.
 
-The second line has the colours of the first, the photograph also the brightness of its line.
+The second line has the colours of the first. A part of a photograph has every colour from black to pure red, pure blue
+and both, so that no pixel tells by its colour that it belongs to the line.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cnnlab.utils.errors import UserError
 SCENES = ("plain", "second_line", "photos")
 BORDER = (10.0, 18.0)  # pixels: between them lies the border of the upper and the lower line
 GAP = 1.0  # pixels between the border and a centre
-DARKEST = 0.3  # the red and blue of a photograph's black pixels
+EXTREME = 0.05  # the share of a photograph's pixels that become black, and the share that become white
 COLUMNS = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # the part of a photograph of each split
 _STREAM = 2**32 + 5  # of random numbers
 
@@ -38,6 +39,20 @@ def photographs(scale: int) -> tuple[Tensor, ...]:
     pictures = [*load_sample_images().images, imread(get_sample_data("grace_hopper.jpg", asfileobj=False))]
     tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures]
     return tuple(F.avg_pool2d(picture, scale).mean(dim=0) for picture in tensors)
+
+
+@cache
+def parts(scale: int, size: int, split: str) -> tuple[tuple[Tensor, list[list[int]]], ...]:
+    """Return each photograph, and the corners (y, x) of its parts of `size` pixels in a split's columns: the half of
+    all with the most contrast."""
+    choices = []
+    for picture in photographs(scale):
+        first, last = (int(share * picture.shape[1]) for share in COLUMNS[split])
+        mean, mean_square = (F.avg_pool2d(values[None, :, first:last], size, 1)[0] for values in (picture, picture**2))
+        contrast = mean_square - mean**2
+        y, x = (contrast >= contrast.median()).nonzero().T
+        choices.append((picture, torch.stack([y, x + first], dim=1).tolist()))
+    return tuple(choices)
 
 
 @dataclass(frozen=True)
@@ -61,12 +76,12 @@ class SceneSampler(LineSampler):
         if self.scene == "plain":
             return images
         if self.scene == "second_line":
-            behind, light = self._second_line(indices), torch.tensor(1.0)
+            behind = self._second_line(indices)
         else:
-            behind, images = self._photo(indices), self._placed(images, indices)
-            light = behind.amax(dim=1, keepdim=True) / 255
+            red, blue = (255 * self._grey_part(indices, first) for first in (1, 6))
+            behind, images = torch.stack([red, torch.zeros_like(red), blue], dim=1), self._placed(images, indices)
         lines = images.float()
-        drawn = lines * light + (1 - lines.amax(dim=1, keepdim=True) / 255) * behind
+        drawn = lines + (1 - lines.amax(dim=1, keepdim=True) / 255) * behind
         return drawn.round_().to(torch.uint8)
 
     def _draw(self, indices: Tensor, number: int) -> Tensor:
@@ -91,23 +106,18 @@ class SceneSampler(LineSampler):
         red = (self._draw(indices, 6) < 0.5)[:, None, None]
         return torch.stack([covered * red, torch.zeros_like(covered), covered * ~red], dim=1)
 
-    def _photo(self, indices: Tensor) -> Tensor:
-        """Return a part of a photograph in red and another one in blue, float32 (B, 3, size, size) in [0, 255]."""
-        red, blue = (DARKEST + (1 - DARKEST) * self._grey_part(indices, first) for first in (1, 6))
-        return 255 * torch.stack([red, torch.zeros_like(red), blue], dim=1)
-
     def _grey_part(self, indices: Tensor, number: int) -> Tensor:
-        """Return grey parts of photographs, float32 (B, size, size) in [0, 1]."""
-        pictures, (first, last) = photographs(2 if self.size == IMAGE_SIZE else 1), COLUMNS[self.split]
-        which, down, across = (self._draw(indices, number + offset).tolist() for offset in range(3))
-        parts = []
-        for choice, y, x in zip(which, down, across, strict=True):
-            picture = pictures[int(choice * len(pictures))]
-            height, width = picture.shape
-            left, right = int(first * width), int(last * width) - self.size
-            top, start = int(y * (height - self.size + 1)), left + int(x * (right - left + 1))
-            parts.append(picture[top : top + self.size, start : start + self.size])
-        return torch.stack(parts)
+        """Return grey parts of photographs with the most contrast, float32 (B, size, size) in [0, 1]: see `EXTREME`."""
+        choices, grey = parts(2 if self.size == IMAGE_SIZE else 1, self.size, self.split), []
+        which, where = (self._draw(indices, number + offset).tolist() for offset in range(2))
+        for choice, place in zip(which, where, strict=True):
+            picture, corners = choices[int(choice * len(choices))]
+            y, x = corners[int(place * len(corners))]
+            grey.append(picture[y : y + self.size, x : x + self.size])
+        part = torch.stack(grey)
+        black, white = part.flatten(1).quantile(torch.tensor([EXTREME, 1 - EXTREME]), dim=1)[..., None, None]
+        stretched: Tensor = (part - black) / (white - black)
+        return stretched.clamp(0, 1)
 
     def _placed(self, images: Tensor, indices: Tensor) -> Tensor:
         """Return the lines anywhere in a larger image, uint8 (B, 3, size, size)."""

@@ -24,12 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 KEPT = DOCS / "explanations"
 PAGES = ("explanations.md", "explanations_appendix.md")
 MAIN = "second_line"
-SCENES = {
-    "plain": "plain lines",
-    "second_line": "a second line",
-    "photos": "photographs",
-    "photos_64": "photographs, 64 px",
-}
+SCENES = {"plain": "plain lines", "second_line": "a second line", "photos": "photographs"}
 Rows = list[list[str]]
 
 
@@ -107,17 +102,10 @@ def networks(every: list[Grades]) -> Rows:
     for one in every:
         groups.setdefault((one.facts["network"], one.facts["scene"]), []).append(one)
     for (network, scene), members in groups.items():
-        accuracy, counted = (np.mean([f(one) for one in members]) for f in (_accuracy, _counted))
+        accuracy = np.mean([one.facts["accuracy"] for one in members])
+        counted = np.mean([one.flips.mean() for one in members])
         rows.append([network, SCENES[scene], str(len(members)), f"{100 * accuracy:.1f} %", f"{100 * counted:.1f} %"])
     return rows
-
-
-def _accuracy(one: Grades) -> float:
-    return float(one.facts["accuracy"])
-
-
-def _counted(one: Grades) -> float:
-    return float(one.flips.mean())
 
 
 def tables(every: list[Grades]) -> dict[str, Rows]:
@@ -143,12 +131,12 @@ def figure(frame: pd.DataFrame) -> Figure:
         best = trivial_maps.groupby("head").max().mean()
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, zorder=0)
         axes.axhline(best, color=ORANGE, linewidth=1.2, zorder=0)
-        axes.text(0.02, best + 0.01, "best trivial map", fontsize=8, color="#9c6b00")
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+        axes.text(0.94, best + 0.01, "best trivial map", fontsize=8, color="#9c6b00", ha="right", bbox=behind)
         axes.text(0.74, 0.70, "no gain", fontsize=8, color="#666666", rotation=45, ha="center", va="center")
         axes.scatter(untrained, grade, s=26, color=BLUE)
         for name in {grade.idxmax(), untrained.idxmax(), (grade - untrained).idxmax(), (grade - untrained).idxmin()}:
             place = (untrained[name], grade[name])
-            behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
             axes.annotate(method_title(name), place, (5, -10), textcoords="offset points", fontsize=8, bbox=behind)
         axes.set(title=SCENES[scene], xlabel="grade with random weights", xlim=(0, 0.95), ylim=(0, 0.95))
     drawn.axes[0].set_ylabel("grade after training")
