@@ -101,8 +101,9 @@ def _as_user_error(error: Exception, folder: Path) -> Exception:
         return UserError(f"{error}; {kept}; lower optimizer.lr, or try trainer.precision=32-true")
     if isinstance(error, UserError) and "Original Traceback" in str(error):  # of a worker process of the DataLoader
         return UserError(str(error).strip().splitlines()[-1].partition(": ")[2])
-    if not isinstance(error, UserError) and raised_by(error, "lightning"):
-        return UserError(f"trainer: {one_line(error)}")
+    for package, group in (("lightning", "trainer"), ("torch.optim", "optimizer")):
+        if not isinstance(error, UserError) and raised_by(error, package):
+            return UserError(f"{group}: {one_line(error)}")
     return error
 
 

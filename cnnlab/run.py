@@ -139,8 +139,12 @@ class RunFolder:
 
     @cached_property
     def test_data(self) -> ImageDataModule:
-        """The data module with the test split, opened once."""
-        return self.datamodule("test")
+        """The data module with the test split, opened once. Raises `UserError` where a folder's pictures have changed:
+        others would be held out."""
+        data = self.datamodule("test")
+        if data.state_dict() and checkpoint_path(self.path, "best").is_file():
+            data.load_state_dict(load_checkpoint(self.checkpoint("best"))[type(data).__qualname__])
+        return data
 
     @property
     def test_split(self) -> BatchedDataset:

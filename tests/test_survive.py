@@ -303,6 +303,8 @@ def test_of_runs_that_want_a_folder_at_once_one_gets_it(tmp_path: Path) -> None:
 
 
 SMALL = ("experiment=multihead", *TINY_LINES, "data.batch_size=96", "net.dropout=0.0")
+COLLECT = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+COLLECTED = "+callbacks.collect.scheduling={0:1,1:2}"
 STOPS = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1")
 
 
@@ -315,11 +317,14 @@ STOPS = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patienc
         (Classifier, "on_validation_epoch_start", 2, ("trainer.val_check_interval=2",)),
         # Within an epoch that has the same few batches each time.
         (Classifier, "training_step", 3, ("trainer.overfit_batches=4",)),
+        # Within the second epoch, which collects the gradients of two batches for a step.
+        (Classifier, "training_step", 10, (f"+callbacks.collect._target_={COLLECT}", COLLECTED)),
     ],
 )
 def test_a_run_that_breaks_off_there_ends_as_one_left_alone(
     owner: type, method: str, calls: int, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CNNLAB_TRUST", "lightning")
     every_step = "callbacks.interval_checkpoint.every_n_train_steps=1"
     whole, cut = run_train(tmp_path / "whole", *SMALL, *words, every_step), tmp_path / "cut"
     original, counted = getattr(owner, method), itertools.count(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -64,7 +66,7 @@ class BatchedDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         """Return one image float32 (C, H, W) and {head: int64 ()}."""
-        if not -len(self) <= index < len(self):
+        if not -len(self) <= operator.index(index) < len(self):
             raise IndexError(f"index {index} is not in 0..{len(self) - 1}")
         return self.__getitems__([index % len(self)])[0]
 
@@ -186,6 +188,7 @@ class ImageDataModule(LightningDataModule):
     heads: tuple[Head, ...]
     image_shape: tuple[int, int, int]
     resample_each_epoch: bool = False
+    counts_first: ClassVar[bool] = False  # before the training, so that it does not end at an unreadable image
     input_type: str = "image"  # of `data.image_io.INPUT_TYPES`: how images from outside are converted
     names: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
@@ -246,8 +249,8 @@ class ImageDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def counts(self, epochs: int = 1) -> dict[str, int]:
-        """Count the images of each split, the distinct ones, those in more than one split (`overlap`), and the test
-        images that are also training images (`test_in_train`).
+        """Count the images of each split, the distinct ones, the distinct ones in more than one split (`overlap`), and
+        the test images that are also training images (`test_in_train`).
 
         Compares 8-bit images. With `resample_each_epoch` all `epochs` are counted.
         """
@@ -256,13 +259,15 @@ class ImageDataModule(LightningDataModule):
         sizes = {name: len(self.splits[name]) for name in self.names}
         sizes["train"] *= epochs if self.resample_each_epoch else 1
         distinct = {f"distinct_{name}": len(seen[name]) for name in self.names}
-        overlap = (test & train) | (test & val) | (val & train)
-        return {**sizes, **distinct, "overlap": len(overlap), "test_in_train": len(test & train)}
+        overlap = {*test} & ({*train} | {*val}) | {*val} & {*train}
+        seen_in_test = sum(count for image, count in test.items() if image in train)
+        return {**sizes, **distinct, "overlap": len(overlap), "test_in_train": seen_in_test}
 
-    def _fingerprints(self, name: str, epochs: int) -> set[bytes]:
+    def _fingerprints(self, name: str, epochs: int) -> Counter[bytes]:
+        """Return how often each image is in a split, by its hash."""
         split = self.splits[name]
         size = len(split) * (epochs if self.resample_each_epoch and name == "train" else 1)
-        prints: set[bytes] = set()
+        prints: Counter[bytes] = Counter()
         at_once = max(1, min(CHUNK, 10_000_000 // math.prod(self.image_shape)))
         for rows in torch.arange(size).split(at_once):
             flat = split.images(rows).flatten(1).numpy()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,8 @@ Labels = dict[str, list[str]]  # {head: class of each picture}
 Pictures = tuple[list[Path], Labels]
 ONLY_HEAD = "class"  # of folders
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLITS = {name: (*words, *(f"{word}_set" for word in words)) for name, words in SPLITS.items()}
+log = logging.getLogger(__name__)
 
 
 class PictureDataset(BatchedDataset):
@@ -50,7 +54,7 @@ class ImageFolderDataModule(ImageDataModule):
     Args:
         root: The folder.
         table: A CSV file in `root` instead of folders of classes: a column "file", and a column per head with the class
-            of each picture.
+            of each picture; cells are separated by commas or semicolons.
         size: The side of the images in pixels. Pictures are padded to a square and scaled.
         channels: 3, or 1 for grey.
         val_share, test_share: The shares in [0, 1) that are held out for validation and test where `root` has no such
@@ -62,6 +66,7 @@ class ImageFolderDataModule(ImageDataModule):
     """
 
     input_type = "photo"
+    counts_first = True
 
     def __init__(
         self,
@@ -102,6 +107,10 @@ class ImageFolderDataModule(ImageDataModule):
             if others:
                 raise UserError(f"{others[0]} is no split: beside train/ there are val/ and test/, and no other folder")
             parts = {name: _from_folders(folder) for name, folder in given.items()}
+        elif given and not {*named.values()} - {*given.values()}:
+            raise UserError(
+                f"{self.root} holds the splits {', '.join(named)}: train/ is needed, with a folder per class"
+            )
         else:
             parts = {"train": _from_folders(self.root)}
         names = {head: {name for _, labels in parts.values() for name in labels[head]} for head in parts["train"][1]}
@@ -138,10 +147,10 @@ class ImageFolderDataModule(ImageDataModule):
         return {"pictures": self._pictures}
 
     def load_state_dict(self, state_dict: dict[str, str]) -> None:
-        """Raise `UserError` where a run goes on with other pictures than it began with."""
+        """Raise `UserError` where a run has other pictures than it began with."""
         if state_dict != self.state_dict():
             raise UserError(
-                f"the pictures in {self.root} are not those that the run began with; bring them back, or start anew"
+                f"the pictures in {self.root} are not those that the run began with; bring them back, or train anew"
             )
 
     def _held_out(self, files: list[Path], classes: dict[str, Tensor], taken: Tensor, share: float) -> Tensor:
@@ -171,6 +180,8 @@ class ImageFolderDataModule(ImageDataModule):
             try:
                 with Image.open(file, formats=FORMATS):
                     pass
+            except FileNotFoundError as error:
+                raise UserError(f"there is no file {file}") from error
             except (OSError, Image.DecompressionBombError) as error:
                 raise UserError(f"{file} is no picture that can be read: {', '.join(FORMATS)}") from error
         return files, {h.name: torch.tensor([h.classes.index(name) for name in labels[h.name]]) for h in self.heads}
@@ -183,21 +194,42 @@ def _chosen(files: list[Path], classes: dict[str, Tensor], chosen: Tensor) -> tu
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Return the folders inside, without hidden ones and `outputs`, which the commands make."""
+    """Return the folders inside, without hidden ones and the `outputs` that the commands make."""
     inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(path for path in inside if path.name != "outputs")
+    return sorted(path for path in inside if path.name != "outputs" or any(map(_is_picture, path.iterdir())))
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return all files in a folder, its folders and linked ones, without hidden ones."""
+    files, known = list[Path](), {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inside = {name: os.path.realpath(Path(place, name)) for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, real in inside.items() if real not in known]  # a link may lead back
+        known.update(inside.values())
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def _from_folders(folder: Path) -> Pictures:
-    files, labels = list[Path](), list[str]()
-    for place in _folders(folder):
-        pictures = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files, labels, others, places = list[Path](), list[str](), set[str](), _folders(folder)
+    for place in places:
+        inside = _files(place)
+        pictures = [file for file in inside if _is_picture(file)]
         if not pictures:
             raise UserError(f"{place} holds no pictures ({', '.join(SUFFIXES)})")
         files += pictures
         labels += [place.name] * len(pictures)
+        others |= {file.name for file in inside if not _is_picture(file)}
     if not files:
         raise UserError(f"{folder} needs a folder per class, each with pictures ({', '.join(SUFFIXES)})")
+    if len(places) == 1 and _folders(places[0]):
+        raise UserError(f"{folder} holds one folder, not one per class: move the folders of {places[0]} there")
+    if others:
+        log.info(f"{folder}: {len(others)} other files are left out, like {min(others)}")
     return files, {ONLY_HEAD: labels}
 
 
@@ -208,7 +240,10 @@ def _tables(root: Path) -> list[str]:
 def _from_table(root: Path, table: Path) -> Pictures:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row] or [[]]
+            first = file.readline()
+            file.seek(0)
+            mark = ";" if ";" in first and "," not in first else ","  # as some spreadsheets write it
+            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=mark) if row] or [[]]
     except FileNotFoundError:
         raise UserError(f"there is no {table.name} in {root}{did_you_mean(table.name, _tables(root))}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -219,7 +254,7 @@ def _from_table(root: Path, table: Path) -> Pictures:
         if len(row) != len(header) or not all(row):
             raise UserError(f"{table}, line {number}: give a file and a class for each head")
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-    names = columns.pop("file")
+    names = [os.path.normpath(name) for name in columns.pop("file")]
     if len(set(names)) < len(names):
         raise UserError(f"{table} names {next(name for name in names if names.count(name) > 1)} twice")
     return [root / name for name in names], {head: list(values) for head, values in columns.items()}

@@ -24,8 +24,8 @@ from torch import Tensor
 from cnnlab.utils.errors import UserError
 
 INPUT_TYPES = ("image", "photo", "digit", "line")
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 STATE = ".json"  # of a state that play saved
 MAX_STATE = 10_000_000  # bytes of it
 LONGEST = 4096  # pixels of a side with which an image is worked on
@@ -307,7 +307,8 @@ def open_image(path: Path) -> tuple[Image.Image, list[str]]:
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise UserError(f"{path} has {file.width} x {file.height} pixels, over {MAX_PIXELS:,}")
-                return _upright(file, str(path)), [f"{file.width} x {file.height}, mode {file.mode}"]
+                more = [f"the first of {frames} pictures"] if (frames := getattr(file, "n_frames", 1)) > 1 else []
+                return _upright(file, str(path)), [f"{file.width} x {file.height}, mode {file.mode}", *more]
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -48,11 +48,11 @@ def from_split(split: BatchedDataset, indices: list[int]) -> Inputs:
 
 
 def target_classes(head: Head, word: str, inputs: Inputs, predicted: Tensor | None = None) -> Tensor | None:
-    """Return the class of each image int64 (N,) for a target word: "predicted", "true", or the name of a class; None if
+    """Return the class of each image int64 (N,) for a target word: "predicted", the name of a class, or "true"; None if
     the head has no such class. Raises `UserError` for "true" without known classes."""
     if word == "predicted":
         return predicted
-    if word == "true":
+    if word == "true" and word not in head.classes:
         if inputs.truth is None:
             raise UserError("target true: the true class of an image from outside is not known")
         return inputs.truth[head.name]

@@ -161,11 +161,13 @@ class HeadWrapper(nn.Module):
     def unsteady(self, images: Tensor) -> str:
         """Return why the scores of an image are not a function of it, or "": they differ each time, as by dropout in
         every mode, or depend on the others of its batch, as by BatchNorm without running statistics. Found with one of
-        `images` (B, C, H, W), of several beside one at half its brightness."""
+        `images` (B, C, H, W), of several beside one at half its brightness. Raises `UserError` for NaN or infinity."""
         if self._unsteady is None:
             others = (images[1:2] / 2).to(images.dtype)
             with torch.no_grad():
                 alone, again, together = self(images[:1]), self(images[:1]), self(torch.cat([images[:1], others]))[:1]
+            if not torch.isfinite(alone).all():
+                raise UserError(f"{self.title}: the network's scores are not finite")
             near = 0.02 if alone.element_size() < 4 else 1e-4
             differ, mix = (
                 not torch.allclose(other, alone, rtol=near, atol=near * alone.abs().max().item())

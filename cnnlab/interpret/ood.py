@@ -20,6 +20,7 @@ OOD = "ood"  # the name of its checkpoint file
 REFERENCE = 2000  # training images that are kept
 CALIBRATION = 5000  # held-out images, at most, for the limit
 QUANTILE = 0.999  # of the held-out images lie within the limit
+MARGIN = 10  # the limit is wider by MARGIN / n: with few held-out images it is not known well
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def fit_ood_detector(net: nn.Module, train: Tensor, held_out: Tensor) -> OODDete
     scale = known.std(dim=0, correction=0).clamp(min=1e-3) * widths.sqrt()  # every layer weighs the same
     reference = ((known - centre) / scale).half()
     distances = _distances((others - centre) / scale, reference.float())
-    return OODDetector(reference, centre, scale, distances.quantile(QUANTILE).clamp(min=1e-6))
+    margin = 1 + MARGIN / len(distances)
+    return OODDetector(reference, centre, scale, margin * distances.quantile(QUANTILE).clamp(min=1e-6))
 
 
 def _features(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
 from cnnlab.data.image_io import image_files, open_in_colour
@@ -20,6 +21,7 @@ from cnnlab.interpret.inputs import Inputs
 from cnnlab.interpret.network import batch_size, head_parts
 from cnnlab.models.heads import Head
 from cnnlab.utils.cli import as_list
+from cnnlab.utils.console import echo
 from cnnlab.utils.errors import UserError, did_you_mean, one_line, user_errors
 
 Transform = Callable[[Image.Image], Tensor]
@@ -37,6 +39,8 @@ class OwnNetwork:
         if cfg.images is None or isinstance(cfg.images, int):
             raise UserError("images=<folder> is needed with net=<function>")
         self.inputs = read_images(as_list(cfg.images), transform, cfg.image_size)
+        if transform is None:
+            echo("! the images are not normalised; where the network needs it, let net return (net, transform)")
         self.title = self.path = str(cfg.net._target_)
         self.image_shape, self.baseline_images = tuple(self.inputs.images.shape[1:]), self.inputs.images
 
@@ -50,7 +54,7 @@ class OwnNetwork:
             try:
                 heads[Head(str(ONLY_HEAD if key is None else key), classes)] = key
             except ValueError:  # a number, or a name that means something else here
-                heads[Head(f"head {key}".replace(".", " "), classes)] = key
+                heads[Head(re.sub(r"[./\\\"'\n]", " ", f"head {key}"), classes)] = key
         return heads
 
 
@@ -87,10 +91,13 @@ def open_network(node: DictConfig, weights: str | None = None) -> tuple[nn.Modul
             state = torch.load(weights, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise UserError(f"there is no file {weights} for weights=") from None
-        except (OSError, RuntimeError, UnpicklingError, EOFError) as error:
-            raise UserError(f"weights={weights} cannot be read as a state_dict ({type(error).__name__})") from error
+        except Exception as error:  # torch raises all kinds
+            raise UserError(f"weights={weights} is no state_dict that can be read ({type(error).__name__})") from error
+        for name in ("state_dict", "model_state_dict", "model"):  # what trainings keep beside it
+            state = state.get(name, state) if isinstance(state, dict) else {}
         with user_errors(f"weights={weights}"):
-            net.load_state_dict(state.get("state_dict", state))
+            consume_prefix_in_state_dict_if_present(state, "module.")  # of DataParallel
+            net.load_state_dict(state)
     return net.eval(), transform
 
 
@@ -110,4 +117,7 @@ def read_images(words: Sequence[str], transform: Transform | None, size: int) ->
         except Exception as error:  # of a user's function
             raise UserError(f"the transform of net gives no tensors of one shape: {one_line(error)}") from error
     names = [file.name for file in files]
-    return Inputs(torch.stack(images), names if len(set(names)) == len(names) else [str(file) for file in files])
+    notes = [[] if transform else [f"cropped to {size} x {size}, values in [0, 1], not normalised"] for _ in files]
+    return Inputs(
+        torch.stack(images), names if len(set(names)) == len(names) else [str(file) for file in files], None, notes
+    )

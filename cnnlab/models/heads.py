@@ -53,8 +53,8 @@ class Head:
     def number(self, name: str) -> int | None:
         """Return the number of the class `name`, or None. The degree sign may be left out, as Hydra's command line
         cannot read it."""
-        names = [known.rstrip("°") for known in self.classes]
-        return names.index(name.rstrip("°")) if name.rstrip("°") in names else None
+        names = [*self.classes, *(known.rstrip("°") for known in self.classes)]
+        return names.index(name) % len(self.classes) if name in names else None
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats, a scalar, of `logits` float (B, units) and `targets` int64 (B,)."""

@@ -53,6 +53,7 @@ class RunReport:
         self.config, self.folder, self.trainer = config, folder, trainer
         self.classifier, self.datamodule = classifier, datamodule
         self.summary: Summary = {}
+        self.counts: dict[str, int] | None = None
 
     @property
     def rows(self) -> list[Row]:
@@ -91,6 +92,7 @@ class RunReport:
         """Write everything known before the training."""
         if not self.trainer.is_global_zero:
             return
+        self.counts = self.datamodule.counts() if self.datamodule.counts_first else None
         several = f", {self.trainer.world_size} processes" if self.trainer.world_size > 1 else ""
         machine = f"{hardware.description(self.trainer.strategy.root_device)}{several}, {self.trainer.precision}"
         tests = self._tests_before()
@@ -150,7 +152,7 @@ class RunReport:
         self.summary |= {
             "status": "trial" if self.is_trial else "finished",
             "test_evaluations": self.summary["test_evaluations"] + 1,
-            "data": self.datamodule.counts(epochs=max(1, self.epochs)),
+            "data": self.counts or self.datamodule.counts(epochs=max(1, self.epochs)),
             "epochs": self.epochs,
             "train_seconds": round(sum(row["seconds"] + row["val_seconds"] for row in rows), 1),
             "images_per_second": round(images / steps) if steps else None,
@@ -287,8 +289,8 @@ def summary_sentences(summary: Mapping[str, Any]) -> list[str]:
     sentences = [f"{subject} right on {percent(test['joint_accuracy'])} of {int(test['images']):,} test images."]
     if data["test_in_train"]:
         sentences.append(
-            f"{data['test_in_train']:,} of the {data['distinct_test']:,} distinct test images are also training "
-            "images. The accuracy says little about new images."
+            f"{data['test_in_train']:,} of the {data['test']:,} test images are also training images. The accuracy "
+            "says little about new images."
         )
     elif data["overlap"]:
         sentences.append(f"{data['overlap']:,} images are in more than one split.")
@@ -319,6 +321,8 @@ def closing_lines(folder: Path, summary: Summary, train_heads: Sequence[str] = (
         lines[f"epoch {summary['best_epoch']}"] = shares
     for name, absent in absent_classes(test).items():
         lines[f"! {name}"] = f"{absent}; their scores are not counted"
+    if data["test_in_train"]:
+        lines["! not new"] = f"{data['test_in_train']:,} of {data['test']:,} test images are also training images"
     for head in train_heads if "by_class" in test else ():
         shares = test["by_class"][head].items()
         lines[f"… by {head}"] = ", ".join(f"{name} {percent(share['joint_accuracy'])}" for name, share in shares)

@@ -94,9 +94,15 @@ class Classifier(L.LightningModule):
             metrics.update(loss, losses, predicted, targets)
         return loss, logits
 
+    def on_train_start(self) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):  # which waits for an epoch that begins
+                self.trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(self.current_epoch)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         seed = stream_seed(self.seed, step) + (self.global_rank << 40)
+        self._random_state = torch.get_rng_state()  # which a loader may draw from
         if self.device.type == "cpu":  # the other devices' generators cost a millisecond a step
             torch.default_generator.manual_seed(seed)
         else:
@@ -110,12 +116,16 @@ class Classifier(L.LightningModule):
             self.log("train/loss_step", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        torch.set_rng_state(self._random_state)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.model_step(batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
-        logits = self.model_step(batch, self.test_metrics)[1]
+        with torch.autocast(self.device.type, enabled=False):  # in float32, as the network is used afterwards
+            logits = self.model_step(batch, self.test_metrics)[1]
         first = sum(len(part) for part in self.collector.rows)
         rows = torch.arange(first, first + len(images), device=self.device)  # each process gets every n-th image
         self.collector.update(rows * self.trainer.world_size + self.global_rank, logits, targets)
@@ -200,7 +210,7 @@ class Classifier(L.LightningModule):
     def validates(self) -> bool:
         """Return whether the run validates at all."""
         split = getattr(getattr(self.trainer, "datamodule", None), "has_validation", True)
-        return bool(split and self.trainer.limit_val_batches)
+        return bool(split and self.trainer.enable_validation)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if not isinstance(scheduler, ReduceLROnPlateau):

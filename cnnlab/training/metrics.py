@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,12 @@ class StageMetrics(nn.Module):
             values[f"{head.name}/loss"] = loss.compute()  # type: ignore[operator]
             values |= {f"{head.name}/{name}": value for name, value in metrics.compute().items()}  # type: ignore[operator]
         return values
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StageMetrics:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for metric in self.losses:  # 16 bits cannot sum the losses of an epoch
+            metric.set_dtype(torch.float32)  # type: ignore[operator]
+        return self
 
     def reset(self) -> None:
         """Start anew."""

@@ -253,7 +253,8 @@ def _groups(file: Path) -> list[str]:
 def _for_hydra(words: Iterable[str]) -> list[str]:
     """Return words of a command line as Hydra reads them: with `++` before free keys, and in quotes the names of files
     and values that Hydra cannot read, as with umlauts or brackets."""
-    return [f"++{word}" if word.startswith(FREE_KEYS) else word for word in map(_readable, words)]
+    free = (*FREE_KEYS, *(f"{key[:-1]}={{" for key in FREE_KEYS))
+    return [f"++{word}" if word.startswith(free) else word for word in map(_readable, words)]
 
 
 def _readable(word: str) -> str:

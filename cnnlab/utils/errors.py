@@ -44,7 +44,7 @@ def raised_by(error: BaseException, package: str) -> bool:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).split(".")[0] == package
+    return traceback is not None and f"{traceback.tb_frame.f_globals.get('__name__')}.".startswith(f"{package}.")
 
 
 def check_installed(extra: str, *packages: str) -> None:

@@ -213,8 +213,10 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
         ({"table": "none.csv"}, "there is no none.csv in"),
         ({"table": "labels.csv"}, "line 3: give a file and a class for each head"),
         ({"table": "plain.csv"}, "needs a column 'file'"),
-        ({"table": "missing.csv"}, "gone.png is no picture"),
+        ({"table": "missing.csv"}, "there is no file gone.png"),
         ({"table": "twice.csv"}, "names red/0.png twice"),
+        ({"root": "splits"}, "splits holds the splits test, train: train/ is needed, with a folder per class"),
+        ({"root": "above"}, "above holds one folder, not one per class: move the folders of above/pictures there"),
         ({"size": 4}, "data.size=4 in 8..1024"),
         ({"val_share": 0.6, "test_share": 0.4}, "below 1 together"),
         ({"test_share": 0.01, "val_share": 0.0}, "no picture is left for the test"),
@@ -226,7 +228,12 @@ def test_a_mistake_is_one_line(
     make_folders(tmp_path, {"red": 3, "blue": 3})
     (tmp_path / "labels.csv").write_text("file,colour\nred/0.png,red\nblue/0.png,\n")
     (tmp_path / "plain.csv").write_text("name,colour\nred/0.png,red\n")
-    (tmp_path / "twice.csv").write_text("file,colour\nred/0.png,red\nred/0.png,blue\n")
+    (tmp_path / "twice.csv").write_text("file;colour\nred/0.png;red\n./red/0.png;blue\n")
+    make_folders(tmp_path / "above" / "pictures", {"red": 3, "blue": 3})
+    for name in ("train", "test"):  # the class stands in the file's name
+        make_folders(tmp_path / "above", {"red": 3}).joinpath("red").rename(tmp_path / f"flat_{name}")
+        (tmp_path / "splits").mkdir(exist_ok=True)
+        (tmp_path / f"flat_{name}").rename(tmp_path / "splits" / name)
     (tmp_path / "missing.csv").write_text("file,colour\nred/0.png,red\ngone.png,blue\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as stop:
@@ -247,6 +254,53 @@ def test_a_picture_that_is_cut_off_is_named_in_one_line(tmp_path: Path, workers:
     assert "red" in str(stop.value)
     assert "\n" not in str(stop.value).strip()
     assert len(str(stop.value)) < 250
+    assert not (tmp_path / "run" / "metrics.csv").exists()  # before the first epoch
+
+
+def test_every_picture_of_a_class_is_found(tmp_path: Path) -> None:
+    """In folders within, behind links and in other formats; hidden files, links back and other files are left out."""
+    root = make_folders(tmp_path / "pictures", {"red": 4, "blue": 4, "outputs": 0})
+    make_folders(root, {"green": 3})
+    (root / "green").rename(root / "outputs")
+    (root / "outputs" / "0.png").rename(root / "outputs" / "a.tif")  # read by its content
+    make_folders(tmp_path / "elsewhere", {"red": 5}, first=10)
+    (root / "red" / "more").symlink_to(tmp_path / "elsewhere" / "red", target_is_directory=True)
+    (root / "red" / "back").symlink_to(root / "red", target_is_directory=True)
+    make_folders(root / "blue" / "within", {"blue": 2}, first=20)
+    make_folders(root / "blue" / ".ipynb_checkpoints", {"blue": 2}, first=20)
+    for name in ("._0.png", "notes.txt"):
+        (root / "blue" / name).write_text("no picture")
+    data = ImageFolderDataModule(str(root), size=16)
+    data.setup()
+    assert data.heads[0].classes == ("blue", "outputs", "red")
+    counts = [split.targets(torch.arange(len(split)))["class"].bincount(minlength=3) for split in data.splits.values()]
+    assert sum(counts).tolist() == [6, 3, 9]  # type: ignore[attr-defined]
+
+
+def test_other_pictures_are_not_tested(tmp_path: Path) -> None:
+    """With other names other pictures are held out, so a run does not take them for its test split."""
+    make_folders(tmp_path / "pictures", {"red": 12, "green": 12})
+    words = ("experiment=folder", f"data.root={tmp_path / 'pictures'}", "data.size=16", "net.filters=[8]")
+    run = Run(run_train(tmp_path / "run", *words, "trainer.max_epochs=1"))
+    assert run.examples(1).truth is not None
+    (tmp_path / "pictures" / "red" / "0.png").rename(tmp_path / "pictures" / "red" / "zero.png")
+    with pytest.raises(UserError, match="are not those that the run began with"):
+        Run(run.path).examples(1)
+
+
+def test_a_test_picture_that_was_trained_on_is_counted_each_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folders(tmp_path / "pictures" / "train", {"red": 12, "green": 12})
+    make_folders(tmp_path / "pictures" / "test", {"red": 2, "green": 2}, first=100)
+    for number in range(3):
+        _draw(tmp_path / "pictures" / "test" / "red" / f"copy {number}.png", "red", 1)
+    words = ("experiment=folder", f"data.root={tmp_path / 'pictures'}", "data.size=16", "net.filters=[8]")
+    run = Run(run_train(tmp_path / "run", *words, "trainer.max_epochs=1", "data.val_share=0"))
+    assert {key: run.summary["data"][key] for key in ("test", "overlap", "test_in_train")} == {
+        "test": 7, "overlap": 1, "test_in_train": 3,
+    }  # fmt: skip
+    assert "! not new        3 of 7 test images are also training images" in capsys.readouterr().out
 
 
 def test_a_file_that_is_no_picture(tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ class TwoHeads(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         values = self.body(images)
-        return {"shape": self.first(values), "bright": self.second(values)}
+        bright = self.second(values)
+        return {"shape": self.first(values), "bright": bright, "a/b.c": -bright}
 
 
 def shares() -> nn.Module:
@@ -216,11 +217,17 @@ def test_an_own_network_on_the_command_line(
     exif[274] = 6  # the camera was turned: show it turned to the right
     turned.save(tmp_path / "photos" / "b.png", exif=exif)
     net = two_heads()
-    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    parallel = {f"module.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"epoch": 3, "model_state_dict": parallel}, tmp_path / "weights.pt")
+    torch.save({name: torch.full_like(value, torch.nan) for name, value in parallel.items()}, tmp_path / "nan.pt")
+    (tmp_path / "text.pt").write_text("hello")
     words = [f"net={__name__}.two_heads", "weights=weights.pt", "images=photos", "image_size=30"]
     run_explain(*words, "targets=[predicted,2]")
     page = tmp_path / "outputs" / "explain" / "1"
-    assert capsys.readouterr().out.splitlines()[-1] == f"page  {Path('outputs/explain/1/index.html')}"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "! the images are not normalised; where the network needs it, let net return (net, transform)"
+    assert said[-1] == f"page  {Path('outputs/explain/1/index.html')}"
+    assert "cropped to 30 x 30, values in [0, 1], not normalised" in (page / "index.html").read_text(encoding="utf-8")
     maps = np.load(page / "maps.npz")
     assert maps["images"].shape == (2, 3, 30, 30)
     np.testing.assert_array_equal(maps["images"][0], maps["images"][1])
@@ -236,6 +243,8 @@ def test_an_own_network_on_the_command_line(
         (["indices=[1]"], "give images or indices, not both"),
         (["heads=[shap]"], "there is no head 'shap'; did you mean 'shape'?"),
         (["run=somewhere"], "give run or net, not both"),
+        (["weights=text.pt"], "weights=text.pt is no state_dict that can be read"),
+        (["weights=nan.pt"], "scores are not finite"),
     ):
         with pytest.raises(SystemExit) as stop:
             run_explain(*words, *wrong)

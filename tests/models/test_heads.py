@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from cnnlab.interpret.inputs import Inputs, target_classes
 from cnnlab.models.heads import Head
 
 TWO = Head("length", ("short", "long"))
@@ -47,3 +48,16 @@ def test_bfloat16_logits_are_read_in_float32() -> None:
 def test_a_name_that_a_network_uses_itself_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"a head cannot be called '{name}'"):
         Head(name, ("a", "b"))
+
+
+def test_a_class_is_found_by_its_name_first() -> None:
+    """The degree sign may be left out where no class has that name."""
+    head = Head("angle", ("0°", "45°", "45", "90°"))
+    assert [head.number(name) for name in ("45°", "45", "90", "90°", "9")] == [1, 2, 3, 3, None]
+
+
+def test_a_class_called_true_is_a_target() -> None:
+    heads = [Head("answer", ("false", "true")), Head("side", ("left", "right"))]
+    inputs = Inputs(torch.zeros(2, 1, 4, 4), ["a", "b"], {head.name: torch.tensor([1, 0]) for head in heads})
+    targets = [target_classes(head, "true", inputs) for head in heads]
+    assert [None if target is None else target.tolist() for target in targets] == [[1, 1], [1, 0]]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from cnnlab.api import Run
 from cnnlab.models.heads import Head
@@ -88,6 +93,58 @@ def test_metrics_weigh_batches_by_their_images() -> None:
     values = {name: value.item() for name, value in metrics.compute().items()}
     expected = {"loss": (3 * 3 + 1) / 4, "acc": 3 / 4, "side/loss": (3 * 3 + 1) / 4, "side/acc": 3 / 4}
     assert values == pytest.approx({**expected, "side/f1": 6 / 7})  # 3 of 4 found; "left" has no image
+
+
+def test_losses_in_16_bits_are_summed_in_32() -> None:
+    metrics = StageMetrics((SIDE,)).to(torch.bfloat16)
+    predicted = {"side": torch.ones(3, dtype=torch.int64)}
+    for _ in range(2):
+        for loss in torch.full((1000,), 0.7):
+            metrics.update(loss, loss[None], predicted, predicted)
+        assert metrics.compute()["loss"].item() == pytest.approx(0.7, rel=1e-5)
+        metrics.reset()
+
+
+def _fit(seed: int, validates: bool) -> tuple[list[list[float]], list[float]]:
+    """Fit for four epochs with a shuffling loader and a plateau that is always reached: the images of each epoch in
+    their order, and its rate."""
+    images = torch.arange(40.0).view(40, 1, 1, 1)
+    loader = DataLoader([(image, {"side": torch.tensor(0)}) for image in images], 8, shuffle=True)  # type: ignore[arg-type]
+    plateau = {
+        "scheduler": partial(ReduceLROnPlateau, factor=0.5, patience=0, threshold=100), "monitor": "val/loss",
+    }  # fmt: skip
+    seen, rates = list[list[float]](), list[float]()
+
+    class Recorder(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append([])
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        def on_train_batch_start(
+            self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            seen[-1] += batch[0].flatten().tolist()
+
+    L.seed_everything(seed, verbose=False)
+    net = MultiHeadNet((1, 1, 1), (SIDE,), {"flatten": nn.Flatten()})
+    classifier = Classifier(net, partial(torch.optim.SGD, lr=1e-6), lr_scheduler=plateau)
+    trainer = L.Trainer(
+        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Recorder()],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(classifier, loader, loader if validates else None)
+    return seen, rates
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_a_loader_and_a_plateau_of_ones_own(validates: bool) -> None:
+    """The loader draws from the user's seed. Without validation the plateau looks at the training."""
+    (first, rates), (second, _) = (_fit(seed, validates) for seed in (1, 2))
+    assert rates == pytest.approx([1e-6, 5e-7, 2.5e-7, 1.25e-7])
+    assert all(sorted(epoch) == list(range(40)) for epoch in first + second)
+    assert len({tuple(epoch) for epoch in first + second}) == 8  # no order comes twice
 
 
 def test_an_image_counts_where_every_head_is_right() -> None:
