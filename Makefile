@@ -39,7 +39,7 @@ test-newest: $(READY)
 	$(VENV)/bin/uv pip install --quiet --python $(NEWEST) --editable '.[dev]'
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PARALLEL) -m "not slow"
 
-# The peers bring an OpenCV that is not that of `dev`; the peers warn as they are imported.
+# The peers bring an OpenCV that is not that of `dev`, and warn as they are imported.
 test-peers: $(READY)
 	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)-peers
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)-peers --constraint constraints.txt --editable . pytest \

@@ -22,8 +22,8 @@ from cnnlab.utils.errors import UserError, did_you_mean
 Labels = dict[str, list[str]]  # {head: class of each picture}
 Pictures = tuple[list[Path], Labels]
 ONLY_HEAD = "class"  # of folders
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-SPLITS = {name: (*words, *(f"{word}_set" for word in words)) for name, words in SPLITS.items()}
+_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLITS = {name: (*words, *(f"{word}_set" for word in words)) for name, words in _WORDS.items()}  # names of folders
 log = logging.getLogger(__name__)
 
 

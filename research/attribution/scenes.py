@@ -1,7 +1,7 @@
 """Scenes of lines for the benchmark: alone, above a second line, or on a photograph.
 
 The second line has the colours of the first. A part of a photograph has every colour from black to pure red, pure blue
-and both, so that no pixel tells by its colour that it belongs to the line.
+and both, so that the colour of a pixel says little about whether it belongs to the line.
 """
 
 from __future__ import annotations
