@@ -13,6 +13,7 @@ from scipy import stats
 from research.attribution.grades import DIFFERENCE, TRIVIAL, Grades
 
 Array = NDArray[np.float64]
+CEILING = "another half of the Shapley values"
 
 
 class Estimate(NamedTuple):
@@ -62,9 +63,6 @@ def table(every: Sequence[Grades]) -> pd.DataFrame:
             rows.append({**place, "head": head, "method": DIFFERENCE, **extra, "own": own[-1]})
             rows.append({**place, "head": head, "method": CEILING, **extra, "own": reliability})
     return pd.DataFrame(rows)
-
-
-CEILING = "another half of the Shapley values"
 
 
 def known_mean(values: Array) -> Array:

@@ -81,8 +81,8 @@ def trivial(part: pd.DataFrame) -> Rows:
     rows: Rows = [["map without a network", *heads, "own truth"]]
     for name in (*TRIVIAL, DIFFERENCE, CEILING):
         of_map = part[part["method"] == name]
-        grades = [of_map[of_map["head"] == head]["grade"].mean() for head in heads]
-        rows.append([name, *("" if np.isnan(g) else f"{g:.2f}" for g in grades), f"{of_map['own'].mean():.2f}"])
+        means = [*(of_map[of_map["head"] == head]["grade"].mean() for head in heads), of_map["own"].mean()]
+        rows.append([name, *("" if np.isnan(mean) else f"{mean:.2f}" for mean in means)])
     return rows
 
 
