@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -54,7 +55,7 @@ class ImageFolderDataModule(ImageDataModule):
     Args:
         root: The folder.
         table: A CSV file in `root` instead of folders of classes: a column "file", and a column per head with the class
-            of each picture; cells are separated by commas or semicolons.
+            of each picture; cells are separated by commas or semicolons. A column "split" says train, val or test.
         size: The side of the images in pixels. Pictures are padded to a square and scaled.
         channels: 3, or 1 for grey.
         val_share, test_share: The shares in [0, 1) that are held out for validation and test where `root` has no such
@@ -101,7 +102,7 @@ class ImageFolderDataModule(ImageDataModule):
         named = {folder.name.lower(): folder for folder in _folders(self.root)}
         given = {name: named[word] for name, words in SPLITS.items() for word in words if word in named}
         if self.table is not None:
-            parts = {"train": _from_table(self.root, self.root / self.table)}
+            parts = _by_split(*_from_table(self.root, self.root / self.table))
         elif "train" in given and _folders(given["train"]):
             others = sorted({*named.values()} - {*given.values()})
             if others:
@@ -231,6 +232,24 @@ def _from_folders(folder: Path) -> Pictures:
     if others:
         log.info(f"{folder}: {len(others)} other files are left out, like {min(others)}")
     return files, {ONLY_HEAD: labels}
+
+
+def _by_split(files: list[Path], labels: Labels) -> dict[str, Pictures]:
+    """Return the pictures of each split that the column "split" names; without it all are "train"."""
+    if "split" not in labels:
+        return {"train": (files, labels)}
+    known = {word: name for name, words in SPLITS.items() for word in words}
+    marks = [known.get(word.lower()) for word in labels.pop("split")]
+    if None in marks or "train" not in marks or not labels:
+        raise UserError("data.table: the column 'split' says train, val or test, and a column for each head is needed")
+
+    def of_split(values: Sequence[Any], name: str | None) -> list[Any]:
+        return [value for value, mark in zip(values, marks, strict=True) if mark == name]
+
+    return {
+        str(name): (of_split(files, name), {head: of_split(values, name) for head, values in labels.items()})
+        for name in dict.fromkeys(marks)
+    }
 
 
 def _tables(root: Path) -> list[str]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize, ToTensor
 
 from cnnlab.data.image_io import image_files, open_in_colour
 from cnnlab.interpret.inputs import Inputs
@@ -38,7 +38,8 @@ class OwnNetwork:
         self.net, transform = open_network(cfg.net, cfg.weights)
         if cfg.images is None or isinstance(cfg.images, int):
             raise UserError("images=<folder> is needed with net=<function>")
-        self.inputs = read_images(as_list(cfg.images), transform, cfg.image_size)
+        grey = next((layer.in_channels == 1 for layer in self.net.modules() if isinstance(layer, nn.Conv2d)), False)
+        self.inputs = read_images(as_list(cfg.images), transform, cfg.image_size, grey)
         if transform is None:
             echo("! the images are not normalised; where the network needs it, let net return (net, transform)")
         self.title = self.path = str(cfg.net._target_)
@@ -101,10 +102,10 @@ def open_network(node: DictConfig, weights: str | None = None) -> tuple[nn.Modul
     return net.eval(), transform
 
 
-def read_images(words: Sequence[str], transform: Transform | None, size: int) -> Inputs:
+def read_images(words: Sequence[str], transform: Transform | None, size: int, grey: bool = False) -> Inputs:
     """Return the images of files, folders and patterns, float32 (N, C, H, W). Without `transform` they are resized and
-    cropped to `size` x `size` with values in [0, 1]. Raises `UserError` for an unreadable image."""
-    change = transform or Compose([Resize(size), CenterCrop(size), ToTensor()])
+    cropped to `size` x `size` with values in [0, 1], in colour or `grey`. Raises `UserError` for an unreadable one."""
+    change = transform or Compose([*([Grayscale()] if grey else []), Resize(size), CenterCrop(size), ToTensor()])
     images, files = [], image_files(words)
     for file in files:
         picture = open_in_colour(file)

@@ -118,6 +118,13 @@ def test_a_table_gives_several_heads(tmp_path: Path) -> None:
     ]  # fmt: skip
     targets = data.splits["test"].targets(torch.arange(12))
     assert (targets["colour"] * 2 + targets["extent"]).bincount().tolist() == [2] * 6  # each combination its share
+    marks = ("train", "Training", "validation", "test")
+    _table(tmp_path, [{**row, "split": marks[number // 12]} for number, row in enumerate(rows)])
+    data = ImageFolderDataModule(str(tmp_path), table="labels.csv", size=16)
+    data.setup()
+    assert [head.name for head in data.heads] == ["colour", "extent"]  # the split is no head
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 24, "val": 12, "test": 12}
+    assert data.splits["val"].names([0]) == ["pictures/24.png"]
 
 
 def test_a_run_on_pictures_opens_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +222,7 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
         ({"table": "plain.csv"}, "needs a column 'file'"),
         ({"table": "missing.csv"}, "there is no file gone.png"),
         ({"table": "twice.csv"}, "names red/0.png twice"),
+        ({"table": "parts.csv"}, "the column 'split' says train, val or test"),
         ({"root": "splits"}, "splits holds the splits test, train: train/ is needed, with a folder per class"),
         ({"root": "above"}, "above holds one folder, not one per class: move the folders of above/pictures there"),
         ({"size": 4}, "data.size=4 in 8..1024"),
@@ -229,6 +237,7 @@ def test_a_mistake_is_one_line(
     (tmp_path / "labels.csv").write_text("file,colour\nred/0.png,red\nblue/0.png,\n")
     (tmp_path / "plain.csv").write_text("name,colour\nred/0.png,red\n")
     (tmp_path / "twice.csv").write_text("file;colour\nred/0.png;red\n./red/0.png;blue\n")
+    (tmp_path / "parts.csv").write_text("file,colour,split\nred/0.png,red,train\nblue/0.png,blue,first\n")
     make_folders(tmp_path / "above" / "pictures", {"red": 3, "blue": 3})
     for name in ("train", "test"):  # the class stands in the file's name
         make_folders(tmp_path / "above", {"red": 3}).joinpath("red").rename(tmp_path / f"flat_{name}")

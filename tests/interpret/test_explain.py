@@ -129,6 +129,11 @@ def two_heads() -> nn.Module:
     return TwoHeads()
 
 
+def grey_net() -> nn.Module:
+    """A network of the test below."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+
+
 class TwoHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -251,3 +256,6 @@ def test_an_own_network_on_the_command_line(
         assert message in str(stop.value)
         assert "\n" not in str(stop.value).strip()
     assert not (tmp_path / "outputs" / "explain" / "2").exists()
+    run_explain(f"net={__name__}.grey_net", "images=photos", "image_size=30", "method=saliency")
+    maps = np.load(tmp_path / "outputs" / "explain" / "2" / "maps.npz")
+    assert maps["images"].shape == (2, 1, 30, 30)  # as its first convolution takes them
