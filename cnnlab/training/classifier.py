@@ -71,6 +71,7 @@ class Classifier(L.LightningModule):
         self.val_metrics, self.test_metrics = StageMetrics(self.heads, f1=True), StageMetrics(self.heads)
         self.collector = PredictionCollector(self.heads)
         self.validated = False  # in this epoch
+        self._train_means: dict[str, Tensor] = {}  # of this epoch, once it ends
         self._batches: int | None = None  # per epoch, where the learning rate depends on the number of steps
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -118,6 +119,8 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         torch.set_rng_state(self._random_state)
+        if self.trainer.is_last_batch:  # callbacks see the epoch's values in their own `on_train_epoch_end`
+            self._train_means = self._log_metrics("train", self.train_metrics)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.model_step(batch, self.val_metrics)
@@ -136,6 +139,7 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train_metrics.reset()
+        self._train_means = {}
         self.validated = False
 
     def on_validation_epoch_start(self) -> None:
@@ -150,7 +154,7 @@ class Classifier(L.LightningModule):
         self._log_metrics("val", self.val_metrics)
 
     def on_train_epoch_end(self) -> None:
-        means = self._log_metrics("train", self.train_metrics)
+        means = self._train_means or self._log_metrics("train", self.train_metrics)  # as after `max_steps`
         self._log_all({f"train/{name}/weight": weight for name, weight in self.weighting.by_head().items()})
         self._log_all({"train/images": self.train_metrics.exact_match.total * self.trainer.world_size})
         self.weighting.on_epoch_end(torch.stack([means[f"{head.name}/loss"] for head in self.heads]))
@@ -181,7 +185,7 @@ class Classifier(L.LightningModule):
     def _log_all(self, values: Mapping[str, float | Tensor]) -> None:
         """Log values that are the same in all processes."""
         tensors = {name: torch.as_tensor(value, device=self.device).float() for name, value in values.items()}
-        self.log_dict(tensors, sync_dist=self.trainer.world_size > 1)
+        self.log_dict(tensors, on_step=False, on_epoch=True, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are trained, including a learned weighting's."""

@@ -86,20 +86,28 @@ def test_debugging(debug: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_trainer_and_a_logger_of_ones_own_get_everything(lines_run: Path, tmp_path: Path) -> None:
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append((trainer.callback_metrics["train/acc"].item(), trainer.callback_metrics["val/acc"].item()))
+
+    seen: list[tuple[float, float]] = []
     config = Run(lines_run).config
     datamodule = build_datamodule(config)
     classifier = build_classifier(config, datamodule)
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", logger=CSVLogger(tmp_path), default_root_dir=tmp_path, log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=2, accelerator="cpu", logger=CSVLogger(tmp_path), default_root_dir=tmp_path, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[Watch()],
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(classifier, datamodule=datamodule)
         (results,) = trainer.test(classifier, datamodule=datamodule, verbose=False)
     assert {"test/loss", "test/acc", "test/angle/acc", "test/length/f1", "test/width/recall"} <= set(results)
-    header = next(tmp_path.rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
-    assert {"train/loss", "val/acc", "val/angle/loss", "val/angle/f1"} <= set(header)
+    with next(tmp_path.rglob("metrics.csv")).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {"train/loss", "val/acc", "val/angle/loss", "val/angle/f1"} <= set(rows[0])
+    logged = [[float(row[name]) for row in rows if row[name]] for name in ("train/acc", "val/acc")]
+    assert seen == list(zip(*logged, strict=True))  # a callback sees the values of the epoch that ends
 
 
 @pytest.mark.slow
