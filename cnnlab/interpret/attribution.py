@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from cnnlab.utils.errors import UserError, one_line
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DISTRUST = "do not trust it"  # begins a warning about a sum
+COUNTS = ("n_steps", "n_samples", "nt_samples")  # settings of methods
 MAX_GAP = 0.05  # between a map's sum and the score difference, relative
 
 
@@ -155,6 +157,11 @@ def attribute_head(
     if wrapper.unsteady(images):
         warnings.append(f"{wrapper.unsteady(images)}: so does its map")
     name = name or str(getattr(method, "__name__", "method"))
+    for setting, value in getattr(method, "keywords", {}).items():
+        if setting in COUNTS and not (isinstance(value, int) and value >= 1):
+            raise UserError(f"{name}: {setting}={value} is not a whole number of at least 1")
+        if setting == "stdevs" and not 0 <= value < math.inf:
+            raise UserError(f"{name}: stdevs={value} is not in 0..inf")
     maps, layer_maps, gaps = [], [], []
     count = batch_size(images)
     for batch, batch_targets in zip(images.split(count), targets.split(count), strict=True):
@@ -241,7 +248,10 @@ def _targets(net: HeadWrapper, images: Tensor, target: Tensor | int | str) -> Te
         with torch.no_grad():
             return torch.cat([net(batch).argmax(dim=1) for batch in images.split(batch_size(images))])
     count = net.classes(images)
-    targets = torch.as_tensor(target, device=images.device)
+    try:
+        targets = torch.as_tensor(target, device=images.device)
+    except (TypeError, ValueError, RuntimeError):  # as for None
+        targets = torch.empty(())
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape not in ((), (1,), (len(images),)):
         raise UserError(f"target={target!s:.60}: give a class, or one whole number for each of {len(images)} images")
     targets = targets.long().expand(len(images))

@@ -121,6 +121,8 @@ class HeadWrapper(nn.Module):
         """Return what the network answers for the head, as it is."""
         answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
+            if self.head not in (None, 0) and not self.chooses:
+                raise UserError(f"there is no head '{self.head}': the network answers one tensor, leave head out")
             return answers
         parts = parts_of(answers)
         last = isinstance(self.head, int) and self.head < 0 and isinstance(answers, Sequence)
@@ -682,7 +684,8 @@ def _centres(net: HeadWrapper, layer: str, images: Tensor, places: Sequence[int]
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(NOISES * PLACES, *images.shape[1:], generator=generator).to(images)
     low, high = images.aminmax()
-    noise = (low + noise * (high - low if high > low else 1)).requires_grad_()
+    high = 2.0 ** high.double().clamp(min=1).log2().ceil()  # the same for most images, alone and in a batch
+    noise = (noise * high if low >= 0 else (2 * noise - 1) * high).to(images).requires_grad_()
     kept: list[Tensor] = []
     with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
         passage.register_forward_hook(lambda _module, _inputs, output: kept.append(output))

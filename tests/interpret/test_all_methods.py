@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import cnnlab
 from cnnlab.interpret.attribution import attribute, completeness_gap
 from cnnlab.interpret.method_names import method_description, method_title
 from cnnlab.interpret.methods.rules import deep_lift
@@ -270,6 +271,36 @@ def test_random_numbers_are_the_methods_own() -> None:
     torch.testing.assert_close(torch.rand(3), expected)
 
 
-def test_a_patch_that_does_not_fit_is_one_line() -> None:
-    with pytest.raises(UserError, match="patch=40 must be at least 1 and fit the image"):
-        maps(left_half_net(COLOUR), _lines(), "feature_ablation", head="colour", patch=40)
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("feature_ablation", {"patch": 40}, "patch=40 must be at least 1 and fit the image"),
+        ("integrated_gradients", {"n_steps": 0}, "n_steps=0 is not a whole number of at least 1"),
+        ("smooth_grad", {"nt_samples": 0}, "nt_samples=0 is not a whole number"),
+        ("rise", {"n_samples": 2.5}, "n_samples=2.5 is not a whole number"),
+        ("smooth_grad", {"stdevs": -1}, "stdevs=-1 is not in 0..inf"),
+        ("deep_lift", {"baselines": "black"}, "baselines=black: give a number, or images"),
+        (
+            "gradient_shap",
+            {"baselines": torch.rand(2, 3, 9, 9)},
+            r"baselines of \(2, 3, 9, 9\): give a number, or images",
+        ),
+        ("saliency", {"target": None}, "target=None: give a class"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(method: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cnnlab.attribute(left_half_net(COLOUR), _lines(), method=method, head="colour", **settings)
+
+
+def test_whole_numbers_and_single_baselines_are_taken() -> None:
+    net, image = left_half_net(COLOUR), _lines()
+    for method, settings, same in (
+        ("smooth_grad", {"stdevs": 0}, {"stdevs": 0.0}),
+        ("expected_gradients", {"baselines": 0.5}, {"baselines": torch.full_like(image[0], 0.5)}),
+    ):
+        found, expected = (
+            cnnlab.attribute(net, image, method=method, head="colour", **given) for given in (settings, same)
+        )
+        assert torch.equal(found.maps, expected.maps)
+        assert found.maps.any()

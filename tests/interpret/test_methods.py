@@ -394,9 +394,11 @@ def test_a_network_of_other_names_and_layers_is_explained() -> None:
     assert all(parameter.requires_grad for parameter in net.parameters())
     # One that answers a tensor has one head.
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 30 * 30, 3))
-    cam = attribute(plain, images, torch.tensor([0, 1, 2]), grad_cam, shade.name)
+    cam = attribute(plain, images, torch.tensor([0, 1, 2]), grad_cam)
     assert cam.layer_map is not None
     assert (cam.layer_map.layer, cam.maps.shape) == ("1", (3, 32, 32))
+    with pytest.raises(UserError, match="there is no head 'shade': the network answers one tensor, leave head out"):
+        attribute(plain, images, torch.tensor([0, 1, 2]), grad_cam, shade.name)
 
 
 class _Residual(nn.Module):
@@ -417,7 +419,7 @@ class _Residual(nn.Module):
 
 
 def test_parallel_ways_are_not_counted_twice() -> None:
-    rows, columns = receptive_fields(HeadWrapper(_Residual(), SIDE.name), "last", torch.rand(1, 3, 32, 32))
+    rows, columns = receptive_fields(HeadWrapper(_Residual()), "last", torch.rand(1, 3, 32, 32))
     assert (rows.start, rows.step) == (columns.start, columns.step) == (0.5, 2)
 
 

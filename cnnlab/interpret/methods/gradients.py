@@ -19,12 +19,11 @@ from cnnlab.utils.errors import UserError
 
 def one_baseline(images: Tensor, baselines: float | Tensor = 0.0) -> Tensor:
     """Return a baseline image (1, C, H, W) from one value for all pixels, or an image."""
-    if isinstance(baselines, Tensor):
-        if baselines.shape not in (images.shape[1:], images[:1].shape):
-            raise UserError(
-                f"baselines of {tuple(baselines.shape)}: give a number, or an image (1, C, H, W) like yours"
-            )
+    if isinstance(baselines, Tensor) and baselines.shape in (images.shape[1:], images[:1].shape):
         return baselines.to(images).expand_as(images[:1])
+    if not isinstance(baselines, int | float):
+        given = f" of {tuple(baselines.shape)}" if isinstance(baselines, Tensor) else f"={baselines!s:.60}"
+        raise UserError(f"baselines{given}: give a number, or images (1, C, H, W) like yours")
     return torch.full_like(images[:1], baselines)
 
 
@@ -39,7 +38,7 @@ def smooth_grad(
 ) -> Tensor:
     """Return the mean gradient over `nt_samples` images with Gaussian noise, its absolute value, the largest of the
     channels (Smilkov et al. 2017)."""
-    settings = {"nt_samples": nt_samples, "nt_samples_batch_size": batch_size(images), "stdevs": stdevs}
+    settings = {"nt_samples": nt_samples, "nt_samples_batch_size": batch_size(images), "stdevs": float(stdevs)}
     return (
         _one_by_one(NoiseTunnel(Saliency(_of_type(net, images))), images, targets, abs=False, **settings)
         .abs()
@@ -89,7 +88,7 @@ def gradient_shap(
 ) -> Tensor:
     """Return gradients at `n_samples` random places between the noisy image and a random one of `baselines`, times the
     difference (Lundberg and Lee 2017)."""
-    settings = {"baselines": several_baselines(images, baselines), "n_samples": n_samples, "stdevs": stdevs}
+    settings = {"baselines": several_baselines(images, baselines), "n_samples": n_samples, "stdevs": float(stdevs)}
     return _summed(_one_by_one(GradientShap(_of_type(net, images)), images, targets, **settings))
 
 
@@ -107,9 +106,11 @@ def _leaf(images: Tensor) -> Tensor:
     return images.detach().clone().requires_grad_()
 
 
-def several_baselines(images: Tensor, baselines: Tensor | None = None) -> Tensor:
+def several_baselines(images: Tensor, baselines: float | Tensor | None = None) -> Tensor:
     """Return baselines (R, C, H, W). None: a black image."""
-    return torch.zeros_like(images[:1]) if baselines is None else baselines.to(images)
+    if isinstance(baselines, Tensor) and len(baselines) and baselines.shape[1:] == images.shape[1:]:
+        return baselines.to(images)
+    return one_baseline(images, 0.0 if baselines is None else baselines)
 
 
 def _one_by_one(method: Any, images: Tensor, targets: Tensor, **settings: Any) -> Tensor:

@@ -91,8 +91,8 @@ def rise(
     """Return the mean of `n_samples` random masks, each weighted by the class probability of the masked image (RISE,
     Petsiuk et al. 2018). A mask keeps a `share` of `cells` x `cells`, enlarged smoothly and shifted at random; all
     images have the same masks."""
-    if n_samples < 1 or cells < 1:
-        raise UserError(f"rise: n_samples={n_samples} and cells={cells} must be at least 1")
+    if cells < 1:
+        raise UserError(f"rise: cells={cells} must be at least 1")
     masks = _rise_masks(n_samples, cells, share, images.shape[2], images.shape[3]).to(images.device)
     total = torch.zeros(len(images), *images.shape[2:], device=images.device)
     with torch.no_grad():
