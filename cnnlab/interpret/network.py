@@ -121,7 +121,7 @@ class HeadWrapper(nn.Module):
         """Return what the network answers for the head, as it is."""
         answers = self.net(images, heads=[self.head]) if self.chooses and self.head is not None else self.net(images)
         if isinstance(answers, Tensor):
-            if self.head not in (None, 0) and not self.chooses:
+            if self.head not in (None, 0, -1) and not self.chooses:
                 raise UserError(f"there is no head '{self.head}': the network answers one tensor, leave head out")
             return answers
         parts = parts_of(answers)
