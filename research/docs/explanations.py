@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 KEPT = DOCS / "explanations"
 PAGES = ("explanations.md", "explanations_appendix.md")
 MAIN = "second_line"
-SCENES = {"plain": "plain lines", "second_line": "a second line", "photos": "photographs", "photos_64": "at 64 px"}
+SCENES = {"plain": "plain lines", "second_line": "a second line", "photos": "photographs", "photos_64": "photos 64 px"}
 Rows = list[list[str]]
 
 
