@@ -158,9 +158,9 @@ def attribute_head(
         warnings.append(f"{wrapper.unsteady(images)}: so does its map")
     name = name or str(getattr(method, "__name__", "method"))
     for setting, value in getattr(method, "keywords", {}).items():
-        if setting in COUNTS and not (isinstance(value, int) and value >= 1):
+        if setting in COUNTS and not (isinstance(value, int | np.integer) and value >= 1):
             raise UserError(f"{name}: {setting}={value} is not a whole number of at least 1")
-        if setting == "stdevs" and not 0 <= value < math.inf:
+        if setting == "stdevs" and not (isinstance(value, float | int | np.number) and 0 <= value < math.inf):
             raise UserError(f"{name}: stdevs={value} is not in 0..inf")
     maps, layer_maps, gaps = [], [], []
     count = batch_size(images)

@@ -163,19 +163,20 @@ class HeadWrapper(nn.Module):
     def unsteady(self, images: Tensor) -> str:
         """Return why the scores of an image are not a function of it, or "": they differ each time, as by dropout in
         every mode, or depend on the others of its batch, as by BatchNorm without running statistics. Found with one of
-        `images` (B, C, H, W), of several beside one at half its brightness. Raises `UserError` for NaN or infinity."""
+        `images` (B, C, H, W), of several beside a darker or brighter one. Raises `UserError` for NaN or infinity."""
         if self._unsteady is None:
-            others = (images[1:2] / 2).to(images.dtype)
+            image, others = images[:1], (images[1:2] / 2, 1.5 * images[:1]) if len(images) > 1 else ()
             with torch.no_grad():
-                alone, again, together = self(images[:1]), self(images[:1]), self(torch.cat([images[:1], others]))[:1]
+                alone, again = self(image), self(image)
+                beside = [self(torch.cat([image, other.to(image.dtype)]))[:1] for other in others]
             if not torch.isfinite(alone).all():
                 raise UserError(f"{self.title}: the network's scores are not finite")
             near = 0.02 if alone.element_size() < 4 else 1e-4
-            differ, mix = (
+            differ, *mixed = (
                 not torch.allclose(other, alone, rtol=near, atol=near * alone.abs().max().item())
-                for other in (again, together)
+                for other in (again, *beside)
             )
-            reason = "differ each time" if differ else "depend on the other images of the batch" if mix else ""
+            reason = "differ each time" if differ else "depend on the other images of the batch" if any(mixed) else ""
             self._unsteady = f"the scores of an image {reason}" if reason else ""
         return self._unsteady
 
@@ -683,9 +684,8 @@ def _centres(net: HeadWrapper, layer: str, images: Tensor, places: Sequence[int]
     at = [(part * (count - 1)).round().long() for part, count in zip((share, share.flip(0)), places, strict=True)]
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(NOISES * PLACES, *images.shape[1:], generator=generator).to(images)
-    low, high = images.aminmax()
-    high = 2.0 ** high.double().clamp(min=1).log2().ceil()  # the same for most images, alone and in a batch
-    noise = (noise * high if low >= 0 else (2 * noise - 1) * high).to(images).requires_grad_()
+    high = 2.0 ** images.abs().amax().double().clamp(min=1).log2().ceil()  # alike for most images and their batch
+    noise = (noise * high if images.min() >= 0 else (2 * noise - 1) * high).to(images).requires_grad_()
     kept: list[Tensor] = []
     with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
         passage.register_forward_hook(lambda _module, _inputs, output: kept.append(output))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -296,8 +297,8 @@ def test_a_wrong_setting_is_one_line(method: str, settings: dict[str, Any], mess
 def test_whole_numbers_and_single_baselines_are_taken() -> None:
     net, image = left_half_net(COLOUR), _lines()
     for method, settings, same in (
-        ("smooth_grad", {"stdevs": 0}, {"stdevs": 0.0}),
-        ("expected_gradients", {"baselines": 0.5}, {"baselines": torch.full_like(image[0], 0.5)}),
+        ("smooth_grad", {"stdevs": 0, "nt_samples": np.int64(3)}, {"stdevs": 0.0, "nt_samples": 3}),
+        ("expected_gradients", {"baselines": np.float32(0.5)}, {"baselines": torch.full_like(image[0], 0.5)}),
     ):
         found, expected = (
             cnnlab.attribute(net, image, method=method, head="colour", **given) for given in (settings, same)

@@ -211,10 +211,38 @@ def test_inference_mode_and_threads_change_nothing() -> None:
 def test_scores_that_mix_images_are_said() -> None:
     net = NETWORKS["BatchNorm without statistics"]()
     different, alike = torch.rand(3, 3, 32, 40), torch.rand(1, 3, 32, 40).expand(3, -1, -1, -1)
-    for images in (different, alike):
+    for images in (different, alike, torch.cat([torch.zeros_like(alike[:1]), different])):
         (warning, *_) = attribute(net, images, 1, saliency).warnings
         assert warning == "the scores of an image depend on the other images of the batch: so does its map"
     assert attribute(net, torch.rand(1, 3, 32, 40), 1, saliency).warnings == ()
+
+
+def test_scores_relative_to_the_brightest_image_are_said() -> None:
+    class Relative(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images / images.amax()).mean(dim=(2, 3))
+
+    images = torch.rand(2, 3, 8, 8) * torch.tensor([1, 0.6])[:, None, None, None]
+    (warning,) = attribute(Relative(), images, 1, saliency).warnings
+    assert warning == "the scores of an image depend on the other images of the batch: so does its map"
+
+
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x - 5, lambda x: -100 * x])
+def test_a_measured_place_does_not_depend_on_the_batch(change: Callable[[Tensor], Tensor]) -> None:
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.conv(F.avg_pool2d(images, 2) * 1).relu().mean(dim=(2, 3))
+
+    torch.manual_seed(0)
+    net, images = frozen_copy(Halved()), change(torch.rand(3, 3, 32, 32))
+    rows, columns, warning = placement(HeadWrapper(net), "conv", images)
+    assert not warning
+    assert placement(HeadWrapper(net), "conv", images[1:2]) == (rows, columns, warning)
+    assert (rows.start, rows.step) == pytest.approx((1, 2), abs=0.3)
 
 
 def test_images_of_whole_numbers_stay_so_when_mixing_is_looked_for() -> None:

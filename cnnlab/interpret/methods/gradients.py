@@ -21,7 +21,7 @@ def one_baseline(images: Tensor, baselines: float | Tensor = 0.0) -> Tensor:
     """Return a baseline image (1, C, H, W) from one value for all pixels, or an image."""
     if isinstance(baselines, Tensor) and baselines.shape in (images.shape[1:], images[:1].shape):
         return baselines.to(images).expand_as(images[:1])
-    if not isinstance(baselines, int | float):
+    if not isinstance(baselines, float | int | np.number):
         given = f" of {tuple(baselines.shape)}" if isinstance(baselines, Tensor) else f"={baselines!s:.60}"
         raise UserError(f"baselines{given}: give a number, or images (1, C, H, W) like yours")
     return torch.full_like(images[:1], baselines)
