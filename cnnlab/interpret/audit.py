@@ -23,11 +23,12 @@ from cnnlab.interpret.network import HeadWrapper, batch_size, frozen_copy, head_
 from cnnlab.interpret.planted import (
     LEARNED,
     Planted,
+    brightest_fixed_place,
     contrast,
+    grows_at_marker,
     lowest_half,
     marker_and_lookalike,
     plant,
-    strongest_at_marker,
     without_marker,
 )
 from cnnlab.plots.result import Result
@@ -37,13 +38,16 @@ from cnnlab.utils.errors import UserError, one_line
 USE, CARE, AVOID = "use", "with care", "do not use"
 PLANTED, CLASS = "planted marker", "planted marker: class"
 PLACE, GAIN = "planted marker: place", "planted marker: gain"
+FIXED = "planted marker: fixed place"
 CURVES, CURVES_GAIN, LIKENESS = "insertion - deletion", "insertion - deletion: gain", "likeness to random weights"
 PIXELS, PIXELS_GAIN, PAIRS, GRID = "right pixels", "right pixels: gain", "pairs", "grid pointing game"
 SUM, SIGN, ALONE, TWICE, HEADS = "completeness", "sign", "alone or in a batch", "the same twice", "heads"
 INSIDE, OUTSIDE = "likeness on right pixels", "likeness on other pixels"
 EXCHANGE = "exchange gain"  # the reference of pairs
 CONTRAST = 0.6, 0.4  # passes with four times the evidence on the marker, fails below 2.3 times
-PLACEMENT = 0.8, 0.6  # of the images
+PLACEMENT = 0.8, 0.25  # of the images; attention carries what a marker adds to other places
+SAME_PLACE = 0.4, 0.6  # of the marker's evidence
+SIGNS = 0.75, 0.5  # of the images
 MAX_DIFFERENCE = 0.01, 0.05  # relative differences
 TRIALS = 8  # mosaics, and images for the sign
 FEWEST = 8  # images
@@ -54,18 +58,19 @@ FEW, SOME = 4, 16  # images for the axioms, and for controls
 DECISIVE = {
     PLANTED: "it does not tell a planted marker from its lookalike",
     CLASS: "it shows the planted marker for another class as well",
-    PLACE: "what a planted marker adds to the map lies in another place",
+    PLACE: "what a planted marker adds to the map lies in other places, too",
+    FIXED: "one place is bright in most maps, wherever the marker lies",
     GAIN: "with random weights it finds the planted marker as well",
     TWICE: "it gives another map each time",
     ALONE: "the map of an image depends on the other images",
 }
 ADVISORY = {
-    CURVES: "the pixels it marks matter no more than random ones",
+    CURVES: "the pixels it marks are not shown to matter more than random ones",
     SUM: "its sum often misses the score difference",
     SIGN: "removing its evidence for a class often does not lower the score",
     LIKENESS: "with random weights its maps look much the same",
-    PIXELS: "it finds the right pixels no better than a random map",
-    PAIRS: "it finds the pixels that differ no better than a random map",
+    PIXELS: "it is not shown to find the right pixels better than a random map",
+    PAIRS: "it is not shown to find the pixels that differ better than a random map",
     GRID: "in a mosaic it does not find the image with the class",
     CURVES_GAIN: "the pixels it marks with random weights matter as much",
 }
@@ -230,6 +235,8 @@ def _of_head(given: Any, key: Any, what: str, shape: Sequence[int]) -> Tensor | 
         raise UserError(f"{what} of {given_shape} do not fit: give a tensor of {tuple(shape)}")
     if not torch.isfinite(value).all():
         raise UserError(f"{what} hold values that are not finite")
+    if value.ndim == 3 and not ((value == 0) | (value == 1)).all():
+        raise UserError(f"{what} hold values between: give True for the right pixels, False for others")
     return value
 
 
@@ -469,8 +476,10 @@ class _Grader:
         untrained = marker_and_lookalike(self._untrained(planted.images, ones).clamp(min=low), planted)
         gain = scores - contrast(*untrained)
         self._add(GAIN, gain, _better(gain))
-        place = lowest_half(strongest_at_marker(maps - before, planted), planted)
+        place = lowest_half(grows_at_marker(maps - before, planted), planted)
         self._add(PLACE, place, _at_least(place, *PLACEMENT))
+        fixed = brightest_fixed_place(maps, planted)
+        self._add(FIXED, fixed, _at_most(fixed, *SAME_PLACE))
         assert self.example is not None
         self.example = replace(self.example, marked=planted.images[0].cpu(), marked_heatmap=maps[0])
 
@@ -498,7 +507,7 @@ class _Grader:
             self._add(SUM, share, _at_most(share, 0.05, 0.05))
         if (self.maps < 0).any() and (self.maps > 0).any():
             right = self._signs()
-            self._add(SIGN, right, _at_least(right, 0.75, 0.0))
+            self._add(SIGN, right, _at_least(right, *SIGNS))
 
     def _signs(self) -> Tensor:
         """Return the share of two classes, the most and the second most probable, of which removing the positive

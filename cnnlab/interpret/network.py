@@ -110,8 +110,10 @@ class HeadWrapper(nn.Module):
                 self.ends_in = recorder.last_function(self.output(images[:MOST_PROBED]))
         with SigmoidInputs() as sigmoids:
             answers = self.output(images)
-        if answers.ndim < 2 or not answers.is_floating_point():
-            raise UserError(f"the network answers {tuple(answers.shape)}, not scores (N, classes)")
+        if answers.ndim not in (2, 4) or not answers.is_floating_point():
+            raise UserError(
+                f"the network answers {tuple(answers.shape)}, not scores (N, classes) or (N, classes, H, W)"
+            )
         if self.ends_in != "sigmoid":
             return mean_of_places(answers)
         logits = sigmoids.of(answers)
@@ -163,12 +165,14 @@ class HeadWrapper(nn.Module):
     def unsteady(self, images: Tensor) -> str:
         """Return why the scores of an image are not a function of it, or "": they differ each time, as by dropout in
         every mode, or depend on the others of its batch, as by BatchNorm without running statistics. Found with one of
-        `images` (B, C, H, W), of several beside a darker or brighter one. Raises `UserError` for NaN or infinity."""
+        `images` (B, C, H, W) beside a darker and a brighter one. Raises `UserError` for NaN or infinity."""
         if self._unsteady is None:
-            image, others = images[:1], (images[1:2] / 2, 1.5 * images[:1]) if len(images) > 1 else ()
+            image, beside = images[:1], list[Tensor]()
             with torch.no_grad():
                 alone, again = self(image), self(image)
-                beside = [self(torch.cat([image, other.to(image.dtype)]))[:1] for other in others]
+                for other in (images[-1:] / 2, 1.5 * image):
+                    with suppress(*(() if len(images) > 1 else (RuntimeError,))):  # it may take one image at a time
+                        beside.append(self(torch.cat([image, other.to(image.dtype)]))[:1])
             if not torch.isfinite(alone).all():
                 raise UserError(f"{self.title}: the network's scores are not finite")
             near = 0.02 if alone.element_size() < 4 else 1e-4
@@ -457,13 +461,19 @@ def record_activations(net: nn.Module, names: Iterable[str]) -> Iterator[dict[st
 @contextmanager
 def maps_of(net: nn.Module, name: str, images: Tensor) -> Iterator[nn.Module]:
     """Send the maps of the layer `name` (N, C, h, w) through a module, which is yielded: hooks and Captum see them
-    there, in one layout. Later changes in place do not reach them."""
-    passage, size = nn.Identity(), tuple(images.shape[2:])
+    there, in one layout. Later changes in place do not reach them. Raises `UserError` for a layer without maps of all
+    images, and for one that does not run."""
+    passage, size, counts, ran = nn.Identity(), tuple(images.shape[2:]), list[int](), list[bool]()
 
     def through(value: Any) -> Tensor:
+        ran.append(True)
         maps = as_maps(value, size)
         if maps is None:
             raise UserError(f"layer '{name}' has no maps (N, C, H, W); name another target_layer")
+        if len(maps) != counts[-1]:
+            raise UserError(
+                f"layer '{name}' does not look at all images at once; give one at a time, or another target_layer"
+            )
         return _from_maps(passage(maps), value, size)
 
     layer = layer_named(net, name.removesuffix(":input"))
@@ -471,10 +481,16 @@ def maps_of(net: nn.Module, name: str, images: Tensor) -> Iterator[nn.Module]:
         handle = layer.register_forward_pre_hook(lambda _, inputs: (through(inputs[0]), *inputs[1:]))
     else:
         handle = layer.register_forward_hook(lambda _module, _inputs, output: through(output))
+    counting = net.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
     try:
         yield passage
+    except Exception as error:
+        if ran or not counts or isinstance(error, UserError):
+            raise
+        raise UserError(f"layer '{name}' does not run for these images; name another target_layer") from error
     finally:
         handle.remove()
+        counting.remove()
 
 
 def path_to_head(net: HeadWrapper, images: Tensor) -> list[str]:
@@ -689,7 +705,10 @@ def _centres(net: HeadWrapper, layer: str, images: Tensor, places: Sequence[int]
     kept: list[Tensor] = []
     with torch.enable_grad(), maps_of(net.net, layer, images) as passage:
         passage.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-        net(noise)
+        with suppress(UserError):  # it takes one image at a time
+            net(noise)
+        if not kept or len(kept[-1]) < len(noise):  # or another way for noise
+            return [(torch.empty(0), torch.empty(0))] * 2
         picked = kept[-1][torch.arange(len(noise)), :, at[0].repeat(NOISES), at[1].repeat(NOISES)]
         signs = torch.randn(picked.shape, generator=generator).to(picked)
         (grads,) = torch.autograd.grad((picked * signs).sum(), noise)
@@ -704,13 +723,17 @@ def _centres(net: HeadWrapper, layer: str, images: Tensor, places: Sequence[int]
 
 def _agrees(field: ReceptiveField, at: Tensor, centres: Tensor, pixels: int) -> bool:
     """Return whether places look about where `field` says. Deep networks blur the centres towards the middle, but not
-    beyond the field."""
+    beyond the field, and they do not shift them."""
     if len(at) < 2:
         return True
-    expected = field.start + field.step * at
-    away = (expected - centres).abs().max()
-    same_direction = ((expected - expected.mean()) * (centres - centres.mean())).sum() >= 0
-    return bool(same_direction and away <= max(2 * field.step, min(pixels / 4, field.size / 2)))
+    expected = field.start + field.step * at - pixels / 2  # from the middle
+    measured = centres - pixels / 2
+    away = (expected - measured).abs().max()
+    spread = expected - expected.mean()
+    slope = (spread * measured).sum() / spread.square().sum().clamp(min=1e-12)
+    shift = (measured - slope * expected).mean().abs()
+    near = max(2 * field.step, min(pixels / 4, field.size / 2))
+    return bool(slope >= 0 and away <= near and shift <= max(field.step, pixels / 16))
 
 
 def _fitted(at: Tensor, centres: Tensor, plain: float) -> ReceptiveField | None:

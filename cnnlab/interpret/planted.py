@@ -28,6 +28,7 @@ from cnnlab.utils.errors import UserError
 BATCH, STEPS, CHECK_EVERY, TEST = 32, 600, 20, 64  # of large images half the batch and a third of the steps
 PATIENCE = 60  # steps until more layers learn
 LEARNED, GOAL = 0.75, 0.98  # shares of new images that change their answer with the marker
+FAINT = 3  # what the marker adds elsewhere is at most a third
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,11 +187,37 @@ def squares(planted: Planted, place: int) -> Tensor:
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 
-def strongest_at_marker(maps: Tensor, planted: Planted) -> Tensor:
-    """Return 1 where the square with the most positive evidence in maps (N, H, W) lies less than half a square from the
-    marker, else 0, float64 (N,)."""
+def grows_at_marker(growth: Tensor, planted: Planted) -> Tensor:
+    """Return 1 where the marker adds evidence in its place only, else 0, float64 (N,).
+
+    `growth` (N, H, W) is what the marker adds to the maps. The square with the most of it lies less than half a square
+    from the marker, and no square that is half a square apart has a third as much.
+    """
+    evidence, away = _evidence_in_squares(growth, planted)
+    at_marker, elsewhere = away[0] < planted.size / 2, away[0] >= 1.5 * planted.size
+    highest = evidence.amax(dim=(1, 2))
+    right = _highest(evidence, at_marker) == highest
+    return (right & (highest > 0) & (_highest(evidence, elsewhere) < highest / FAINT)).double()
+
+
+def brightest_fixed_place(maps: Tensor, planted: Planted) -> Tensor:
+    """Return how bright the maps (N, H, W) are in one place that is bright in most of them, relative to the marker, in
+    [0, 1], float64 (N,). NaN where marker or lookalike lie there."""
+    evidence, away = _evidence_in_squares(maps, planted)
+    marker = _highest(evidence, away[0] < planted.size)[:, None, None]
+    shares = torch.where(marker > 0, evidence / marker.where(marker > 0, 1), (evidence > 0).double()).clamp(max=1)
+    shares = shares.masked_fill(away.amin(dim=0) < planted.size, torch.nan).flatten(1)
+    return shares[:, shares.nanmean(dim=0).nan_to_num(0).argmax()]
+
+
+def _evidence_in_squares(maps: Tensor, planted: Planted) -> tuple[Tensor, Tensor]:
+    """Return the mean positive evidence of every square (N, rows, columns) and how far it is from marker and lookalike
+    (2, N, rows, columns) in pixels."""
     evidence = F.avg_pool2d(maps.double().clamp(min=0)[:, None], planted.size, 1)[:, 0]
-    highest, places = evidence.flatten(1).max(dim=1)
-    corners = torch.stack([places // evidence.shape[2], places % evidence.shape[2]], dim=1)
-    away = (corners - planted.corners[:, 0]).abs().amax(dim=1)
-    return ((away < planted.size / 2) & (highest > 0)).double()
+    rows, columns = (torch.arange(length) for length in evidence.shape[1:])
+    y, x = planted.corners.permute(2, 1, 0)[..., None, None]
+    return evidence, torch.maximum((rows[:, None] - y).abs(), (columns - x).abs())
+
+
+def _highest(evidence: Tensor, where: Tensor) -> Tensor:
+    return evidence.masked_fill(~where, 0).amax(dim=(1, 2))

@@ -41,11 +41,20 @@ def untrained_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
     return cam(HeadWrapper(randomise(net.net, seed=77), net.head), images, targets)
 
 
+def with_corner(maps: Tensor) -> Tensor:
+    """Return maps (N, H, W) whose upper left quarter of both sides is brighter by 0.8 times their maximum."""
+    rows, columns = (length // 4 for length in maps.shape[1:])
+    return maps + F.pad(0.8 * maps.amax(dim=(1, 2)).view(-1, 1, 1).expand(-1, rows, columns), (
+        0, maps.shape[2] - columns, 0, maps.shape[1] - rows))  # fmt: skip
+
+
 BROKEN: dict[str, Method] = {
     "shifted": lambda net, images, targets: torch.roll(cam(net, images, targets), images.shape[3] // 4, dims=2),
     "mirrored": lambda net, images, targets: cam(net, images, targets).flip(2),
     "transposed": lambda net, images, targets: cam(net, images, targets).transpose(1, 2),
     "with its mirror image": lambda net, images, targets: (maps := cam(net, images, targets)) + maps.flip(2),
+    "with half its mirror image": lambda net, images, targets: (maps := cam(net, images, targets)) + maps.flip(2) / 2,
+    "with a bright corner": lambda net, images, targets: with_corner(cam(net, images, targets)),
     "half its size": lambda net, images, targets: F.pad(
         F.avg_pool2d(cam(net, images, targets), 2), (images.shape[3] // 4,) * 4),
     "sign flipped": lambda net, images, targets: -input_x_gradient(net, images, targets),

@@ -26,14 +26,15 @@ from cnnlab.interpret.metrics import bootstrap_ci, evidence_rank_correlation, ra
 from cnnlab.interpret.network import HeadWrapper
 from cnnlab.interpret.planted import (
     Planted,
+    brightest_fixed_place,
     contrast,
     draw_corners,
+    grows_at_marker,
     lowest_half,
     marker_and_lookalike,
     paint,
     plant,
     squares,
-    strongest_at_marker,
 )
 from cnnlab.models.networks import Branched
 from cnnlab.utils.checkpoints import load_checkpoint
@@ -183,10 +184,31 @@ def test_contrast_and_placement_by_hand() -> None:
     assert contrast(*both).tolist() == [0.5] * 6
     assert contrast(*marker_and_lookalike(-marker, planted)).tolist() == [-1.0] * 6
     assert contrast(*marker_and_lookalike(0 * marker, planted)).tolist() == [0.0] * 6
-    assert strongest_at_marker(marker + lookalike / 2, planted).tolist() == [1.0] * 6
-    assert strongest_at_marker(marker.roll((0, 2), (1, 2)), planted).tolist() == [1.0] * 6  # of 5 pixels
-    assert strongest_at_marker(marker.roll((0, 3), (1, 2)), planted).tolist() == [0.0] * 6
-    assert strongest_at_marker(marker - 2 * marker, planted).tolist() == [0.0] * 6
+    assert grows_at_marker(marker + lookalike / 4, planted).tolist() == [1.0] * 6
+    assert grows_at_marker(marker + lookalike / 2, planted).tolist() == [0.0] * 6  # more than a third, elsewhere
+    beside = marker + marker.roll(4, 2) / 2  # as of a coarse map: less than half a square apart
+    assert grows_at_marker(beside, planted).tolist() == [1.0] * 6
+    assert grows_at_marker(marker.roll((0, 2), (1, 2)), planted).tolist() == [1.0] * 6  # of 5 pixels
+    assert grows_at_marker(marker.roll((0, 3), (1, 2)), planted).tolist() == [0.0] * 6
+    assert grows_at_marker(marker - 2 * marker, planted).tolist() == [0.0] * 6
+
+
+def test_a_fixed_place_is_seen_by_hand() -> None:
+    """Markers in the four corners and in the middle; the lookalike lies below the middle."""
+    corners = torch.tensor([[[0, 0]], [[0, 19]], [[19, 0]], [[19, 19]], [[9, 9]]]).repeat(1, 2, 1)
+    corners[:, 1] = torch.tensor([15, 9])
+    planted = Planted(HeadWrapper(nn.Identity()), torch.zeros(5, 1, 24, 24), corners, 5, 1.0, "")
+    marker, fixed = squares(planted, 0).float(), torch.zeros(5, 24, 24)
+    assert brightest_fixed_place(marker, planted).nan_to_num(0).tolist() == [0.0] * 5
+    fixed[:, :5, 9:14] = 1  # above the middle, apart from every marker
+    assert brightest_fixed_place(marker + 0.4 * fixed, planted).tolist() == pytest.approx([0.4] * 5)
+    assert brightest_fixed_place(0.1 * marker + fixed, planted).tolist() == [1.0] * 5
+    assert brightest_fixed_place(fixed - marker, planted).tolist() == [1.0] * 5
+    fixed = torch.zeros(5, 24, 24)
+    fixed[:, :5, :5] = 1  # where the first marker lies
+    shares = brightest_fixed_place(marker + 0.5 * fixed, planted)
+    assert shares[1:].tolist() == pytest.approx([0.5] * 4)
+    assert shares[0].isnan()
 
 
 def test_a_network_learns_the_marker_and_the_original_is_kept() -> None:
@@ -202,6 +224,14 @@ def test_a_network_learns_the_marker_and_the_original_is_kept() -> None:
     with pytest.raises(UserError, match="too small for a marker"):
         plant(HeadWrapper(net), torch.rand(9, 3, 12, 12), 9)
     assert plant(HeadWrapper(nn.Sequential(net, nn.Softmax(dim=1))), images, 30).accuracy >= 0.98
+
+
+def test_evidence_for_the_other_class_fails_the_sign() -> None:
+    """Where a bright square decides, the rest of the image is no evidence: the negative of input x gradient fails."""
+    net, images = toy_network(1, 20)
+    result = cnnlab.audit(net, images, methods={"right": "input_x_gradient", "wrong": BROKEN["sign flipped"]})
+    passed = {row.method: row.passed for row in result.checks if row.check == "sign"}
+    assert passed == {"right": True, "wrong": False}
 
 
 def test_an_interrupted_audit_keeps_what_is_ready() -> None:
@@ -483,6 +513,7 @@ def test_masks_and_counterfactuals_must_say_something() -> None:
         (torch.ones(48, 32, 32), "no image has right pixels and others"),
         (torch.zeros(48, 32, 32), "no image has right pixels and others"),
         (torch.full((48, 32, 32), torch.nan), "masks hold values that are not finite"),
+        (torch.full((48, 32, 32), 0.3), "masks hold values between: give True for the right pixels"),
     ):
         with pytest.raises(UserError, match=message):
             cnnlab.audit(net, images, methods=["saliency"], masks=masks)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnlab.interpret.attribution import attribute
-from cnnlab.interpret.methods.cams import grad_cam
+from cnnlab.interpret.attribution import Method, attribute, attribute_head
+from cnnlab.interpret.methods.cams import grad_cam, grad_cam_pp, layer_integrated_gradients
 from cnnlab.interpret.methods.gradients import integrated_gradients, saliency, smooth_grad
 from cnnlab.interpret.network import HeadWrapper, as_maps, default_target_layer, frozen_copy, placement
 from cnnlab.utils.errors import UserError
@@ -211,10 +211,9 @@ def test_inference_mode_and_threads_change_nothing() -> None:
 def test_scores_that_mix_images_are_said() -> None:
     net = NETWORKS["BatchNorm without statistics"]()
     different, alike = torch.rand(3, 3, 32, 40), torch.rand(1, 3, 32, 40).expand(3, -1, -1, -1)
-    for images in (different, alike, torch.cat([torch.zeros_like(alike[:1]), different])):
+    for images in (different, alike, torch.cat([torch.zeros_like(alike[:1]), different]), alike[:1]):
         (warning, *_) = attribute(net, images, 1, saliency).warnings
         assert warning == "the scores of an image depend on the other images of the batch: so does its map"
-    assert attribute(net, torch.rand(1, 3, 32, 40), 1, saliency).warnings == ()
 
 
 def test_scores_relative_to_the_brightest_image_are_said() -> None:
@@ -473,6 +472,72 @@ def test_a_shift_within_the_network_is_measured() -> None:
     *fields, warning = placement(HeadWrapper(frozen_copy(Shifted())), "conv2", torch.rand(1, 3, 64, 64))
     assert not warning
     assert [field.start for field in fields] == pytest.approx([-13.5, -13.5], abs=3)
+
+
+@pytest.mark.parametrize("shift", [lambda x: x.roll(12, 3), lambda x: F.pad(x[:, :, :, :-12], (12, 0))])
+def test_a_shift_before_wide_kernels_is_noticed(shift: Callable[[Tensor], Tensor]) -> None:
+    """Fields of 25 pixels could be blurred so far, but not all to one side."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.Sequential(*(nn.Conv2d(3, 3, 7, padding=3) for _ in range(4)))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.convs(shift(images)).relu().mean(dim=(2, 3))
+
+    torch.manual_seed(0)
+    _, columns, warning = placement(HeadWrapper(frozen_copy(Shifted())), "convs.3", torch.rand(1, 3, 64, 64))
+    assert warning or columns.start == pytest.approx(0.5 - 12, abs=4)
+
+
+class _OneByOne(nn.Module):
+    """Sends its images through the layers one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.dense = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([self.dense(self.conv(image[None]).relu().mean(dim=(2, 3))) for image in images])
+
+
+class _Branching(_OneByOne):
+    """Sends bright images through a second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images).relu()
+        if images.mean() > 0.7:
+            maps = self.other(maps).relu()
+        return self.dense(maps.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("method", [grad_cam, grad_cam_pp, layer_integrated_gradients])
+def test_layers_that_do_not_see_all_images_are_refused(method: Method) -> None:
+    torch.manual_seed(0)
+    net, images = _OneByOne(), torch.rand(3, 3, 16, 16)
+    with pytest.raises(UserError, match="layer 'conv' does not look at all images at once; give one at a time"):
+        attribute(net, images, 1, method)
+    if method is not layer_integrated_gradients:  # its steps are a batch
+        assert attribute(net, images[:1], 1, method).maps.any()
+    branching = HeadWrapper(frozen_copy(_Branching()))
+    branching.path(images.clamp(min=0.8))
+    with pytest.raises(UserError, match="layer 'other' does not run for these images"):
+        attribute_head(branching, images, 1, method)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4), (2, 5, 4), (2,), (2, 4, 3, 3, 3)])
+def test_answers_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    class Answers(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(1, 2, 3)).view(-1, *(1 for _ in shape[1:])).expand(-1, *shape[1:])
+
+    with pytest.raises(UserError, match=r"not scores \(N, classes\) or \(N, classes, H, W\)"):
+        attribute(Answers(), torch.rand(2, 3, 8, 8), "predicted", saliency)
 
 
 def test_scores_that_differ_each_time_are_said_of_one_image_too() -> None:

@@ -240,27 +240,51 @@ def test_a_scripted_network_is_refused(method: Callable[..., Tensor]) -> None:
 
 
 def test_a_clamp_at_zero_is_a_relu_and_other_ways_are_not_silent() -> None:
+    """A ReLU written in other ways, alone and before a ReLU."""
     torch.manual_seed(0)
 
-    def net(activation: Callable[[Tensor], Tensor]) -> Net:
-        return Net(lambda net, images: activation(net.conv2(activation(net.conv1(images)))))
+    def net(activation: Callable[[Tensor], Tensor], last: Callable[[Tensor], Tensor]) -> Net:
+        return Net(lambda net, images: last(net.conv2(activation(net.conv1(images)))))
 
-    images, plain = torch.rand(2, 3, 12, 12), net(F.relu)
+    def masked(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[x < 0] = 0
+        return x
+
+    images, plain = torch.rand(2, 3, 12, 12), net(F.relu, F.relu)
+    zero, right, warned, refused = torch.zeros(()), "right", "warned", "refused"
     for activation, kind in (
-        (lambda x: x.clamp(min=0), "right"),
-        (lambda x: torch.clamp_min(x, 0), "right"),
-        (lambda x: torch.maximum(x, torch.zeros_like(x)), "refused"),
-        (lambda x: x.masked_fill(x < 0, 0), "refused"),
-        (lambda x: torch.where(x > 0, x, torch.zeros_like(x)), "warned"),
+        (lambda x: x.clamp(min=0), right),
+        (lambda x: torch.clamp_min(x, 0), right),
+        (lambda x: torch.clip(x, 0), right),
+        (lambda x: x.clone().clamp_(min=0), right),
+        (lambda x: x.clone().clamp_min_(0), right),
+        (lambda x: torch.maximum(x, zero), refused),
+        (lambda x: torch.fmax(zero, x), refused),
+        (lambda x: -torch.minimum(-x, zero), refused),
+        (lambda x: -(-x).clamp_max(0), refused),
+        (lambda x: F.threshold_(x.clone(), 0.0, 0.0), refused),
+        (lambda x: F.elu_(x.clone()), refused),
+        (lambda x: x.clone().tanh_(), refused),
+        (F.logsigmoid, refused),
+        (torch.atan, refused),
+        (lambda x: x.masked_fill(x < 0, 0), refused),
+        (lambda x: torch.where(x > 0, x, zero), warned),
+        (lambda x: x * (x > 0), warned),
+        (lambda x: (x + x.abs()) / 2, warned),
+        (masked, warned),
+        (torch.square, warned),
     ):
-        other = net(activation)
-        other.load_state_dict(plain.state_dict())
-        for method in (guided_backprop, deconvolution):
-            if kind == "refused":
-                with pytest.raises(UserError, match="another activation than ReLU"):
-                    attribute(other, images, 1, method)
-                continue
-            result = attribute(other, images, 1, method)
-            if kind == "right":
-                assert torch.equal(result.maps, attribute(plain, images, 1, method).maps)
-            assert bool(result.warnings) == (kind == "warned")
+        for alone in (True, False):
+            other = net(activation, activation if alone else F.relu)
+            other.load_state_dict(plain.state_dict())
+            for method in (guided_backprop, deconvolution):
+                if kind == refused or (kind == warned and alone):
+                    with pytest.raises(UserError, match="another activation than ReLU"):
+                        attribute(other, images, 1, method)
+                    continue
+                result = attribute(other, images, 1, method)
+                if kind == right:
+                    assert torch.equal(result.maps, attribute(plain, images, 1, method).maps)
+                assert bool(result.warnings) == (kind == warned)
+                assert kind != warned or "may act as a ReLU" in result.warnings[0]

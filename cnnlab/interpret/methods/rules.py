@@ -23,13 +23,18 @@ Call = Callable[..., Tensor]
 Rule = Callable[..., Tensor]  # (call, *arguments of the function) -> output; call(*arguments) is the plain function
 
 RELUS = ("relu", "relu6")
+LARGER_OR_SMALLER = ("maximum", "minimum", "fmax", "fmin")
 ACTIVATIONS = (
     *("leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardtanh"),
-    *("softplus", "tanh", "threshold", "clamp", "clamp_min", "softsign", "softshrink", "hardshrink", "tanhshrink"),
-    *("sin", "cos", "erf"),
+    *("softplus", "tanh", "threshold", "softsign", "softshrink", "hardshrink", "tanhshrink", "log_sigmoid"),
+    *("clamp", "clip", "clamp_min", "clamp_max", *LARGER_OR_SMALLER),
+    *("sin", "cos", "erf", "atan", "arctan", "asinh", "arcsinh", "log1p"),
 )
+CLAMPS = ("clamp", "clip", "clamp_min")
+# May act as a ReLU, as `v * (v > 0)`, or as a scale, as a norm.
+UNCLEAR = ("gt", "ge", "lt", "le", "where", "setitem", "abs", "square", "exp", "pow", "sign", "heaviside")
 ELEMENTWISE = (
-    *(*RELUS, *ACTIVATIONS, "sigmoid", "hardsigmoid", "logsigmoid", "exp", "log", "sqrt", "rsqrt"),
+    *(*RELUS, *ACTIVATIONS, "sigmoid", "hardsigmoid", "exp", "log", "sqrt", "rsqrt"),
     *("reciprocal", "rdiv", "abs", "square", "pow"),
 )
 NO_RULE = (
@@ -55,6 +60,8 @@ class _Rules(TorchFunctionMode):
         rule = self.rules.get(name.strip("_"))
         if rule is not None:  # the rules take these by position
             args = (*args, *(kwargs.pop(key) for key in ("input", "weight", "other", "bias") if key in kwargs))
+        if name in LARGER_OR_SMALLER and not args[0].requires_grad:
+            args = (args[1], args[0], *args[2:])
         first = args[0] if args else None
         if rule is None or not isinstance(first, Tensor) or not first.requires_grad:
             return function(*args, **kwargs)
@@ -62,7 +69,12 @@ class _Rules(TorchFunctionMode):
         if not flag and (name.endswith("__") or not name.endswith("_")):
             return rule(partial(function, **kwargs), *args)
         before = first.clone()
-        return first.copy_(rule(lambda value, *rest: function(value.clone(), *rest, **kwargs), before, *args[1:]))
+
+        def apart(value: Tensor, *rest: Any, **settings: Any) -> Tensor:
+            return function(value.clone(), *rest, **settings)
+
+        apart.__name__ = name.strip("_")
+        return first.copy_(rule(partial(apart, **kwargs), before, *args[1:]))
 
 
 def _input_gradients(net: HeadWrapper, images: Tensor, targets: Tensor, rules: Mapping[str, Rule]) -> Tensor:
@@ -217,7 +229,7 @@ def _only_positive(output: Tensor) -> Tensor:
 
 
 def _no_relu(call: Call, *inputs: Any) -> Tensor:
-    raise UserError(NO_RULE.format(call.func.__name__))  # type: ignore[attr-defined]
+    raise UserError(NO_RULE.format(call.func.__name__.strip("_")))  # type: ignore[attr-defined]
 
 
 def _no_maximum(call: Call, value: Tensor, *rest: Any) -> Any:
@@ -234,12 +246,8 @@ def _for_relus(rule: Rule) -> dict[str, Rule]:
             return rule(call, value, *rest)
         return _no_relu(call)
 
-    others = {
-        **dict.fromkeys((*ACTIVATIONS, "glu", "masked_fill"), _no_relu),
-        "maximum": _no_maximum,
-        "max": _no_maximum,
-    }
-    return {**others, **dict.fromkeys(RELUS, rule), "clamp": clamp, "clamp_min": clamp}
+    others = {**dict.fromkeys((*ACTIVATIONS, "glu", "masked_fill"), _no_relu), "max": _no_maximum}
+    return {**others, **dict.fromkeys(RELUS, rule), **dict.fromkeys(CLAMPS, clamp)}
 
 
 GUIDED = _for_relus(lambda call, *inputs: _only_positive(call(*inputs)))
@@ -257,13 +265,15 @@ def _by_relus(net: HeadWrapper, images: Tensor, targets: Tensor, rules: Mapping[
 
         return run
 
-    every = {**dict.fromkeys(("sigmoid", "hardsigmoid"), lambda call, *inputs: call(*inputs)), **rules}
+    every = {**dict.fromkeys(("sigmoid", "hardsigmoid", *UNCLEAR), lambda call, *inputs: call(*inputs)), **rules}
     gradients = _input_gradients(net, images, targets, {name: noted(name, rule) for name, rule in every.items()})
-    none = not called & {*RELUS, "clamp", "clamp_min"}
+    none, unclear = not called & {*RELUS, *CLAMPS}, ", ".join(sorted(called & {*UNCLEAR}))
     if none and called - {"max"}:
-        raise UserError(NO_RULE.format(called.pop()))
+        raise UserError(NO_RULE.format(min(called - {"max"})))
     plain = none and not _is_linear(net, images)
     warnings = ("no ReLU was found: the map is that of the plain gradient",) if plain else ()
+    if unclear:
+        warnings = (f"functions that may act as a ReLU ({unclear}) pass on the plain gradient",)
     return ImageMap(gradients.sum(dim=1), warnings=warnings)
 
 
