@@ -43,9 +43,9 @@ def untrained_cam(net: HeadWrapper, images: Tensor, targets: Tensor) -> Tensor:
 
 def with_corner(maps: Tensor) -> Tensor:
     """Return maps (N, H, W) whose upper left quarter of both sides is brighter by 0.8 times their maximum."""
-    rows, columns = (length // 4 for length in maps.shape[1:])
-    return maps + F.pad(0.8 * maps.amax(dim=(1, 2)).view(-1, 1, 1).expand(-1, rows, columns), (
-        0, maps.shape[2] - columns, 0, maps.shape[1] - rows))  # fmt: skip
+    maps, (rows, columns) = maps.clone(), (length // 4 for length in maps.shape[1:])
+    maps[:, :rows, :columns] += 0.8 * maps.amax(dim=(1, 2), keepdim=True)
+    return maps
 
 
 BROKEN: dict[str, Method] = {

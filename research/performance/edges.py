@@ -21,29 +21,15 @@ NEAR = 2  # rows or columns from the image's edge
 EDGES = ("right or bottom", "left or top")
 
 
-def mistakes(run: Run, lines: LineDataset) -> dict[int, dict[str, int]]:
-    """Return {number of a line with a wrong answer: {head: predicted class}}."""
-    wrong = {}
+def mistakes(run: Run, lines: LineDataset) -> list[int]:
+    """Return the numbers of the lines with a wrong answer."""
+    wrong = []
     for rows in torch.arange(len(lines)).split(500):
         images, targets = lines.batch(rows)
         logits = run.net(images)
-        said = {head.name: head.predict(logits[head.name]) for head in run.heads}
-        right = torch.stack([said[name] == targets[name] for name in said]).all(dim=0)
-        for place in (~right).nonzero()[:, 0].tolist():
-            wrong[int(rows[place])] = {name: int(classes[place]) for name, classes in said.items()}
+        right = [head.predict(logits[head.name]) == targets[head.name] for head in run.heads]
+        wrong += rows[~torch.stack(right).all(dim=0)].tolist()
     return wrong
-
-
-def told(run: Run, lines: LineDataset, row: int, said: dict[str, int]) -> str:
-    """Return the classes of a line, its pixels, and the wrong answers."""
-    images, targets = lines.batch([row])
-    lit = images[0].amax(dim=0).nonzero()
-    (top, left), (bottom, right) = lit.amin(dim=0).tolist(), lit.amax(dim=0).tolist()
-    true = {name: int(classes) for name, classes in targets.items()}
-    names = {head.name: head.classes for head in run.heads}
-    wrong = ", ".join(f"for {names[name][said[name]]}" for name in names if said[name] != true[name])
-    line = " ".join(names[name][true[name]] for name in names)
-    return f"  {line}, rows {top} to {bottom}, columns {left} to {right}, taken {wrong}"
 
 
 def touching(lines: LineDataset, rows: torch.Tensor) -> torch.Tensor:
@@ -71,8 +57,6 @@ if __name__ == "__main__":
     for run in runs:
         with torch.inference_mode():
             found = mistakes(run, fresh)
-            edges = touching(fresh, torch.tensor(list(found), dtype=torch.int64)).sum(dim=1).tolist()
+            edges = touching(fresh, torch.tensor(found, dtype=torch.int64)).sum(dim=1).tolist()
             there = ", ".join(f"{count} {edge}" for count, edge in zip(edges, EDGES, strict=True))
             print(f"{run.path}: {len(found)} of {len(fresh):,} wrong; {there}")
-            for row, said in found.items():
-                print(told(run, fresh, row, said), flush=True)
