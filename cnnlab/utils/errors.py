@@ -30,7 +30,8 @@ def user_errors(group: str) -> Iterator[None]:
         raise UserError(f"{group}: {one_line(error)}") from error
     except Exception as error:  # Hydra wraps import and call errors
         if type(error).__module__.startswith("hydra.") or "Misconfiguration" in type(error).__name__:
-            raise UserError(f"{group}: {one_line(error)}") from error
+            text = one_line(error).split(", set env var")[0].split(" full_key:")[0]  # what only Hydra's users know
+            raise UserError(f"{group}: {text}") from error
         raise
 
 
